@@ -1,0 +1,74 @@
+"""All ranks switch at the same step, or none does.
+
+Every ``cadence`` steps each rank contributes (epoch, digest, -epoch, -digest) of the newest hint
+that it has checked and that is due to one MAX all-reduce on a group of its own; a rank without
+one contributes zeros. The result is read at the next step's first bucket, the same step on every
+rank. If the maxima equal the negated minima, every rank holds the same hint. No rank ever skips
+its turn, so a rank that has not seen the hint costs a delay and never a hang.
+
+Carrying the hint out (making process groups) may still fail on one rank, so it is followed by a
+vote: only if every rank is ready does any rank use it.
+(KungFu, OSDI 2020, agrees on digests like this; etcd's raft calls the due hint a proposal.)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from trainmesh.types import Hint
+from trainmesh.wire import hint_digest
+
+__all__ = ["Agreement", "Verdict"]
+
+
+class Verdict:
+    """Outcome of one round. ``hint`` is set if all ranks hold it; ``split`` says that some rank
+    had a hint that another one lacked or had differently."""
+
+    __slots__ = ("hint", "split")
+
+    def __init__(self, hint: Hint | None = None, *, split: bool = False) -> None:
+        self.hint = hint
+        self.split = split
+
+
+class Agreement:
+    """The rounds of one DDP module on one rank. ``group`` is a gloo group of all its ranks."""
+
+    def __init__(self, group: dist.ProcessGroup, cadence: int) -> None:
+        self._group = group
+        self._cadence = cadence
+        self._round: tuple[dist.Work, torch.Tensor, Hint | None] | None = None
+
+    def propose(self, step: int, candidate: Hint | None) -> None:
+        """Take part in a round if ``step`` is a round's step; returns at once."""
+        if step % self._cadence:
+            return
+        if candidate is not None and candidate.effective_step > step:
+            candidate = None
+        own = (candidate.epoch, hint_digest(candidate)) if candidate is not None else (0, 0)
+        vector = torch.tensor([*own, -own[0], -own[1]], dtype=torch.int64)
+        work = self._group.allreduce([vector], dist.ReduceOp.MAX)
+        self._round = (work, vector, candidate)
+
+    def result(self) -> Verdict | None:
+        """The verdict of the round that is under way, the same on every rank; None without one.
+
+        Raises:
+            RuntimeError: a rank is gone or the group timed out.
+        """
+        if self._round is None:
+            return None
+        (work, vector, candidate), self._round = self._round, None
+        work.wait()
+        highest_epoch, highest_digest, lowest_epoch, lowest_digest = vector.tolist()
+        if highest_epoch == -lowest_epoch and highest_digest == -lowest_digest:
+            return Verdict(candidate)
+        return Verdict(split=True)
+
+    def vote(self, ready: bool) -> bool:
+        """True if every rank is ready. Blocks until all have voted."""
+        ballot = torch.tensor([int(ready)], dtype=torch.int64)
+        self._group.allreduce([ballot], dist.ReduceOp.MIN).wait()
+        return bool(ballot.item())

@@ -1,0 +1,77 @@
+"""What all DDP modules of one training process share: who it is, and its way to the agent."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from trainmesh.client import connect
+from trainmesh.types import Hello, Hint, Note
+
+__all__ = ["DEFAULT_CADENCE", "ENV_CADENCE", "ENV_JOB", "ENV_NODE", "RankContext", "say"]
+
+ENV_JOB = "TRAINMESH_JOB"
+ENV_NODE = "TRAINMESH_NODE"
+ENV_CADENCE = "TRAINMESH_CADENCE"
+DEFAULT_CADENCE = 16
+
+
+class RankContext:
+    """Made when the first DDP module communicates; lives as long as the process."""
+
+    def __init__(self, device: str, backend: str) -> None:
+        self.hello = Hello(
+            rank=dist.get_rank(),
+            local_rank=_number("LOCAL_RANK", 0),
+            world_size=dist.get_world_size(),
+            node_rank=_number("GROUP_RANK", 0),
+            node=os.environ.get(ENV_NODE) or socket.gethostname(),
+            pid=os.getpid(),
+            clock=_boot_id(),
+            backend=backend,
+            device=device,
+            restart=_number("TORCHELASTIC_RESTART_COUNT", 0),
+        )
+        self.cadence = max(1, _number(ENV_CADENCE, DEFAULT_CADENCE))
+        self.job = os.environ.get(ENV_JOB, "")
+        self.reporter, self._hints = connect(self.hello)
+        self._newest: Hint | None = None
+        self._complaint: str | None = None
+
+    def newest_hint(self) -> Hint | None:
+        """The newest valid hint for this job that has reached this rank."""
+        hint = self._hints.poll()
+        if hint is not None and hint.job == self.job:
+            self._newest = hint
+        if self._hints.error != self._complaint:
+            self._complaint = self._hints.error
+            if self._complaint:
+                self.note("rejected", self._complaint)
+        return self._newest
+
+    def note(self, kind: str, text: str, *, step: int = 0, epoch: int = 0) -> None:
+        self.reporter.note(
+            Note(kind=kind, rank=self.hello.rank, text=text[:4096], step=step, epoch=epoch)
+        )
+
+
+def say(text: str) -> None:
+    """One line on stderr, from rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trainmesh: {text}", file=sys.stderr, flush=True)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,122 @@
+"""The plug-in surface: an executor carries out a plan, one bucket at a time.
+
+A third party adds one by the entry-point group ``trainmesh.hooks``: the name is the plan's
+``algorithm``, the value a class with this Protocol. What it must keep to:
+
+- All ranks construct it at the same step, so the constructor may be collective. If it raises on
+  one rank, no rank uses it.
+- ``reduce`` is called with the same buckets in the same order on every rank and returns at once;
+  the future completes with the *sum* over all ranks in ``buffer`` (the dispatcher has scaled
+  it already), bit for bit the same on every rank.
+- It must not use the job's default process group, only groups of its own (``Fabric.new_group``):
+  then ranks that disagree can time out but never mix their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from trainmesh.errors import PlanError
+from trainmesh.hooks.timing import Mark
+from trainmesh.types import Plan
+
+__all__ = ["Executor", "Fabric", "load"]
+
+GROUP = "trainmesh.hooks"
+
+
+class Fabric:
+    """Makes and releases the process groups of executors.
+
+    Groups have the backend and the time-out of ``parent``, the process group that DDP was
+    given; making one is collective over its members.
+    """
+
+    def __init__(self, parent: dist.ProcessGroup) -> None:
+        self.parent = parent
+        self.rank = parent.rank()
+        self.world_size = parent.size()
+
+    def new_group(
+        self, ranks: Sequence[int], *, backend: str | None = None
+    ) -> dist.ProcessGroup | None:
+        """A group whose ring goes through ``ranks`` in this order; None if this rank is not one
+        of them. Ranks are those of ``parent``. Members must call this in the same order."""
+        if self.rank not in ranks:
+            return None
+        group = dist.new_group(
+            ranks=[dist.get_global_rank(self.parent, rank) for rank in ranks],
+            timeout=self._timeout(),
+            backend=backend or dist.get_backend(self.parent),
+            use_local_synchronization=True,
+            sort_ranks=False,
+            group_desc="trainmesh",
+        )
+        assert isinstance(group, dist.ProcessGroup)  # noqa: S101 - this rank is a member
+        return group
+
+    def release(self, *groups: dist.ProcessGroup | None) -> None:
+        """Close the sockets of ``groups``; nothing may be in flight on them."""
+        for group in groups:
+            if group is not None and dist.is_initialized():
+                dist.destroy_process_group(group)
+
+    def _timeout(self) -> timedelta | None:
+        """The parent's time-out, so that a lost peer is noticed as soon as without us."""
+        for device in ("cpu", "cuda"):
+            try:
+                backend = self.parent._get_backend(torch.device(device))
+                return timedelta(seconds=backend.options._timeout.total_seconds())
+            except (RuntimeError, AttributeError):
+                continue
+        return None
+
+
+class Executor(Protocol):
+    """Carries out one plan on this rank."""
+
+    def __init__(self, plan: Plan, fabric: Fabric) -> None: ...
+
+    def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
+        """Sum ``buffer`` (1-D, or a sparse gradient; any float dtype) over all ranks, in place.
+
+        Calls ``mark.end()`` when the sum is there.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release groups and threads; nothing is in flight."""
+        ...
+
+
+def load(algorithm: str) -> type[Executor]:
+    """The executor class registered for ``algorithm``.
+
+    Raises:
+        PlanError: none is registered, or it can't be imported.
+    """
+    from trainmesh.hooks.hierarchical import HierarchicalExecutor
+    from trainmesh.hooks.native import NativeExecutor
+    from trainmesh.hooks.ring import RingExecutor
+
+    built_in: dict[str, type[Executor]] = {
+        "native": NativeExecutor,
+        "ring": RingExecutor,
+        "hierarchical": HierarchicalExecutor,
+    }
+    if algorithm in built_in:
+        return built_in[algorithm]
+    for point in entry_points(group=GROUP, name=algorithm):
+        try:
+            loaded: type[Executor] = point.load()
+        except Exception as error:  # third-party code may fail in any way
+            raise PlanError(f"executor {algorithm!r} can't be loaded: {error}") from error
+        return loaded
+    raise PlanError(f"no executor is registered for algorithm {algorithm!r}")

@@ -1,0 +1,65 @@
+"""The loss of an unmodified script: the scalar on which ``backward()`` was last called.
+
+It is read after the step. A loss on a GPU is copied to pinned memory without blocking and read
+when the copy has passed, so no synchronisation is added. Under a gradient scaler it is the
+scaled loss, with gradient accumulation the last part's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["PendingLoss", "take", "watch"]
+
+
+class PendingLoss:
+    """A scalar whose value may still be on its way from a GPU."""
+
+    __slots__ = ("_copied", "_value")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._value = tensor.detach()
+        self._copied: torch.cuda.Event | None = None
+        if self._value.is_cuda:
+            pinned = torch.empty((), dtype=self._value.dtype, pin_memory=True)
+            self._value = pinned.copy_(self._value.reshape(()), non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def value(self) -> float | None:
+        """The loss; None if it is not known yet or not a finite number."""
+        if self._copied is not None and not self._copied.query():  # type: ignore[no-untyped-call]
+            return None
+        loss = float(self._value)
+        return loss if math.isfinite(loss) else None
+
+
+_last: PendingLoss | None = None
+
+
+def watch() -> None:
+    """Remember the scalars on which ``torch.Tensor.backward`` is called from now on."""
+    backward: Callable[..., None] = torch.Tensor.backward
+    if hasattr(backward, "__wrapped__"):
+        return
+
+    @functools.wraps(backward)
+    def watched(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        global _last
+        if tensor.numel() == 1:
+            _last = PendingLoss(tensor)
+        backward(tensor, *args, **kwargs)
+
+    torch.Tensor.backward = watched  # type: ignore[method-assign,assignment]
+
+
+def take() -> PendingLoss | None:
+    """The newest loss; each is taken once."""
+    global _last
+    loss, _last = _last, None
+    return loss

@@ -1,0 +1,215 @@
+"""The node's agent: ranks' datagrams in, reports to the store; hints from the store, file out.
+
+It holds the node's one connection to etcd, so that no training process needs one. Run by the
+launcher as ``python -m trainmesh.agent``; it ends on SIGTERM or when its standard input closes.
+A dead agent costs a rank nothing: reports are dropped and the last hint stays in its file.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from trainmesh.control import ControlEnvironment, Stop, run_with_store
+from trainmesh.errors import PlanError, WireError
+from trainmesh.rundir import write_atomically
+from trainmesh.store import Change, Store, job_prefix
+from trainmesh.topology.validate import validate
+from trainmesh.types import AgentInfo, Hint, NodeReport, RankReport, StepReport
+from trainmesh.wire import MAX_BYTES, decode, encode
+
+__all__ = ["main", "thin"]
+
+PUBLISH_EVERY_S = 0.5
+LEASE_TTL_S = 10
+DETAILED_STEPS_A_REPORT = 8
+MAX_WAITING_REPORTS = 4_096
+MAX_DATAGRAM_BYTES = 256 * 1024
+
+
+def thin(reports: list[RankReport], keep: int) -> list[RankReport]:
+    """Leave bucket times on at most ``keep`` steps of a rank and module, on the same steps for
+    every rank: those whose number is a multiple of a power of two."""
+    numbers = {step.step for report in reports for step in report.steps}
+    stride = 1
+    while sum(number % stride == 0 for number in numbers) > keep:
+        stride *= 2
+    return [
+        RankReport(
+            hello=report.hello,
+            steps=tuple(_without_buckets(step, stride) for step in report.steps),
+            notes=report.notes,
+            dropped=report.dropped,
+        )
+        for report in reports
+    ]
+
+
+def _without_buckets(step: StepReport, stride: int) -> StepReport:
+    if step.step % stride == 0:
+        return step
+    return StepReport(
+        step.rank, step.module, step.step, step.epoch, step.begin_ns, step.end_ns, step.loss, ()
+    )
+
+
+class Inbox:
+    """Reports of the node's ranks that have not been published yet; bounded, oldest go first."""
+
+    def __init__(self) -> None:
+        self.closed = threading.Event()
+        """Set when no more reports will come."""
+        self._lock = threading.Lock()
+        self._reports: deque[RankReport] = deque()
+        self._dropped = 0
+        self._last_dropped: dict[int, int] = {}
+
+    def put(self, report: RankReport) -> None:
+        with self._lock:
+            if len(self._reports) >= MAX_WAITING_REPORTS:
+                self._reports.popleft()
+                self._dropped += 1
+            self._reports.append(report)
+
+    def reject(self) -> None:
+        with self._lock:
+            self._dropped += 1
+
+    def take(self) -> tuple[list[RankReport], int]:
+        """All waiting reports, and how many were lost since the last call."""
+        with self._lock:
+            reports, self._reports = list(self._reports), deque()
+            dropped, self._dropped = self._dropped, 0
+            for report in reports:
+                if report.hello is not None:
+                    known = self._last_dropped.get(report.hello.pid, 0)
+                    dropped += max(0, report.dropped - known)
+                    self._last_dropped[report.hello.pid] = report.dropped
+            return reports, dropped
+
+
+class Uplink:
+    """The agent's side of the store: publishes the inbox, brings hints and status down."""
+
+    def __init__(self, environment: ControlEnvironment, inbox: Inbox) -> None:
+        self._node = environment.node
+        self._run = environment.run
+        self._prefix = job_prefix(environment.job)
+        self._inbox = inbox
+        # Grows from one agent process of a node to the next.
+        self._sequence = time.time_ns() // 1_000_000
+
+    def session(self, store: Store, stop: Stop) -> None:
+        """Serve until ``stop`` or the lease is lost (then the caller comes again)."""
+        lease = store.lease(LEASE_TTL_S)
+        info = AgentInfo(node=self._node, pid=os.getpid(), started_unix_s=time.time())
+        store.put(f"{self._prefix}agents/{self._node}", encode(info), lease)
+        watch = store.watch(self._prefix, self._changed, start_revision=self._refresh(store) + 1)
+        try:
+            while not stop.wait(PUBLISH_EVERY_S) and not lease.lost:
+                self._publish(store)
+            if stop.is_set():
+                self._inbox.closed.wait(timeout=1.0)
+            self._publish(store)
+        finally:
+            watch.close()
+            lease.close()
+
+    def _refresh(self, store: Store) -> int:
+        entries, revision = store.list(self._prefix)
+        for entry in entries:
+            self._apply(entry.key, entry.value)
+        return revision
+
+    def _changed(self, changes: list[Change]) -> None:
+        for change in changes:
+            if change.value is not None:
+                self._apply(change.key, change.value)
+
+    def _apply(self, key: str, value: bytes) -> None:
+        if key == f"{self._prefix}status":
+            write_atomically(self._run.status, value[:MAX_BYTES])
+        elif key == f"{self._prefix}hint":
+            try:
+                hint = decode(value, Hint, what=key)
+                validate(hint.plan, hint.plan.world_size)
+            except (WireError, PlanError) as error:
+                print(f"hint refused: {error}", file=sys.stderr, flush=True)
+                return
+            write_atomically(self._run.hint, value)
+
+    def _publish(self, store: Store) -> None:
+        reports, dropped = self._inbox.take()
+        for batch in _batches(thin(reports, DETAILED_STEPS_A_REPORT)):
+            self._sequence += 1
+            report = NodeReport(
+                node=self._node, sequence=self._sequence, reports=tuple(batch), dropped=dropped
+            )
+            store.put(f"{self._prefix}reports/{self._node}", encode(report))
+            dropped = 0
+
+
+def _batches(reports: list[RankReport]) -> list[list[RankReport]]:
+    """Split so that each encoded batch stays below the limit of a stored value."""
+    batches: list[list[RankReport]] = []
+    room = 0
+    for report in reports:
+        size = len(encode(report))
+        if size > room:
+            batches.append([])
+            room = MAX_BYTES - 1_024
+        batches[-1].append(report)
+        room -= size
+    return batches
+
+
+def receive(path: Path, inbox: Inbox, stop: Stop) -> None:
+    """Read datagrams into ``inbox`` until ``stop``."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inlet:
+        inlet.bind(str(path))
+        inlet.setblocking(False)
+        while not stop.is_set():
+            if select.select([inlet], [], [], 0.1)[0]:
+                _drain(inlet, inbox)
+        _drain(inlet, inbox)
+    inbox.closed.set()
+    path.unlink(missing_ok=True)
+
+
+def _drain(inlet: socket.socket, inbox: Inbox) -> None:
+    while True:
+        try:
+            data = inlet.recv(MAX_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return
+        try:
+            inbox.put(decode(data, RankReport, what="datagram"))
+        except WireError:
+            inbox.reject()
+
+
+def main() -> int:
+    """Entry point of the agent process."""
+    environment = ControlEnvironment.read()
+    inbox = Inbox()
+    uplink = Uplink(environment, inbox)
+    with Stop() as stop:
+        inlet = threading.Thread(
+            target=receive, args=(environment.run.socket, inbox, stop), name="inlet"
+        )
+        inlet.start()
+        run_with_store(environment, stop, lambda store: uplink.session(store, stop))
+        stop.set()
+        inlet.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The rank's end of the loop: reports go out, hints come in, and nothing here can hurt training.
+
+Reports leave as non-blocking datagrams to the node's agent; what can't be sent now is kept for
+the next time, up to a limit, then dropped oldest first and counted. The newest hint is a file
+that the agent replaces; looking for a new one costs one ``stat``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import Protocol
+
+from trainmesh.errors import WireError
+from trainmesh.rundir import ENV_RUN_DIR, RunDir
+from trainmesh.types import Hello, Hint, Note, RankReport, StepReport
+from trainmesh.wire import decode, encode
+
+__all__ = ["HintFile", "NullReporter", "Reporter", "SocketReporter", "connect"]
+
+MAX_WAITING_STEPS = 512
+MAX_WAITING_NOTES = 64
+MAX_BUCKETS_A_DATAGRAM = 1_000
+"""About 45 kB of JSON: a Unix datagram holds some 200 kB by default."""
+FLUSH_EVERY_S = 0.2
+
+
+class Reporter(Protocol):
+    """Where a rank's measurements go."""
+
+    def step(self, report: StepReport) -> None: ...
+
+    def note(self, note: Note) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class NullReporter:
+    """Goes nowhere: the script runs without a run directory."""
+
+    def step(self, report: StepReport) -> None:
+        pass
+
+    def note(self, note: Note) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+class SocketReporter:
+    """Sends to the agent's socket. Every datagram carries the hello, so that an agent or a
+    coordinator that was restarted knows the rank again."""
+
+    def __init__(self, path: Path, hello: Hello) -> None:
+        self._path = str(path)
+        self._hello = hello
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._steps: deque[StepReport] = deque()
+        self._notes: deque[Note] = deque(maxlen=MAX_WAITING_NOTES)
+        self._dropped = 0
+        self._next_flush_s = 0.0
+
+    def step(self, report: StepReport) -> None:
+        if len(self._steps) >= MAX_WAITING_STEPS:
+            self._steps.popleft()
+            self._dropped += 1
+        self._steps.append(report)
+        if monotonic() >= self._next_flush_s:
+            self.flush()
+
+    def note(self, note: Note) -> None:
+        self._notes.append(note)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is waiting, as far as the socket takes it; never blocks, never raises."""
+        self._next_flush_s = monotonic() + FLUSH_EVERY_S
+        while True:
+            steps, notes = self._next_batch(), tuple(self._notes)
+            report = RankReport(hello=self._hello, steps=steps, notes=notes, dropped=self._dropped)
+            try:
+                self._socket.sendto(encode(report), self._path)
+            except OSError:
+                return
+            for _ in steps:
+                self._steps.popleft()
+            self._notes.clear()
+            if not self._steps:
+                return
+
+    def _next_batch(self) -> tuple[StepReport, ...]:
+        batch: list[StepReport] = []
+        room = MAX_BUCKETS_A_DATAGRAM
+        for step in self._steps:
+            room -= 1 + len(step.buckets)
+            if batch and room < 0:
+                break
+            batch.append(step)
+        return tuple(batch)
+
+
+class HintFile:
+    """The newest hint of the job, read when the file changes."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = str(path) if path else None
+        self._seen: tuple[int, int] | None = None
+        self.error: str | None = None
+        """Why the newest content was not usable; None if it was."""
+
+    def poll(self) -> Hint | None:
+        """The hint, if the file holds a new valid one since the last call."""
+        if self._path is None:
+            return None
+        try:
+            stat = os.stat(self._path)
+            version = (stat.st_ino, stat.st_mtime_ns)
+            if version == self._seen:
+                return None
+            self._seen = version
+            with open(self._path, "rb") as file:
+                hint = decode(file.read(), Hint, what="hint")
+        except OSError:
+            return None
+        except WireError as error:
+            self.error = str(error)
+            return None
+        self.error = None
+        return hint
+
+
+def connect(hello: Hello) -> tuple[Reporter, HintFile]:
+    """Reporter and hint file of the run directory that the launcher named in the environment."""
+    path = os.environ.get(ENV_RUN_DIR)
+    if not path:
+        return NullReporter(), HintFile(None)
+    run = RunDir(Path(path))
+    return SocketReporter(run.socket, hello), HintFile(run.hint)

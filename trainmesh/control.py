@@ -1,0 +1,142 @@
+"""What agent and coordinator processes share: their environment, their end, their store."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from trainmesh.errors import ConfigError, StoreError
+from trainmesh.etcd import connect
+from trainmesh.rundir import ENV_RUN_DIR, RunDir
+from trainmesh.store import Store
+
+__all__ = ["ControlEnvironment", "Stop", "run_with_store"]
+
+MAX_BACKOFF_S = 3.0
+
+
+@dataclass(frozen=True)
+class ControlEnvironment:
+    """What the launcher passes to the processes it starts, by environment variables."""
+
+    run: RunDir
+    job: str
+    node: str
+    etcd: str
+    insecure_etcd: bool
+    topology: Path | None
+    plan: str | None
+    margin: float
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> ControlEnvironment:
+        """Read and validate ``TRAINMESH_*``.
+
+        Raises:
+            ConfigError: a variable is missing or has a wrong value.
+        """
+        topology = environ.get("TRAINMESH_TOPOLOGY")
+        plan = environ.get("TRAINMESH_PLAN", "auto")
+        return cls(
+            run=RunDir(Path(_required(environ, ENV_RUN_DIR))),
+            job=_required(environ, "TRAINMESH_JOB"),
+            node=_required(environ, "TRAINMESH_NODE"),
+            etcd=_required(environ, "TRAINMESH_ETCD"),
+            insecure_etcd=environ.get("TRAINMESH_INSECURE_ETCD") == "1",
+            topology=Path(topology) if topology else None,
+            plan=None if plan == "auto" else plan,
+            margin=_ratio(environ, "TRAINMESH_MARGIN", 0.05),
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise ConfigError(f"{name} is not set; this process is started by trainmesh launch")
+    return value
+
+
+def _ratio(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={text!r} must be a number from 0 to 1")
+    return value
+
+
+class Stop:
+    """The process is to end: on SIGTERM, on SIGINT, or when the launcher is gone (its end of
+    our standard input closes). A context manager; leaves the signal handlers installed."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._event.wait(timeout_s)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.set()
+
+    def _watch_stdin(self) -> None:
+        try:
+            while os.read(0, 64):
+                pass
+        except OSError:
+            pass
+        self.set()
+
+
+def run_with_store(
+    environment: ControlEnvironment, stop: Stop, session: Callable[[Store], None]
+) -> None:
+    """Call ``session`` with a connected store, again with a new one whenever it fails, until
+    ``stop``. Says on stderr when the store goes away and when it comes back, once each."""
+    backoff_s, failing = 0.1, False
+    while True:
+        try:
+            store = connect(environment.etcd, insecure=environment.insecure_etcd)
+            try:
+                store.get("/trainmesh/alive")
+                if failing:
+                    print("the store answers again", file=sys.stderr, flush=True)
+                backoff_s, failing = 0.1, False
+                session(store)
+            finally:
+                store.close()
+        except StoreError as error:
+            if not failing:
+                print(f"store: {error}", file=sys.stderr, flush=True)
+            failing = True
+        if stop.wait(backoff_s * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+            return
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

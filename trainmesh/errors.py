@@ -1,0 +1,60 @@
+"""The error tree. Everything trainmesh raises on purpose is one of these.
+
+TrainmeshError
+|-- ConfigError       a flag, file or variable has a wrong value      -> exit code 2
+|   |-- GraphError    a topology file or link graph is not usable
+|-- PlanError         a plan or hint is malformed or not a correct all-reduce
+|-- WireError         bytes from outside are not the JSON value they should be
+|-- StoreError        the store (etcd) can't be reached or refused
+    |-- LeaseLost     a lease expired while its owner was away
+    |-- FencedOut     another coordinator leads now; this one must stop
+"""
+
+__all__ = [
+    "ConfigError",
+    "FencedOut",
+    "GraphError",
+    "LeaseLost",
+    "PlanError",
+    "StoreError",
+    "TrainmeshError",
+    "WireError",
+]
+
+
+class TrainmeshError(Exception):
+    """Base of all errors. The message is one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(TrainmeshError):
+    """A value given by the user is wrong; the message names it and the allowed values."""
+
+    exit_code = 2
+
+
+class GraphError(ConfigError):
+    """A topology file or link graph can't be used; the message names the line, node or link."""
+
+    exit_code = 1
+
+
+class PlanError(TrainmeshError):
+    """A plan is malformed, does not fit the job, or would not compute an all-reduce."""
+
+
+class WireError(TrainmeshError):
+    """Bytes from a store, socket or file are not a valid value of the expected type."""
+
+
+class StoreError(TrainmeshError):
+    """The store can't be reached in time, or refused the request."""
+
+
+class LeaseLost(StoreError):
+    """The lease is gone and with it every key that was bound to it."""
+
+
+class FencedOut(StoreError):
+    """The fencing token is no longer the leader's: another coordinator has taken over."""

@@ -1,0 +1,184 @@
+"""The coordinator's process: feeds ``trainmesh.coordinator`` from the store and does what it
+says. Run by the launcher as ``python -m trainmesh.server``, on every node; they elect a leader,
+and the others follow, ready to take over. It ends on SIGTERM or when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import time
+
+from trainmesh.control import ControlEnvironment, Stop, run_with_store
+from trainmesh.coordinator import Coordinator, Effects, Settings
+from trainmesh.errors import FencedOut, TrainmeshError, WireError
+from trainmesh.record import RecordWriter
+from trainmesh.store import Change, Entry, Store, job_prefix
+from trainmesh.topology.document import load_file
+from trainmesh.types import Event, Hint, JobStatus, NodeReport
+from trainmesh.wire import decode, encode
+
+__all__ = ["main"]
+
+TICK_S = 0.5
+LEASE_TTL_S = 5
+FINISH_S = 2.0
+MAX_WAITING_CHANGES = 10_000
+
+
+class Shell:
+    """Keeps one job's Coordinator across sessions with the store."""
+
+    def __init__(self, environment: ControlEnvironment, record: RecordWriter) -> None:
+        self._environment = environment
+        self._prefix = job_prefix(environment.job)
+        self._record = record
+        self._changes: queue.Queue[Change] = queue.Queue(MAX_WAITING_CHANGES)
+        self._coordinator: Coordinator | None = None
+        self._sequences: dict[str, int] = {}
+        self._hint_revision = 0
+        self._leader: Entry | None = None
+
+    def session(self, store: Store, stop: Stop) -> None:
+        """Serve until ``stop``, or until the lease is lost (then the caller comes again)."""
+        lease = store.lease(LEASE_TTL_S)
+        self._leader = None
+        coordinator = self._begin(store)
+        watch = store.watch(
+            self._prefix, self._enqueue, start_revision=self._refresh(store, coordinator) + 1
+        )
+        try:
+            while not stop.is_set() and not lease.lost:
+                self._leader = self._leader or store.elect(
+                    f"{self._prefix}leader/",
+                    self._environment.node.encode(),
+                    lease,
+                    timeout_s=0.0,
+                )
+                self._work(store, coordinator, time.monotonic() + TICK_S)
+                self._tick(store, coordinator)
+            self._finish(store, coordinator)
+        finally:
+            watch.close()
+            lease.close()
+
+    def _begin(self, store: Store) -> Coordinator:
+        """The coordinator, made on the first session with what an earlier one has left."""
+        if self._coordinator is not None:
+            return self._coordinator
+        environment = self._environment
+        declared = load_file(environment.topology) if environment.topology else None
+        settings = Settings(margin=environment.margin, only=environment.plan)
+        earlier = self._earlier_events(store)
+        self._coordinator = Coordinator(environment.job, settings, declared, earlier)
+        if earlier:
+            self._do(self._coordinator.log("coordinator", "the coordinator was restarted", _now()))
+        return self._coordinator
+
+    def _earlier_events(self, store: Store) -> tuple[Event, ...]:
+        entry = store.get(f"{self._prefix}status")
+        if entry is None:
+            return ()
+        try:
+            return decode(entry.value, JobStatus, what=entry.key).events
+        except WireError:
+            return ()
+
+    def _refresh(self, store: Store, coordinator: Coordinator) -> int:
+        entries, revision = store.list(self._prefix)
+        for entry in entries:
+            self._apply(Change(entry.key, entry.value, entry.mod_revision), coordinator)
+        return revision
+
+    def _enqueue(self, changes: list[Change]) -> None:
+        for change in changes:
+            try:
+                self._changes.put_nowait(change)
+            except queue.Full:
+                return
+
+    def _work(self, store: Store, coordinator: Coordinator, until_s: float) -> None:
+        """Apply changes as they come, until the given monotonic time."""
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                change = self._changes.get(timeout=left_s)
+            except queue.Empty:
+                return
+            if change.resync:
+                self._refresh(store, coordinator)
+            else:
+                self._apply(change, coordinator)
+
+    def _apply(self, change: Change, coordinator: Coordinator) -> None:
+        key = change.key.removeprefix(self._prefix)
+        try:
+            if change.value is None:
+                if key.startswith("agents/"):
+                    node = key.removeprefix("agents/")
+                    self._do(coordinator.log("agent", f"the agent of {node} is gone", _now()))
+            elif key.startswith("reports/"):
+                self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
+            elif key == "hint":
+                self._hint_revision = change.revision
+                hint = decode(change.value, Hint, what=change.key)
+                self._do(coordinator.hint_seen(hint, _now()))
+        except WireError as error:
+            print(f"ignored: {error}", file=sys.stderr, flush=True)
+
+    def _take_report(self, report: NodeReport, coordinator: Coordinator) -> None:
+        if report.sequence > self._sequences.get(report.node, 0):
+            self._sequences[report.node] = report.sequence
+            self._do(coordinator.report(report, _now()))
+
+    def _do(self, effects: Effects) -> None:
+        self._record.write(effects.lines)
+
+    def _tick(self, store: Store, coordinator: Coordinator) -> None:
+        """The leader decides and publishes; a follower does nothing."""
+        if self._leader is None:
+            return
+        try:
+            effects = coordinator.decide(_now())
+            self._do(effects)
+            if effects.hint is not None:
+                store.cas(
+                    f"{self._prefix}hint",
+                    encode(effects.hint),
+                    expected_revision=self._hint_revision,
+                    fence=self._leader,
+                )
+            store.put(f"{self._prefix}status", encode(coordinator.status(_now())))
+        except FencedOut:
+            self._leader = None  # the next session campaigns again
+            raise
+
+    def _finish(self, store: Store, coordinator: Coordinator) -> None:
+        """Take what the agents have still sent; the last one to leave clears the job's keys."""
+        end_s = time.monotonic() + FINISH_S
+        while not self._changes.empty() or time.monotonic() < end_s - FINISH_S + TICK_S:
+            self._work(store, coordinator, min(end_s, time.monotonic() + TICK_S / 2))
+            if time.monotonic() >= end_s:
+                break
+        if self._leader is not None and not store.list(f"{self._prefix}agents/")[0]:
+            store.delete(self._prefix)
+
+
+def _now() -> float:
+    return time.time()
+
+
+def main() -> int:
+    """Entry point of the coordinator process."""
+    try:
+        environment = ControlEnvironment.read()
+        with Stop() as stop, RecordWriter(environment.run.record) as record:
+            shell = Shell(environment, record)
+            run_with_store(environment, stop, lambda store: shell.session(store, stop))
+    except TrainmeshError as error:
+        print(f"trainmesh: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+"""What travels between processes, in the field's words.
+
+All types are frozen ``msgspec.Struct``s: immutable, typed, and checked when they are decoded
+(see ``trainmesh.wire``). Durations are seconds (``_s``) or nanoseconds (``_ns``), sizes are
+bytes. Clocks are ``time.monotonic_ns`` of the host that took them, never wall clock, except
+where a name says ``unix``.
+
+Words: a *rank* is a process of the job's default process group, one of ``world_size``;
+*local_rank* and *node_rank* are torchrun's. A *bucket* is one DDP gradient bucket. A *plan*
+says how one all-reduce is carried out. A *hint* tells a job which plan to run from which step.
+*epoch* numbers hints: it only grows. *algbw* is bytes / time; *busbw* is algbw * 2(N-1)/N.
+*bound* is the least time any algorithm needs on the graph; *efficiency* is bound / predicted.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+__all__ = [
+    "AgentInfo",
+    "Algorithm",
+    "BucketTiming",
+    "Choice",
+    "ClassFit",
+    "Event",
+    "Hello",
+    "Hint",
+    "JobStatus",
+    "LinkCost",
+    "NodeReport",
+    "Note",
+    "Plan",
+    "RankReport",
+    "RankStatus",
+    "RecordLine",
+    "StepReport",
+]
+
+MAX_RANKS = 65_536
+
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(gt=0)]
+RankId = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+Ranks = Annotated[tuple[RankId, ...], Meta(max_length=MAX_RANKS)]
+Seconds = Annotated[float, Meta(ge=0)]
+Name = Annotated[str, Meta(max_length=256)]
+Text = Annotated[str, Meta(max_length=4096)]
+
+
+class Algorithm(StrEnum):
+    """The built-in algorithms; a plan may also name one that a plug-in registers."""
+
+    NATIVE = "native"
+    RING = "ring"
+    HIERARCHICAL = "hierarchical"
+
+
+class LinkCost(Struct, frozen=True, kw_only=True):
+    """Hockney's alpha-beta cost of one link: ``time = alpha_s + nbytes / bandwidth``."""
+
+    alpha_s: Seconds
+    bandwidth_bytes_per_s: Annotated[float, Meta(gt=0)]
+
+    def time_s(self, nbytes: float) -> float:
+        """Seconds to move ``nbytes`` in one message."""
+        return self.alpha_s + nbytes / self.bandwidth_bytes_per_s
+
+
+class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one all-reduce of ``nbytes`` over ``world_size`` ranks is carried out, and why.
+
+    ``order`` is the ring order of all ranks (rank order for native). ``islands`` partitions
+    the ranks for a hierarchical plan and is empty otherwise. ``bottleneck`` names the links
+    (``"src->dst"``) that set ``predicted_s``; ``bound_cut`` the nodes on one side of the cut
+    (or empty, for a volume bound) that sets ``bound_s``.
+    """
+
+    algorithm: Name
+    world_size: Positive
+    order: Ranks
+    islands: tuple[Ranks, ...] = ()
+    nbytes: Natural = 0
+    predicted_s: Seconds = 0.0
+    bound_s: Seconds = 0.0
+    bound_kind: Name = ""
+    bound_cut: tuple[Name, ...] = ()
+    bottleneck: tuple[Name, ...] = ()
+    graph_version: Natural = 0
+    reason: Text = ""
+
+    @property
+    def efficiency(self) -> float:
+        """Bound time / predicted time, in (0, 1]; 0 where nothing was predicted."""
+        return self.bound_s / self.predicted_s if self.predicted_s else 0.0
+
+    @property
+    def algbw_bytes_per_s(self) -> float:
+        """Predicted algorithm bandwidth; 0 where nothing was predicted."""
+        return self.nbytes / self.predicted_s if self.predicted_s else 0.0
+
+
+class Hint(Struct, frozen=True, kw_only=True):
+    """Which plan ``job`` runs from ``effective_step`` on. Epoch 0 is native and is never sent."""
+
+    job: Name
+    epoch: Positive
+    effective_step: Natural
+    plan: Plan
+    reason: Text
+
+
+class BucketTiming(Struct, frozen=True, array_like=True):
+    """One bucket of one step on one rank: when its gradients were ready (``arrival_ns``), when
+    its communication began (``start_ns``) and when its result was there (``end_ns``)."""
+
+    index: Natural
+    nbytes: Natural
+    arrival_ns: Natural
+    start_ns: Natural
+    end_ns: Natural
+
+
+class StepReport(Struct, frozen=True, array_like=True):
+    """One step of one DDP module on one rank.
+
+    ``begin_ns`` is the step's first forward, ``end_ns`` the next step's. ``module`` numbers the
+    DDP modules of the process in the order in which they first communicated. ``step`` counts
+    synchronised backward passes of that module from 0. ``loss`` is None where it is unknown.
+    """
+
+    rank: RankId
+    module: Natural
+    step: Natural
+    epoch: Natural
+    begin_ns: Natural
+    end_ns: Natural
+    loss: float | None
+    buckets: tuple[BucketTiming, ...]
+
+
+class Hello(Struct, frozen=True, kw_only=True):
+    """A rank introduces itself once per process, when its first DDP module communicates."""
+
+    rank: RankId
+    local_rank: RankId
+    world_size: Positive
+    node_rank: Natural
+    node: Name
+    pid: Natural
+    clock: Name
+    """Identity of the host clock (boot id): timestamps of equal clocks can be compared."""
+    backend: Name
+    device: Name
+    restart: Natural = 0
+
+
+class Note(Struct, frozen=True, kw_only=True):
+    """Something a rank did or found: ``kind`` is switched, mismatch, hook_kept, rejected,
+    untouched or warning."""
+
+    kind: Name
+    rank: RankId
+    text: Text
+    step: Natural = 0
+    epoch: Natural = 0
+
+
+class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One datagram from a rank to its node's agent. ``dropped`` counts the reports lost so far."""
+
+    hello: Hello | None = None
+    steps: tuple[StepReport, ...] = ()
+    notes: tuple[Note, ...] = ()
+    dropped: Natural = 0
+
+
+class NodeReport(Struct, frozen=True, kw_only=True):
+    """What an agent publishes about once a second: the reports of its ranks since the last one."""
+
+    node: Name
+    sequence: Natural
+    reports: tuple[RankReport, ...]
+    dropped: Natural
+
+
+class AgentInfo(Struct, frozen=True, kw_only=True):
+    """An agent's entry in the store; it lives as long as the agent's lease."""
+
+    node: Name
+    pid: Natural
+    started_unix_s: float
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to the job, in words. ``kind`` is one of hello, plan, switch,
+    mismatch, fit, revert, agent, coordinator, note, warning."""
+
+    unix_s: float
+    step: Natural
+    kind: Name
+    text: Text
+
+
+class ClassFit(Struct, frozen=True, kw_only=True):
+    """What the hooks' timings say about one link class, next to what was declared."""
+
+    link_class: Name
+    measured: LinkCost
+    planned: LinkCost
+    """The cost used for planning: never faster than what was declared."""
+    num_samples: Natural
+    residual: float
+    """Median of |measured - fitted| / measured."""
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """All candidates for one bucket size on one graph, the chosen one first by predicted time,
+    with the words of ``trainmesh explain``."""
+
+    graph_version: Natural
+    nbytes: Natural
+    chosen: Name
+    candidates: tuple[Plan, ...]
+    explain: tuple[Text, ...]
+
+
+class RankStatus(Struct, frozen=True, kw_only=True):
+    """One line of ``trainmesh status``. ``skew_s``: median lateness at bucket arrival against
+    the earliest rank; ``exposed_share``: share of the step spent waiting on communication."""
+
+    rank: RankId
+    node: Name
+    pid: Natural
+    step: Natural
+    epoch: Natural
+    skew_s: float
+    exposed_share: float
+
+
+class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the coordinator knows of the job now; rewritten about once a second."""
+
+    job: Name
+    updated_unix_s: float
+    world_size: Natural = 0
+    step: Natural = 0
+    step_time_s: float = 0.0
+    exposed_share: float = 0.0
+    loss: float | None = None
+    backend: Name = ""
+    epoch: Natural = 0
+    """Epoch of the plan that all ranks were last seen running."""
+    plan: Plan | None = None
+    """That plan; None before the first hint (native)."""
+    hint: Hint | None = None
+    """The newest hint, in force or on its way."""
+    choice: Choice | None = None
+    fits: tuple[ClassFit, ...] = ()
+    ranks: tuple[RankStatus, ...] = ()
+    events: tuple[Event, ...] = ()
+    dropped: Natural = 0
+
+
+class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a run's ``record.jsonl``: exactly one field is set. ``graph`` is a topology
+    document as ``trainmesh.topology.load`` reads it."""
+
+    hello: Hello | None = None
+    step: StepReport | None = None
+    event: Event | None = None
+    choice: Choice | None = None
+    hint: Hint | None = None
+    fit: ClassFit | None = None
+    graph: dict[str, object] | None = None

@@ -1,0 +1,59 @@
+"""Typed values to bytes and back: the only place where bytes from outside become objects.
+
+Values are canonical JSON (sorted keys, no spaces), so equal values have equal bytes and a
+digest means something. Decoding checks size before it parses and types while it parses
+(``msgspec``); nothing is ever unpickled or evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar
+
+import msgspec
+
+from trainmesh.errors import WireError
+from trainmesh.types import Hint
+
+__all__ = ["MAX_BYTES", "decode", "encode", "hint_digest"]
+
+MAX_BYTES = 256 * 1024
+"""Largest value accepted from a store, socket or control file (etcd refuses 1.5 MiB)."""
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def encode(value: Any) -> bytes:
+    """Canonical JSON of a struct from ``trainmesh.types`` (or of plain built-ins)."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes, kind: type[T], *, what: str, max_bytes: int = MAX_BYTES) -> T:
+    """Decode ``data`` as ``kind``.
+
+    Raises:
+        WireError: too large, not JSON, or not a valid ``kind``; the message begins with ``what``.
+    """
+    if len(data) > max_bytes:
+        raise WireError(f"{what}: {len(data)} bytes, more than the {max_bytes} allowed")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise WireError(f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def hint_digest(hint: Hint) -> int:
+    """63-bit digest of everything in a hint that ranks must agree on before they act on it."""
+    plan = hint.plan
+    agreed = (
+        hint.job,
+        hint.epoch,
+        hint.effective_step,
+        plan.algorithm,
+        plan.world_size,
+        plan.order,
+        plan.islands,
+    )
+    return int.from_bytes(hashlib.sha256(encode(agreed)).digest()[:8], "big") >> 1
