@@ -99,6 +99,8 @@ class Coordinator:
         self._dropped = 0
         self._step = 0
         self._step_time_s = 0.0
+        self.document: dict[str, object] | None = None
+        """The link graph as a topology document; None until all ranks are known."""
 
     def report(self, report: NodeReport, now_unix_s: float) -> Effects:
         """An agent's report has arrived."""
@@ -164,11 +166,6 @@ class Coordinator:
             dropped=self._dropped,
         )
 
-    @property
-    def complete(self) -> bool:
-        """True once every rank of the job has said hello."""
-        return self._graph is not None
-
     def _take(self, report: RankReport, now_unix_s: float, effects: Effects) -> None:
         if report.hello is not None:
             self._greet(report.hello, now_unix_s, effects)
@@ -188,9 +185,7 @@ class Coordinator:
         effects.lines.append(RecordLine(hello=hello))
         if len(self._hellos) == hello.world_size:
             self._window = StepWindow(hello.world_size)
-            self._graph = self._graph_of(hello.world_size, now_unix_s, effects)
-            if self._graph is not None:
-                effects.lines.append(RecordLine(graph=dump(self._graph)))
+            self._set_graph(self._graph_of(hello.world_size, now_unix_s, effects), effects)
             nodes = sorted({other.node for other in self._hellos.values()})
             text = f"{hello.world_size} ranks on {', '.join(nodes)} with {hello.backend}"
             self._log(effects, now_unix_s, "hello", text)
@@ -210,7 +205,12 @@ class Coordinator:
         self._step = 0
         self._phase = Phase.SETTLED if self._hint is not None else Phase.MEASURE
 
-    def _graph_of(self, world_size: int, now_unix_s: float, effects: Effects) -> LinkGraph | None:
+    def _set_graph(self, graph: LinkGraph, effects: Effects) -> None:
+        self._graph = graph
+        self.document = dump(graph)
+        effects.lines.append(RecordLine(graph=self.document))
+
+    def _graph_of(self, world_size: int, now_unix_s: float, effects: Effects) -> LinkGraph:
         if self._declared is not None:
             if self._declared.world_size == world_size:
                 return self._declared
@@ -309,8 +309,8 @@ class Coordinator:
             return
         if fit is not None:
             self._fits = (fit,)
-            self._graph = self._graph.with_class_cost(fit.link_class, fit.planned)
-            effects.lines += [RecordLine(fit=fit), RecordLine(graph=dump(self._graph))]
+            effects.lines.append(RecordLine(fit=fit))
+            self._set_graph(self._graph.with_class_cost(fit.link_class, fit.planned), effects)
 
     def _rank_status(self, rank: int) -> RankStatus:
         hello, latest = self._hellos[rank], self._latest.get(rank)

@@ -38,6 +38,7 @@ class Shell:
         self._sequences: dict[str, int] = {}
         self._hint_revision = 0
         self._leader: Entry | None = None
+        self._document: dict[str, object] | None = None
 
     def session(self, store: Store, stop: Stop) -> None:
         """Serve until ``stop``, or until the lease is lost (then the caller comes again)."""
@@ -147,6 +148,9 @@ class Shell:
                     expected_revision=self._hint_revision,
                     fence=self._leader,
                 )
+            if coordinator.document != self._document:
+                store.put(f"{self._prefix}graph", encode(coordinator.document))
+                self._document = coordinator.document
             store.put(f"{self._prefix}status", encode(coordinator.status(_now())))
         except FencedOut:
             self._leader = None  # the next session campaigns again
