@@ -36,7 +36,7 @@ class Fabric:
     """Makes and releases the process groups of executors.
 
     Groups have the backend and the time-out of ``parent``, the process group that DDP was
-    given; making one is collective over its members.
+    given. Plans are carried out only where it spans the whole job, in rank order.
     """
 
     def __init__(self, parent: dist.ProcessGroup) -> None:
@@ -48,19 +48,20 @@ class Fabric:
         self, ranks: Sequence[int], *, backend: str | None = None
     ) -> dist.ProcessGroup | None:
         """A group whose ring goes through ``ranks`` in this order; None if this rank is not one
-        of them. Ranks are those of ``parent``. Members must call this in the same order."""
-        if self.rank not in ranks:
-            return None
+        of them.
+
+        Every rank of the job calls this for every group in the same order, members or not:
+        groups made among members only are named by their ranks, and a name that is used again
+        after its first group was destroyed finds that group's stale addresses (torch 2.13).
+        """
         group = dist.new_group(
-            ranks=[dist.get_global_rank(self.parent, rank) for rank in ranks],
+            ranks=list(ranks),
             timeout=self._timeout(),
             backend=backend or dist.get_backend(self.parent),
-            use_local_synchronization=True,
             sort_ranks=False,
             group_desc="trainmesh",
         )
-        assert isinstance(group, dist.ProcessGroup)  # noqa: S101 - this rank is a member
-        return group
+        return group if isinstance(group, dist.ProcessGroup) else None
 
     def release(self, *groups: dist.ProcessGroup | None) -> None:
         """Close the sockets of ``groups``; nothing may be in flight on them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -37,13 +38,11 @@ class HierarchicalExecutor:
         island = next(island for island in plan.islands if fabric.rank in island)
         self._island_size = len(island)
         self._equal = len({len(other) for other in plan.islands}) == 1
-        place = island.index(fabric.rank)
-        self._is_leader = place == 0
-        self._leader = dist.get_global_rank(fabric.parent, island[0])
-        self._inside = fabric.new_group(island)
-        across = [other[place] for other in plan.islands if place < len(other)]
-        needs_across = self._equal or self._is_leader
-        self._across = fabric.new_group(across) if needs_across else None
+        self._leader = island[0]
+        self._inside = _own_group(fabric, plan.islands)
+        width = self._island_size if self._equal else 1
+        across = [[other[place] for other in plan.islands] for place in range(width)]
+        self._across = _own_group(fabric, across)
         self._scratch: dict[tuple[torch.dtype, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="trainmesh-hier", daemon=True)
@@ -99,3 +98,9 @@ class HierarchicalExecutor:
         if self._across is not None:
             dist.all_reduce(buffer, group=self._across)
         dist.broadcast(buffer, src=self._leader, group=self._inside)
+
+
+def _own_group(fabric: Fabric, groups: Sequence[Sequence[int]]) -> dist.ProcessGroup | None:
+    """Make all of ``groups``, which don't overlap; the one that this rank is in."""
+    made = [fabric.new_group(ranks) for ranks in groups]
+    return next((group for group in made if group is not None), None)
