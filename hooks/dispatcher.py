@@ -81,10 +81,10 @@ class Dispatcher:
         return executor.reduce(buffer, mark)
 
     def close(self) -> None:
-        """The process ends: send what was measured."""
+        """The process ends: report what was measured."""
         self._timer.close(monotonic_ns())
-        self._send()
-        self._context.reporter.flush()
+        for report in self._timer.finished():
+            self._context.reporter.step(report)
 
     def _begin_step(self, device: torch.device) -> None:
         self._step += 1
@@ -94,10 +94,6 @@ class Dispatcher:
         elif self._agreement is not None:
             self._agree(self._agreement)
         for report in self._timer.begin(self._step, self._epoch, loss.take()):
-            self._context.reporter.step(report)
-
-    def _send(self) -> None:
-        for report in self._timer.finished():
             self._context.reporter.step(report)
 
     def _make_agreement(self, device: torch.device) -> Agreement | None:

@@ -181,3 +181,5 @@ def _close_all() -> None:
         module = reference()
         if module is not None:
             module.__dict__[ATTRIBUTE].close()
+    if _context is not None:
+        _context.reporter.close()

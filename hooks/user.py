@@ -58,7 +58,6 @@ class TimedUserHook:
         self._timer.close(monotonic_ns())
         for report in self._timer.finished():
             self._context.reporter.step(report)
-        self._context.reporter.flush()
 
     def _begin_step(self) -> None:
         self._step += 1

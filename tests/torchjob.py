@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def run_job(
     """Run tests/jobs/``name`` on ``world_size`` ranks; each rank's JSON result, by rank."""
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [*command, str(JOBS / name)],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("TRAINMESH")},
@@ -26,11 +27,18 @@ def run_job(
             "OMP_NUM_THREADS": "1",
             **env,
         },
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout_s,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    try:
+        _, stderr = process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers
+            process.wait(timeout=40)
+    assert process.returncode == 0, stderr[-4000:]
     results = {int(path.stem): json.loads(path.read_text()) for path in out.glob("*.json")}
     assert sorted(results) == list(range(world_size))
     return results

@@ -35,7 +35,9 @@ class Reporter(Protocol):
 
     def note(self, note: Note) -> None: ...
 
-    def flush(self) -> None: ...
+    def close(self) -> None:
+        """Send what is waiting, for the last time."""
+        ...
 
 
 class NullReporter:
@@ -47,7 +49,7 @@ class NullReporter:
     def note(self, note: Note) -> None:
         pass
 
-    def flush(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -92,6 +94,10 @@ class SocketReporter:
             self._notes.clear()
             if not self._steps:
                 return
+
+    def close(self) -> None:
+        self.flush()
+        self._socket.close()
 
     def _next_batch(self) -> tuple[StepReport, ...]:
         batch: list[StepReport] = []

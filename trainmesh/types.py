@@ -41,8 +41,10 @@ __all__ = [
 
 MAX_RANKS = 65_536
 
-Natural = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(gt=0)]
+MAX_INT = 2**63 - 1
+
+Natural = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Positive = Annotated[int, Meta(gt=0, le=MAX_INT)]
 RankId = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Ranks = Annotated[tuple[RankId, ...], Meta(max_length=MAX_RANKS)]
 Seconds = Annotated[float, Meta(ge=0)]

@@ -1,0 +1,42 @@
+# make demo and make test are all a newcomer needs; each sets up what it uses.
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: help setup demo test check bench soak clean
+
+help:
+	@echo "make demo    set up, then train with 4 ranks and switch plans mid-run"
+	@echo "make test    set up, then check and test everything"
+	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
+	@echo "make check   format, lint, types and import rules only"
+	@echo "make bench   the figures of the README"
+	@echo "make soak    the long tests"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@bash scripts/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+demo: setup
+	@bash scripts/demo.sh
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: setup
+	$(BIN)/python -m pytest -m soak
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

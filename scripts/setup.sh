@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Make the virtual environment with everything in it: setup.sh PYTHON VENV. Can be repeated.
+set -euo pipefail
+python=$1 venv=$2
+
+fail() { echo "setup: $1" >&2; exit 1; }
+[ -n "$python" ] || fail "no python3 found; install Python 3.11 or newer"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || fail "$("$python" --version) at $python is too old; install Python 3.11 or newer, or run make PYTHON=/path/to/python3.11"
+
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "setup: installing python3-venv"
+    apt-get update -qq && apt-get install -y -qq "$(basename "$(readlink -f "$python")")-venv" >/dev/null
+  else
+    fail "$python has no venv module; install the package python3-venv"
+  fi
+fi
+
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  echo "setup: making $venv with $("$python" --version)"
+  "$python" -m venv --clear "$venv"
+fi
+echo "setup: installing trainmesh, torch and the development tools (some minutes the first time)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  --constraint constraints.txt --editable . --group dev
+"$venv/bin/trainmesh" --version
+echo "setup: done; run $venv/bin/trainmesh --help"

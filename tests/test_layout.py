@@ -1,0 +1,64 @@
+"""The folders at the root, the links in trainmesh/ and the package table say the same."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trainmesh
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ["hooks", "launcher", "serving", "topology"]
+
+
+def test_links_table_and_folders_agree() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    links = sorted(path.name for path in (ROOT / "trainmesh").iterdir() if path.is_symlink())
+    assert links == FOLDERS
+    for name in FOLDERS:
+        assert (ROOT / "trainmesh" / name).readlink() == Path("..") / name
+        assert table["package-dir"][f"trainmesh.{name}"] == name
+        assert (ROOT / name / "__init__.py").is_file()
+    assert sorted(table["packages"]) == ["trainmesh", *(f"trainmesh.{n}" for n in FOLDERS)]
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(trainmesh.__path__, "trainmesh.")
+    skipped = ("trainmesh.__main__", "trainmesh.launcher.site")
+    return [module.name for module in found if not module.name.startswith(skipped)]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_public_name_exists_and_every_module_has_a_docstring(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    if not hasattr(module, "__path__"):
+        for public in module.__all__:
+            assert hasattr(module, public), f"{name}.__all__ names {public}"
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"{statement}; import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import trainmesh", {"torch", "networkx", "grpc", "msgspec"}),
+        ("import trainmesh.launcher.cli", {"torch", "networkx", "grpc"}),
+        ("import trainmesh.launcher.bootstrap", {"torch", "networkx", "grpc"}),
+        ("import trainmesh.hooks.patch", {"torch", "networkx", "grpc"}),
+        ("import trainmesh.hooks.registration", {"networkx", "grpc", "etcd3"}),
+        ("import trainmesh.topology.planner", {"torch", "grpc"}),
+    ],
+)
+def test_imports_stay_light(statement: str, absent: set[str]) -> None:
+    assert not imported_by(statement) & absent

@@ -1,0 +1,64 @@
+"""Hand-computed steps: transfer, exposure, and which reports belong together."""
+
+import pytest
+
+from trainmesh.measure import MAX_PARTIAL, StepWindow, exposed_s, measure
+from trainmesh.types import BucketTiming, StepReport
+
+MS = 1_000_000
+
+
+def report(rank: int, step: int = 5, epoch: int = 0, late_ms: int = 0, **change) -> StepReport:
+    """Two buckets: the ranks wait for the latest, then transfer 4 ms and 2 ms."""
+    buckets = (
+        BucketTiming(0, 400, (10 + late_ms) * MS, (10 + late_ms) * MS, 24 * MS),
+        BucketTiming(1, 200, (20 + late_ms) * MS, (20 + late_ms) * MS, 32 * MS),
+    )
+    values = {"begin": 0, "end": 40 * MS, "buckets": buckets, **change}
+    return StepReport(rank, 0, step, epoch, values["begin"], values["end"], None, values["buckets"])
+
+
+def test_transfer_is_what_the_last_rank_to_arrive_sees() -> None:
+    measured = measure([report(0), report(1, late_ms=10)])
+    assert measured is not None
+    assert measured.transfers == ((400, pytest.approx(0.004)), (200, pytest.approx(0.002)))
+    assert measured.step_time_s == pytest.approx(0.040)
+
+
+def test_exposed_is_the_wait_after_the_last_gradient() -> None:
+    assert exposed_s(report(0)) == pytest.approx(0.012)
+    assert exposed_s(report(0, buckets=())) == 0
+    measured = measure([report(0), report(1, late_ms=10)])
+    assert measured is not None
+    assert measured.exposed_share == pytest.approx((0.012 + 0.002) / 2 / 0.040)
+
+
+def test_reports_of_different_shape_or_epoch_are_no_step() -> None:
+    assert measure([report(0), report(1, epoch=1)]) is None
+    assert measure([report(0), report(1, buckets=report(1).buckets[:1])]) is None
+    assert measure([report(0, buckets=()), report(1, buckets=())]) is None
+
+
+def test_a_step_counts_when_every_rank_has_reported_it() -> None:
+    window = StepWindow(2)
+    window.add(report(0))
+    assert not window.steps
+    window.add(report(1))
+    assert [step.step for step in window.of_epoch(0)] == [5]
+    assert window.of_epoch(1) == []
+
+
+def test_the_first_steps_and_other_modules_do_not_count() -> None:
+    window = StepWindow(1)
+    window.add(report(0, step=0))
+    window.add(report(0, step=1))
+    other = report(0)
+    window.add(StepReport(0, 1, 5, 0, 0, 1, None, other.buckets))
+    assert not window.steps
+
+
+def test_steps_that_stay_incomplete_are_forgotten() -> None:
+    window = StepWindow(2)
+    for number in range(2, 2 + 10 * MAX_PARTIAL):
+        window.add(report(0, step=number))
+    assert len(window._partial) <= MAX_PARTIAL
