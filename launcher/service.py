@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import trainmesh
-from trainmesh.embedded_etcd import EmbeddedEtcd
 
-__all__ = ["EtcdService", "PythonService", "Service", "last_line", "restart_delay_s"]
+__all__ = ["Process", "PythonProcess", "Service", "last_line", "restart_delay_s"]
 
 NICENESS = 5
 """Training comes first where the CPUs are busy."""
@@ -24,23 +24,15 @@ RESTART_WINDOW_S = 60.0
 MAX_DELAY_S = 5.0
 
 
-class Service(Protocol):
-    """A process that is kept running."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def log(self) -> Path:
-        """Where its output goes."""
-        ...
+class Process(Protocol):
+    """A process that can be started again; one thread at a time uses it."""
 
     def start(self) -> None:
         """Start it, for the first time or again; does not wait until it is ready."""
         ...
 
     def poll(self) -> int | None:
-        """The exit code once it has ended; None while it runs."""
+        """The exit code once it has ended; None while it runs or was never started."""
         ...
 
     def stop(self) -> None:
@@ -48,44 +40,45 @@ class Service(Protocol):
         ...
 
 
-class PythonService:
+@dataclass(frozen=True)
+class Service:
+    """A process to keep running, what it is called, and where its output goes."""
+
+    name: str
+    log: Path
+    process: Process
+
+
+class PythonProcess:
     """``python -m module`` in a session of its own. It ends on SIGTERM, and by itself when the
     launcher is gone: its standard input is a pipe that only the launcher holds open."""
 
-    def __init__(
-        self, name: str, module: str, environment: Mapping[str, str], directory: Path
-    ) -> None:
-        self.name = name
-        self.log = directory / f"{name}.log"
+    def __init__(self, module: str, environment: Mapping[str, str], log: Path) -> None:
         self._module = module
         self._environment = python_environment(environment)
-        self._directory = directory
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.stop()
-        with self.log.open("ab") as log:
-            # -P and the run directory as working directory: a module of the user's that is
-            # called like one of the standard library's is not imported by mistake.
+        with self._log.open("ab") as log:
+            # -P and a working directory without modules: one of the user's that is called like
+            # one of the standard library's is not imported by mistake.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                cwd=self._directory,
+                cwd=self._log.parent,
                 start_new_session=True,
             )
-        try:
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
-        except ProcessLookupError:
-            pass  # it has ended already; the next poll says so
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
 
     def poll(self) -> int | None:
-        return None if self._process is None else self._process.poll()
+        return self._process.poll() if self._process is not None else None
 
     def stop(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
         if process is None:
             return
         process.send_signal(signal.SIGTERM)
@@ -98,34 +91,6 @@ class PythonService:
             process.stdin.close()
 
 
-class EtcdService:
-    """The embedded etcd."""
-
-    name = "etcd"
-
-    def __init__(self, etcd: EmbeddedEtcd, log: Path) -> None:
-        self.log = log
-        self._etcd = etcd
-        self._started = False
-
-    @property
-    def url(self) -> str:
-        return self._etcd.url
-
-    def start(self) -> None:
-        if self._started:
-            self._etcd.restart()
-        else:
-            self._etcd.start()
-            self._started = True
-
-    def poll(self) -> int | None:
-        return self._etcd.poll()
-
-    def stop(self) -> None:
-        self._etcd.stop()
-
-
 def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """``environment`` in which a Python process finds this trainmesh, installed or not."""
     result = dict(environment)
@@ -136,7 +101,7 @@ def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def restart_delay_s(ends_s: Sequence[float], now_s: float) -> float | None:
-    """Seconds to wait before a service that has ended is started again.
+    """Seconds to wait before a process that has ended is started again.
 
     Args:
         ends_s: When it has ended so far, this time included (monotonic seconds).
@@ -152,7 +117,7 @@ def restart_delay_s(ends_s: Sequence[float], now_s: float) -> float | None:
 
 
 def last_line(log: Path) -> str:
-    """The last line that is not empty in the end of a log; "" if there is none."""
+    """The last line that is not empty at the end of a log; "" if there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4_096))

@@ -1,0 +1,52 @@
+"""Is there something to run? Asked before anything is started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+
+from trainmesh.errors import ConfigError
+
+__all__ = ["check_module", "check_program", "check_script"]
+
+
+def check_script(script: str) -> None:
+    """Raise ConfigError unless ``script`` can be run by ``python script``."""
+    if not os.path.exists(script):
+        raise ConfigError(f"no such file: {script}; give the training script's path")
+    if not os.access(script, os.R_OK):
+        raise ConfigError(f"can't read {script}; check its permissions")
+    if os.path.isdir(script) and not os.path.exists(os.path.join(script, "__main__.py")):
+        raise ConfigError(f"{script} is a directory without a __main__.py; give a script in it")
+
+
+def check_program(program: str) -> None:
+    """Raise ConfigError unless ``program`` can be run without Python (--no-python)."""
+    if shutil.which(program) is None:
+        raise ConfigError(f"no program {program} that can be run (--no-python runs it directly)")
+
+
+def check_module(name: str) -> None:
+    """Raise ConfigError unless ``python -m name`` would find its module; imports nothing of it."""
+    path: list[str] | None = None
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        part = ".".join(parts[:count])
+        spec = _find(part, path)
+        if spec is None:
+            raise ConfigError(f"no module named {part!r} here or in this Python's packages (-m)")
+        if spec.submodule_search_locations is None and count < len(parts):
+            raise ConfigError(f"no module named {name!r}: {part!r} is not a package (-m)")
+        path = list(spec.submodule_search_locations or [])
+
+
+def _find(name: str, path: list[str] | None) -> ModuleSpec | None:
+    """Like ``importlib.util.find_spec``, which would import the parent packages."""
+    if path is None and (spec := PathFinder.find_spec(name, [os.getcwd()])) is not None:
+        return spec
+    for finder in sys.meta_path:
+        if (spec := finder.find_spec(name, path)) is not None:
+            return spec
+    return None

@@ -1,0 +1,197 @@
+"""The link graph: an immutable snapshot of ranks, switches and directed links."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+
+import networkx as nx
+
+from trainmesh.errors import GraphError
+from trainmesh.types import MAX_RANKS, LinkCost
+
+__all__ = ["MAX_LINKS", "Kind", "Link", "LinkGraph", "Node", "Provenance", "host_graph"]
+
+MAX_LINKS = 1_000_000
+REFERENCE_BYTES = 1_000_000
+"""Message size for which the cheapest path between two ranks is chosen."""
+FORWARDING_PENALTY_S = 1e6
+"""Makes a path through another rank the last resort: ranks compute, switches forward."""
+
+LOOPBACK = LinkCost(alpha_s=50e-6, bandwidth_bytes_per_s=2e9)
+ETHERNET = LinkCost(alpha_s=100e-6, bandwidth_bytes_per_s=1.25e9)
+
+
+class Kind(StrEnum):
+    RANK = "rank"
+    SWITCH = "switch"
+    NIC = "nic"
+    HOST = "host"
+
+
+class Provenance(IntEnum):
+    """Where a link's cost comes from; a larger one is to be believed rather."""
+
+    ASSUMED = 0
+    DECLARED = 1
+    DISCOVERED = 2
+    MEASURED = 3
+
+
+@dataclass(frozen=True)
+class Node:
+    """A vertex; ``rank`` is set for nodes of kind rank only."""
+
+    name: str
+    kind: Kind
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A directed edge from node ``src`` to node ``dst``."""
+
+    src: str
+    dst: str
+    cost: LinkCost
+    link_class: str = "ethernet"
+    provenance: Provenance = Provenance.DECLARED
+
+    @property
+    def name(self) -> str:
+        return f"{self.src}->{self.dst}"
+
+
+class LinkGraph:
+    """A versioned, immutable, connected graph in which the ranks are 0..world_size-1.
+
+    Raises:
+        GraphError: an unknown or duplicate node or link, ranks that are not 0..N-1, or a rank
+            that can't reach another one.
+    """
+
+    def __init__(self, nodes: Iterable[Node], links: Iterable[Link], *, version: int = 1) -> None:
+        self.version = version
+        self.nodes = tuple(nodes)
+        self.links = tuple(links)
+        self._by_name = {link.name: link for link in self.links}
+        self._graph = self._build()
+        self._rank_nodes = self._number_ranks()
+        self._check_connected()
+        self._paths: dict[tuple[int, int], tuple[Link, ...]] = {}
+
+    @property
+    def world_size(self) -> int:
+        return len(self._rank_nodes)
+
+    def rank_node(self, rank: int) -> str:
+        """Name of the node of ``rank``."""
+        return self._rank_nodes[rank]
+
+    def link(self, name: str) -> Link:
+        """The link called ``src->dst``."""
+        return self._by_name[name]
+
+    def digraph(self) -> nx.DiGraph[str]:
+        """A copy for graph algorithms; edges carry ``capacity`` (bytes/s)."""
+        return self._graph.copy()
+
+    def path(self, src: int, dst: int) -> tuple[Link, ...]:
+        """The cheapest path from rank ``src`` to rank ``dst``, through other ranks only where
+        there is no other way; ties go to the names that sort first."""
+        if (src, dst) not in self._paths:
+            nodes = nx.dijkstra_path(
+                self._graph, self._rank_nodes[src], self._rank_nodes[dst], weight=self._weight
+            )
+            self._paths[src, dst] = tuple(
+                self._by_name[f"{a}->{b}"] for a, b in zip(nodes, nodes[1:], strict=False)
+            )
+        return self._paths[src, dst]
+
+    def with_class_cost(self, link_class: str, cost: LinkCost) -> LinkGraph:
+        """The next version, in which all links of ``link_class`` cost ``cost``."""
+        links = [
+            replace(link, cost=cost, provenance=max(link.provenance, Provenance.MEASURED))
+            if link.link_class == link_class
+            else link
+            for link in self.links
+        ]
+        return LinkGraph(self.nodes, links, version=self.version + 1)
+
+    def _weight(self, src: str, dst: str, edge: Mapping[str, float]) -> float:
+        forwards = self._graph.nodes[dst]["kind"] is Kind.RANK
+        cost = self._by_name[f"{src}->{dst}"].cost.time_s(REFERENCE_BYTES)
+        return cost + (FORWARDING_PENALTY_S if forwards else 0.0)
+
+    def _build(self) -> nx.DiGraph[str]:
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for node in sorted(self.nodes, key=lambda node: _natural(node.name)):
+            if node.name in graph:
+                raise GraphError(f"node {node.name!r} is there twice")
+            graph.add_node(node.name, kind=node.kind)
+        if len(self._by_name) != len(self.links):
+            names = [link.name for link in self.links]
+            twice = next(name for name in self._by_name if names.count(name) > 1)
+            raise GraphError(f"link {twice} is there twice")
+        for link in sorted(self.links, key=lambda link: (_natural(link.src), _natural(link.dst))):
+            for end in (link.src, link.dst):
+                if end not in graph:
+                    raise GraphError(f"link {link.name}: there is no node {end!r}")
+            if link.src == link.dst:
+                raise GraphError(f"link {link.name} leads to itself")
+            graph.add_edge(link.src, link.dst, capacity=link.cost.bandwidth_bytes_per_s)
+        return graph
+
+    def _number_ranks(self) -> tuple[str, ...]:
+        by_rank = {node.rank: node.name for node in self.nodes if node.kind is Kind.RANK}
+        count = sum(node.kind is Kind.RANK for node in self.nodes)
+        if not count:
+            raise GraphError("no node has kind rank")
+        if count > MAX_RANKS:
+            raise GraphError(f"{count} ranks, more than the {MAX_RANKS} allowed")
+        if set(by_rank) != set(range(count)):
+            raise GraphError(f"the ranks must be 0..{count - 1}, each on one node")
+        return tuple(by_rank[rank] for rank in range(count))
+
+    def _check_connected(self) -> None:
+        first = self._rank_nodes[0]
+        reached = nx.descendants(self._graph, first) | {first}
+        reaching = nx.ancestors(self._graph, first) | {first}
+        for name in self._rank_nodes:
+            if name not in reached:
+                raise GraphError(f"no path from {first} to {name}: the graph is disconnected")
+            if name not in reaching:
+                raise GraphError(f"no path from {name} to {first}: the graph is disconnected")
+
+
+def host_graph(hosts: Mapping[str, Sequence[int]]) -> LinkGraph:
+    """The graph to assume when none is declared: the ranks of a host around one switch of class
+    loopback, the hosts around one core switch of class ethernet.
+
+    The costs are rough; they matter only relative to each other until they are measured.
+    """
+    nodes: list[Node] = []
+    links: list[Link] = []
+
+    def both_ways(a: str, b: str, cost: LinkCost, link_class: str) -> None:
+        for src, dst in ((a, b), (b, a)):
+            links.append(Link(src, dst, cost, link_class, Provenance.ASSUMED))
+
+    for host, ranks in hosts.items():
+        nodes.append(Node(host, Kind.HOST))
+        for rank in ranks:
+            nodes.append(Node(f"{host}/rank{rank}", Kind.RANK, rank))
+            both_ways(f"{host}/rank{rank}", host, LOOPBACK, "loopback")
+    if len(hosts) > 1:
+        nodes.append(Node("core switch", Kind.SWITCH))
+        for host in hosts:
+            both_ways(host, "core switch", ETHERNET, "ethernet")
+    return LinkGraph(nodes, links)
+
+
+def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sort key that puts node2 before node10."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)
