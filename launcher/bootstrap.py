@@ -102,9 +102,7 @@ def _hide_our_frames() -> None:
     """Have the exception that is about to end the process shown without the frames up to ours."""
     show = sys.excepthook
 
-    def hook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         step = trace
         while step is not None:
             if step.tb_frame.f_code.co_filename == __file__:

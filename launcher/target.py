@@ -40,6 +40,8 @@ def check_module(name: str) -> None:
         if spec.submodule_search_locations is None and count < len(parts):
             raise ConfigError(f"no module named {name!r}: {part!r} is not a package (-m)")
         path = list(spec.submodule_search_locations or [])
+    if path and _find(f"{name}.__main__", path) is None:
+        raise ConfigError(f"package {name!r} can't be run by -m: it has no module __main__")
 
 
 def _find(name: str, path: list[str] | None) -> ModuleSpec | None:

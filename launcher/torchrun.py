@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from trainmesh.errors import ConfigError, TrainmeshError
 
-__all__ = ["SITE", "parser", "resolve", "run", "through_bootstrap"]
+__all__ = ["SITE", "parser", "resolve", "run", "stopped", "through_bootstrap"]
 
 BOOTSTRAP = "trainmesh.launcher.bootstrap"
 SITE = Path(__file__).parent / "site"
@@ -81,14 +81,23 @@ def run(args: argparse.Namespace) -> int:
         print(ChildFailedError(args.training_script, error.failures), file=sys.stderr)
         return 1
     except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from error
         _trace(args)
-        print(f"trainmesh: stopped by {error.sigval.name}", file=sys.stderr)
-        return 1
+        return stopped(error)
     except (*WRONG_FLAGS, RendezvousError) as error:
         raise TrainmeshError(f"torchrun: {_first_line(error)}") from error
     return 0
+
+
+def stopped(error: SignalException) -> int:
+    """The exit code of a run that a signal has ended.
+
+    Raises:
+        KeyboardInterrupt: it was Ctrl-C.
+    """
+    if error.sigval == signal.SIGINT:
+        raise KeyboardInterrupt from error
+    print(f"trainmesh: stopped by {error.sigval.name}", file=sys.stderr)
+    return 1
 
 
 def _trace(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
@@ -131,16 +132,16 @@ class LinkGraph:
             if node.name in graph:
                 raise GraphError(f"node {node.name!r} is there twice")
             graph.add_node(node.name, kind=node.kind)
+        for link in self.links:
+            if link.src == link.dst:
+                raise GraphError(f"link {link.name} leads to itself")
         if len(self._by_name) != len(self.links):
-            names = [link.name for link in self.links]
-            twice = next(name for name in self._by_name if names.count(name) > 1)
+            [(twice, _)] = Counter(link.name for link in self.links).most_common(1)
             raise GraphError(f"link {twice} is there twice")
         for link in sorted(self.links, key=lambda link: (_natural(link.src), _natural(link.dst))):
             for end in (link.src, link.dst):
                 if end not in graph:
                     raise GraphError(f"link {link.name}: there is no node {end!r}")
-            if link.src == link.dst:
-                raise GraphError(f"link {link.name} leads to itself")
             graph.add_edge(link.src, link.dst, capacity=link.cost.bandwidth_bytes_per_s)
         return graph
 

@@ -89,7 +89,7 @@ def _layout(graph: LinkGraph) -> tuple[dict[str, tuple[float, float]], float, fl
     distance = nx.multi_source_dijkstra_path_length(undirected, set(ranks), weight=None)
     rows: dict[int, list[str]] = defaultdict(list)
     for node in graph.nodes:
-        rows[distance.get(node.name, 0)].append(node.name)
+        rows[int(distance.get(node.name, 0))].append(node.name)
     order = {name: float(index) for index, name in enumerate(_by_parent(graph, ranks))}
     for row in sorted(rows):
         if row > 0:

@@ -7,12 +7,10 @@ may hold a worse edge. Ties go to the lower latency, then to the order that sort
 
 from __future__ import annotations
 
-from itertools import permutations
-
-import networkx as nx
+from itertools import combinations, permutations
 
 from trainmesh.topology.cost import predict
-from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.graph import REFERENCE_BYTES, LinkGraph
 from trainmesh.types import Algorithm, Plan
 
 __all__ = ["plan"]
@@ -25,8 +23,9 @@ Order = tuple[int, ...]
 def plan(graph: LinkGraph, nbytes: int) -> Plan | None:
     """The best order, starting at rank 0; None for fewer than three ranks (one ring only).
 
-    Exact up to 7 ranks. Above, the ranks in depth-first order of a minimum spanning tree (which
-    crosses each uplink of a tree network once), improved by 2-opt up to 32 ranks.
+    Exact up to 7 ranks. Above, clusters of near ranks are joined end to end, the nearest first
+    (single linkage), so that what shares a switch stays together and each uplink of a tree
+    network is crossed once; improved by 2-opt up to 32 ranks.
     """
     world_size = graph.world_size
     if world_size < 3:
@@ -35,7 +34,7 @@ def plan(graph: LinkGraph, nbytes: int) -> Plan | None:
     if world_size <= EXACT_UP_TO:
         orders = [(0, *rest) for rest in permutations(range(1, world_size))]
     else:
-        orders = [in_rank_order, _tree_order(graph)]
+        orders = [in_rank_order, _clustered_order(graph)]
     best = min(orders, key=lambda order: _cost(order, graph))
     if EXACT_UP_TO < world_size <= IMPROVE_UP_TO:
         best = _two_opt(best, graph)
@@ -52,15 +51,18 @@ def _cost(order: Order, graph: LinkGraph) -> tuple[float, float, Order]:
     return float(f"{stage.transfer_s(1):.9e}"), float(f"{stage.latency_s:.9e}"), order
 
 
-def _tree_order(graph: LinkGraph) -> Order:
-    ranks = range(graph.world_size)
-    pairs: nx.Graph[int] = nx.Graph()
-    for a in ranks:
-        for b in range(a + 1, graph.world_size):
-            cost = sum(link.cost.time_s(1_000_000) for link in graph.path(a, b))
-            pairs.add_edge(a, b, weight=cost)
-    tree = nx.minimum_spanning_tree(pairs)
-    return tuple(nx.dfs_preorder_nodes(tree, 0, sort_neighbors=sorted))
+def _clustered_order(graph: LinkGraph) -> Order:
+    pairs = sorted(
+        (sum(link.cost.time_s(REFERENCE_BYTES) for link in graph.path(a, b)), a, b)
+        for a, b in combinations(range(graph.world_size), 2)
+    )
+    cluster = {rank: [rank] for rank in range(graph.world_size)}
+    for _, a, b in pairs:
+        if cluster[a] is not cluster[b]:
+            joined = cluster[a] + cluster[b]
+            cluster.update(dict.fromkeys(joined, joined))
+    start = cluster[0].index(0)
+    return tuple(cluster[0][start:] + cluster[0][:start])
 
 
 def _two_opt(order: Order, graph: LinkGraph) -> Order:

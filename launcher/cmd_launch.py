@@ -1,0 +1,195 @@
+"""``trainmesh launch [torchrun's flags] [trainmesh's flags] script.py [args]``.
+
+Everything that can be wrong is looked for before anything is started (``session`` starts it).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainmesh.errors import ConfigError, StoreError
+from trainmesh.launcher import target
+from trainmesh.launcher.service import python_environment
+from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+__all__ = ["add_arguments", "parent_parsers", "run"]
+
+ETCD_CHECK_S = 15.0
+
+
+def parent_parsers() -> list[ArgumentParser]:
+    """Torchrun's own parser: every flag of torchrun is one of ours."""
+    from trainmesh.launcher import torchrun
+
+    return [torchrun.parser()]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("trainmesh")
+    add = group.add_argument
+    add(
+        "--etcd",
+        metavar="URL",
+        default=os.environ.get("TRAINMESH_ETCD") or None,
+        help="a running etcd (default: $TRAINMESH_ETCD, else one is started on this machine)",
+    )
+    add(
+        "--insecure-etcd",
+        action="store_true",
+        help="allow an http:// etcd URL of another machine",
+    )
+    add("--job", metavar="NAME", type=_job, help="the job's name (default: made from the flags)")
+    add("--topology", metavar="FILE", type=Path, help="the link graph this job runs on")
+    add("--report", metavar="DIR", type=Path, help="write report.json and report.html there")
+    add(
+        "--plan",
+        choices=["auto", "native", "ring", "hierarchical"],
+        default="auto",
+        help="use only plans of this kind (default: auto, the best)",
+    )
+    add(
+        "--cadence",
+        metavar="N",
+        type=_cadence,
+        default=16,
+        help="steps between two agreements of the ranks on a plan, 1 to 1024 (default: 16)",
+    )
+    add(
+        "--margin",
+        metavar="RATIO",
+        type=_margin,
+        default=0.05,
+        help="predicted gain below which a plan is not changed, 0 to 1 (default: 0.05)",
+    )
+    add(
+        "--progress",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="a live line on stderr (default: auto, in a terminal)",
+    )
+    add("--dry-run", action="store_true", help="say what would be started, and start nothing")
+
+
+def run(args: Namespace) -> int:
+    """Launch; returns torchrun's exit code."""
+    from trainmesh.launcher import session, torchrun
+
+    _check_target(args)
+    config, command = torchrun.resolve(torchrun.through_bootstrap(args))
+    settings = _settings(args, config.max_nodes)
+    if args.dry_run:
+        print(_description(settings, config, command))
+        return 0
+    if args.report is not None:
+        _make_writable(args.report, "--report")
+    if args.log_dir not in (None, os.devnull):
+        _make_writable(Path(args.log_dir), "--log-dir")
+    if settings.etcd is not None:
+        _check_etcd(settings.etcd, insecure=settings.insecure_etcd)
+    return session.run(args, settings)
+
+
+def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
+    if num_nodes > 1 and args.etcd is None:
+        raise ConfigError(
+            "several nodes share one etcd; pass the same --etcd http://host:2379 on each of them"
+        )
+    if args.topology is not None:
+        from trainmesh.topology.document import load_file
+
+        load_file(args.topology)
+    return LaunchSettings(
+        job=job_name(args, num_nodes),
+        node=node_name(args, num_nodes),
+        etcd=args.etcd,
+        insecure_etcd=args.insecure_etcd,
+        topology=args.topology.absolute() if args.topology else None,
+        plan=args.plan,
+        margin=args.margin,
+        cadence=args.cadence,
+    )
+
+
+def _description(settings: LaunchSettings, config: LaunchConfig, command: list[str]) -> str:
+    nodes = f"{config.min_nodes}:{config.max_nodes}"
+    lines = {
+        "job": settings.job,
+        "node": settings.node,
+        "workers": f"{config.nproc_per_node} on each of {nodes} nodes",
+        "rendezvous": f"{config.rdzv_backend} {config.rdzv_endpoint}".strip(),
+        "worker": shlex.join(command),
+        "etcd": settings.etcd or "embedded, started on this machine",
+        "topology": settings.topology or "none declared",
+        "plan": f"{settings.plan}, margin {settings.margin:g}, cadence {settings.cadence}",
+    }
+    return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+
+
+def _check_target(args: Namespace) -> None:
+    if args.module and not args.run_path:
+        target.check_module(args.training_script)
+    elif args.no_python and not args.run_path:
+        target.check_program(args.training_script)
+    else:
+        target.check_script(args.training_script)
+
+
+def _make_writable(directory: Path, flag: str) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag} {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
+
+
+def _check_etcd(url: str, *, insecure: bool) -> None:
+    """Ask a child process, so that gRPC is never loaded into the process that forks workers."""
+    command = [sys.executable, "-P", "-m", "trainmesh.etcd", url]
+    try:
+        done = subprocess.run(
+            [*command, "--insecure"] if insecure else command,
+            env=python_environment(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=ETCD_CHECK_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StoreError(f"etcd {url} does not answer in {ETCD_CHECK_S:g} s") from error
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        message = words[-1].removeprefix("trainmesh: error: ")
+        raise (ConfigError if done.returncode == ConfigError.exit_code else StoreError)(message)
+
+
+def _job(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
+        raise ArgumentTypeError(f"{text!r}: use up to 64 letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _cadence(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
+    return int(text)
+
+
+def _margin(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

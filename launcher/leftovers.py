@@ -1,0 +1,61 @@
+"""What torchrun can leave behind when it is interrupted while it ends its workers, or always."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["kill_workers", "log_directory"]
+
+
+def kill_workers(marker: str) -> None:
+    """Kill this process's children that have ``marker`` (``NAME=value``) in their environment,
+    with all processes of their groups. A second Ctrl-C makes torchrun forget them."""
+    for pid in _children():
+        if marker.encode() not in _environment(pid):
+            continue
+        try:
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@contextmanager
+def log_directory(chosen: str | None) -> Iterator[str]:
+    """Torchrun's log directory: the chosen one, else a temporary one as torchrun makes it, which
+    is removed at the end if no log or error file in it holds anything."""
+    if chosen is not None:
+        yield chosen
+        return
+    path = tempfile.mkdtemp(prefix="torchelastic_")
+    try:
+        yield path
+    finally:
+        files = (file for file in Path(path).rglob("*") if file.is_file())
+        if not any(file.stat().st_size for file in files):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _children() -> list[int]:
+    pids: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids += map(int, task.read_text().split())
+        except OSError:
+            pass  # the thread has ended, or the kernel does not list children
+    return pids
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

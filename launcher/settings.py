@@ -1,0 +1,93 @@
+"""What one launch is called and what it tells its workers and its control plane."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.launcher.service import PythonProcess, Service
+from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
+
+__all__ = ["LaunchSettings", "job_name", "node_name", "services", "worker_environment"]
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """The validated settings of one launch. ``etcd`` is None for an embedded one."""
+
+    job: str
+    node: str
+    etcd: str | None
+    insecure_etcd: bool
+    topology: Path | None
+    plan: str
+    margin: float
+    cadence: int
+
+
+def job_name(args: Namespace, num_nodes: int) -> str:
+    """The job's name: the same on all its nodes, and on one machine different for each launch.
+
+    ``--job``, else torchrun's ``--rdzv-id``, else, for several nodes, the address they meet at,
+    else the script's name with a random end.
+    """
+    if args.job:
+        return str(args.job)
+    if args.rdzv_id != "none" and not args.standalone:
+        return job_slug(args.rdzv_id)
+    if num_nodes > 1:
+        return job_slug(args.rdzv_endpoint or f"{args.master_addr}:{args.master_port or 29500}")
+    return f"{job_slug(Path(args.training_script).stem)[:24]}-{secrets.token_hex(3)}"
+
+
+def node_name(args: Namespace, num_nodes: int) -> str:
+    """This node's name: the host's, and for several nodes with something that also tells two
+    launchers on one host apart (network namespaces, tests)."""
+    host = job_slug(socket.gethostname())
+    if num_nodes == 1:
+        return host
+    # --node-rank only counts with the static rendezvous; without it all nodes say 0.
+    return f"{host}-{args.node_rank if args.rdzv_backend == 'static' else os.getpid()}"
+
+
+def worker_environment(settings: LaunchSettings, run: RunDir) -> dict[str, str]:
+    """What workers find in their environment beside torchrun's variables."""
+    return {
+        ENV_RUN_DIR: str(run.path),
+        "TRAINMESH_JOB": settings.job,
+        "TRAINMESH_NODE": settings.node,
+        "TRAINMESH_CADENCE": str(settings.cadence),
+    }
+
+
+def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]:
+    """The store's URL, and the processes of this node in the order in which they start.
+
+    Raises:
+        ConfigError: an etcd is to be started here and there is none.
+    """
+    result: list[Service] = []
+    url = settings.etcd
+    if url is None:
+        log = run.path / "etcd.log"
+        etcd = EmbeddedEtcd(run.etcd_data, log)
+        url = etcd.url
+        result.append(Service("etcd", log, etcd))
+    environment = {
+        **os.environ,
+        **worker_environment(settings, run),
+        "TRAINMESH_ETCD": url,
+        "TRAINMESH_INSECURE_ETCD": "1" if settings.insecure_etcd else "0",
+        "TRAINMESH_TOPOLOGY": str(settings.topology or ""),
+        "TRAINMESH_PLAN": settings.plan,
+        "TRAINMESH_MARGIN": str(settings.margin),
+    }
+    for name, module in (("coordinator", "trainmesh.server"), ("agent", "trainmesh.agent")):
+        log = run.path / f"{name}.log"
+        result.append(Service(name, log, PythonProcess(module, environment, log)))
+    return url, result

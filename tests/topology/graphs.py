@@ -1,0 +1,62 @@
+"""Graphs for the tests: stars, racks, and random ones."""
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from trainmesh.topology.graph import Kind, Link, LinkGraph, Node
+from trainmesh.types import LinkCost
+
+GB = 1e9
+
+
+def both_ways(a: str, b: str, GBps: float, alpha_us: float = 0.0) -> list[Link]:
+    cost = LinkCost(alpha_s=alpha_us * 1e-6, bandwidth_bytes_per_s=GBps * GB)
+    return [Link(a, b, cost), Link(b, a, cost)]
+
+
+def star(nics: Sequence[float]) -> LinkGraph:
+    nodes = [Node("switch", Kind.SWITCH)]
+    links = []
+    for rank, speed in enumerate(nics):
+        nodes.append(Node(f"g{rank}", Kind.RANK, rank))
+        links += both_ways(f"g{rank}", "switch", speed)
+    return LinkGraph(nodes, links)
+
+
+def racks(order: Sequence[int], *, uplink: float, nic: float = 25, per_rack: int = 4) -> LinkGraph:
+    """Hosts in racks of ``per_rack``; host i has rank order[i]. The racks meet in a core."""
+    count = len(order) // per_rack
+    nodes = [Node("core", Kind.SWITCH)]
+    links = []
+    for rack in range(count):
+        nodes.append(Node(f"leaf{rack}", Kind.SWITCH))
+        links += both_ways(f"leaf{rack}", "core", uplink)
+    for host, rank in enumerate(order):
+        nodes.append(Node(f"h{host}", Kind.RANK, rank))
+        links += both_ways(f"h{host}", f"leaf{host // per_rack}", nic)
+    return LinkGraph(nodes, links)
+
+
+@st.composite
+def random_graphs(draw: st.DrawFn, max_ranks: int = 6) -> LinkGraph:
+    """A random tree of ranks and switches with some links more; speeds differ by direction."""
+    ranks = draw(st.integers(2, max_ranks))
+    switches = draw(st.integers(1, 3))
+    names = [f"s{i}" for i in range(switches)] + [f"g{i}" for i in range(ranks)]
+    nodes = [Node(f"s{i}", Kind.SWITCH) for i in range(switches)]
+    nodes += [Node(f"g{i}", Kind.RANK, i) for i in range(ranks)]
+    pairs = {(names[draw(st.integers(0, i - 1))], names[i]) for i in range(1, len(names))}
+    for _ in range(draw(st.integers(0, 3))):
+        a, b = draw(st.sampled_from(names)), draw(st.sampled_from(names))
+        if a != b and (b, a) not in pairs:
+            pairs.add((a, b))
+    speeds = st.sampled_from([1.0, 2.5, 10.0, 25.0])
+    links = []
+    for a, b in sorted(pairs):
+        for src, dst in ((a, b), (b, a)):
+            cost = LinkCost(
+                alpha_s=draw(st.sampled_from([0.0, 5e-6])), bandwidth_bytes_per_s=draw(speeds) * GB
+            )
+            links.append(Link(src, dst, cost))
+    return LinkGraph(nodes, links)

@@ -1,0 +1,72 @@
+"""Alpha and beta recovered from times that were made from known ones."""
+
+import pytest
+
+from tests.topology.graphs import racks
+from trainmesh.topology import native
+from trainmesh.topology.cost import predict
+from trainmesh.topology.fit import fit_class, fit_line
+from trainmesh.topology.graph import Link, LinkGraph, Provenance, host_graph
+from trainmesh.types import LinkCost
+
+SIZES = (100_000, 1_000_000, 4_000_000)
+
+
+def times(graph: LinkGraph) -> list[tuple[int, float]]:
+    plan = native.plan(graph, 1)
+    return [(n, predict(plan, graph, n).time_s) for n in SIZES for _ in range(3)]
+
+
+def test_a_line_through_noise_and_outliers() -> None:
+    samples = [(n, 0.001 + 2e-9 * n) for n in SIZES for _ in range(9)] + [(SIZES[0], 5.0)]
+    line = fit_line(samples)
+    assert line is not None
+    assert line.intercept_s == pytest.approx(0.001)
+    assert line.slope_s_per_byte == pytest.approx(2e-9)
+    assert line.num_samples == 28
+
+
+@pytest.mark.parametrize("samples", [[], [(1, 1.0)], [(5, 1.0), (5, 2.0)], [(1, 2.0), (2, 1.0)]])
+def test_no_line_where_the_samples_determine_none(samples: list[tuple[int, float]]) -> None:
+    assert fit_line(samples) is None
+
+
+def test_an_assumed_class_takes_what_was_measured() -> None:
+    assumed = host_graph({"a": [0, 1], "b": [2, 3]})
+    real = LinkCost(alpha_s=30e-6, bandwidth_bytes_per_s=4e8)
+    fit = fit_class(
+        native.plan(assumed, 1), assumed, times(assumed.with_class_cost("ethernet", real))
+    )
+    assert fit is not None
+    assert fit.link_class == "ethernet"
+    assert fit.measured.bandwidth_bytes_per_s == pytest.approx(4e8, rel=1e-6)
+    assert fit.measured.alpha_s == pytest.approx(30e-6, rel=1e-6)
+    assert fit.planned == fit.measured
+    learned = assumed.with_class_cost(fit.link_class, fit.planned)
+    assert learned.version == assumed.version + 1
+    assert predict(native.plan(learned, 1), learned, 10**6).time_s == pytest.approx(
+        predict(native.plan(assumed, 1), assumed.with_class_cost("ethernet", real), 10**6).time_s
+    )
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_a_declared_class_never_becomes_faster_than_declared(factor: float) -> None:
+    declared = racks([0, 2, 1, 3], uplink=1, per_rack=2)
+    links = [
+        Link(
+            link.src,
+            link.dst,
+            LinkCost(alpha_s=0.0, bandwidth_bytes_per_s=link.cost.bandwidth_bytes_per_s * factor),
+        )
+        for link in declared.links
+    ]
+    fit = fit_class(native.plan(declared, 1), declared, times(LinkGraph(declared.nodes, links)))
+    assert fit is not None
+    assert fit.measured.bandwidth_bytes_per_s == pytest.approx(1e9 * factor)
+    assert fit.planned.bandwidth_bytes_per_s == pytest.approx(1e9 * min(1, factor))
+
+
+def test_a_fitted_class_says_that_it_was_measured() -> None:
+    graph = racks([0, 1, 2, 3], uplink=1, per_rack=2)
+    fitted = graph.with_class_cost("ethernet", graph.links[0].cost)
+    assert {link.provenance for link in fitted.links} == {Provenance.MEASURED}

@@ -1,0 +1,157 @@
+"""What must hold on any graph, checked on random ones and against brute force."""
+
+from itertools import combinations, permutations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.topology.graphs import GB, both_ways, random_graphs
+from trainmesh.errors import PlanError
+from trainmesh.topology import ring
+from trainmesh.topology.bound import bound
+from trainmesh.topology.cost import predict
+from trainmesh.topology.graph import LinkGraph, Node
+from trainmesh.topology.planner import choose
+from trainmesh.topology.validate import validate
+from trainmesh.types import Plan
+
+NBYTES = 10**8
+thorough = settings(
+    derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def brute_force_bound_s(graph: LinkGraph) -> float:
+    """All cuts, and the volume bound, straight from their definitions."""
+    names = [node.name for node in graph.nodes]
+    ranks = {graph.rank_node(rank) for rank in range(graph.world_size)}
+    least = float("inf")
+    for size in range(1, len(names)):
+        for inside in combinations(names, size):
+            if 0 < len(ranks & set(inside)) < len(ranks):
+                out = sum(
+                    link.cost.bandwidth_bytes_per_s
+                    for link in graph.links
+                    if link.src in inside and link.dst not in inside
+                )
+                least = min(least, out)
+    egress = sum(li.cost.bandwidth_bytes_per_s for li in graph.links if li.src in ranks)
+    ingress = sum(li.cost.bandwidth_bytes_per_s for li in graph.links if li.dst in ranks)
+    volume_s = 2 * (len(ranks) - 1) * NBYTES / min(egress, ingress)
+    return max(NBYTES / least, volume_s)
+
+
+@thorough
+@given(random_graphs(max_ranks=5))
+def test_bound_agrees_with_brute_force(graph: LinkGraph) -> None:
+    assert bound(graph, NBYTES).time_s == pytest.approx(brute_force_bound_s(graph), rel=1e-9)
+
+
+@thorough
+@given(random_graphs(max_ranks=6))
+def test_ring_order_is_the_best_of_all(graph: LinkGraph) -> None:
+    plan = ring.plan(graph, NBYTES)
+    if plan is None:
+        return
+    [stage] = predict(plan, graph, NBYTES).stages
+    for rest in permutations(range(1, graph.world_size)):
+        [other] = predict(replace(plan, order=(0, *rest)), graph, NBYTES).stages
+        assert stage.transfer_s(NBYTES) <= other.transfer_s(NBYTES) * (1 + 1e-9)
+
+
+@thorough
+@given(random_graphs(max_ranks=10))
+def test_every_candidate_is_proven_and_never_beats_the_bound(graph: LinkGraph) -> None:
+    choice = choose(graph, [NBYTES, 1000])
+    for plan in choice.candidates:
+        validate(plan, graph.world_size)
+        assert 0 < plan.efficiency <= 1 + 1e-9
+    assert choice.chosen in {plan.algorithm for plan in choice.candidates}
+    assert choice == choose(graph, [NBYTES, 1000])
+
+
+@thorough
+@given(random_graphs(max_ranks=6), st.randoms(use_true_random=False))
+def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
+    graph: LinkGraph, draw
+) -> None:
+    numbers = list(range(graph.world_size))
+    draw.shuffle(numbers)
+    nodes = [Node(n.name, n.kind, None if n.rank is None else numbers[n.rank]) for n in graph.nodes]
+    other = LinkGraph(nodes, graph.links)
+    assert bound(other, NBYTES).time_s == pytest.approx(bound(graph, NBYTES).time_s)
+    first, second = ring.plan(graph, NBYTES), ring.plan(other, NBYTES)
+    if first is not None and second is not None:
+        transfer = [
+            predict(plan, g, NBYTES).stages[0].transfer_s(NBYTES)
+            for plan, g in ((first, graph), (second, other))
+        ]
+        assert transfer[0] == pytest.approx(transfer[1])
+
+
+@thorough
+@given(random_graphs(max_ranks=5), st.data())
+def test_one_link_more_never_makes_the_bound_worse(graph: LinkGraph, data: st.DataObject) -> None:
+    names = [node.name for node in graph.nodes]
+    have = {(link.src, link.dst) for link in graph.links}
+    missing = [(a, b) for a in names for b in names if a < b and (a, b) not in have]
+    if not missing:
+        return
+    a, b = data.draw(st.sampled_from(missing))
+    more = LinkGraph(graph.nodes, [*graph.links, *both_ways(a, b, 5)])
+    assert bound(more, NBYTES).time_s <= bound(graph, NBYTES).time_s * (1 + 1e-9)
+
+
+@thorough
+@given(random_graphs(max_ranks=5), st.sampled_from([0.5, 3.0]))
+def test_the_bound_scales_with_the_links(graph: LinkGraph, factor: float) -> None:
+    faster = graph
+    for link_class in {link.link_class for link in graph.links}:
+        assert link_class == "ethernet"
+    links = [
+        type(link)(
+            link.src,
+            link.dst,
+            replace(link.cost, bandwidth_bytes_per_s=link.cost.bandwidth_bytes_per_s * factor),
+        )
+        for link in graph.links
+    ]
+    faster = LinkGraph(graph.nodes, links)
+    expected = bound(graph, NBYTES).time_s / factor
+    assert bound(faster, NBYTES).time_s == pytest.approx(expected)
+    assert min(link.cost.bandwidth_bytes_per_s for link in links) >= 0.5 * GB
+
+
+def plan(algorithm: str, order: tuple[int, ...], *islands: tuple[int, ...]) -> Plan:
+    return Plan(algorithm=algorithm, world_size=len(order), order=order, islands=islands)
+
+
+@pytest.mark.parametrize("world_size", [*range(1, 10), 16, 24, 64])
+def test_built_in_schedules_are_all_reduces_at_any_size(world_size: int) -> None:
+    order = tuple(range(world_size))
+    validate(plan("native", order), world_size)
+    validate(plan("ring", order[::-1]), world_size)
+    for size in range(1, world_size + 1):
+        islands = [order[i : i + size] for i in range(0, world_size, size)]
+        validate(plan("hierarchical", order, *islands), world_size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (plan("ring", (0, 1)), "2 ranks"),
+        (plan("ring", (0, 1, 1)), "permutation"),
+        (plan("ring", (0, 1, 3)), "permutation"),
+        (plan("native", (0, 2, 1)), "rank order"),
+        (plan("hierarchical", (0, 1, 2)), "islands"),
+        (plan("hierarchical", (0, 1, 2), (0, 1)), "partition"),
+        (plan("hierarchical", (0, 1, 2), (0, 1), (1, 2)), "partition"),
+        (plan("hierarchical", (0, 1, 2), (0, 1, 2), ()), "empty"),
+        (plan("ring", (0, 1, 2), (0, 1, 2)), "hierarchical plans only"),
+    ],
+)
+def test_malformed_plans_are_refused_with_the_reason(wrong: Plan, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        validate(wrong, 3)

@@ -1,0 +1,97 @@
+"""The reference table, exact."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.topology.graphs import racks, star
+from trainmesh.topology import hierarchical, native, ring
+from trainmesh.topology.bound import bound
+from trainmesh.topology.cost import busbw_bytes_per_s, predict
+from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.planner import choose
+from trainmesh.types import Plan
+
+TABLE = tomllib.loads(Path(__file__).with_name("reference.toml").read_text())
+NBYTES = 10**9
+
+
+def algbw(plan: Plan | None, graph: LinkGraph) -> float:
+    assert plan is not None
+    return NBYTES / predict(plan, graph, NBYTES).time_s / 1e9
+
+
+@pytest.mark.parametrize("case", TABLE["star"], ids=lambda case: str(case["nics"]))
+def test_stars(case: dict) -> None:
+    graph = star(case["nics"])
+    assert algbw(ring.plan(graph, NBYTES), graph) == pytest.approx(case["ring"], rel=1e-6)
+    assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(case["bound"], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", TABLE["racks"], ids=lambda case: f"uplink {case['uplink']}")
+def test_racks(case: dict) -> None:
+    contiguous = racks(range(8), uplink=case["uplink"])
+    interleaved = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=case["uplink"])
+    near = {"rel": 1e-6}
+    for graph in (contiguous, interleaved):
+        limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
+        assert limit == pytest.approx(case["bound"], **near)
+        best = algbw(ring.plan(graph, NBYTES), graph)
+        assert best == pytest.approx(case["contiguous"], **near)
+    assert algbw(native.plan(contiguous, 1), contiguous) == pytest.approx(
+        case["contiguous"], **near
+    )
+    assert algbw(native.plan(interleaved, 1), interleaved) == pytest.approx(
+        case["interleaved"], **near
+    )
+    if "hierarchical" in case:
+        plan = hierarchical.plan(interleaved, NBYTES)
+        assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], **near)
+
+
+def test_rank_order_by_host_name_doubles_the_load_of_the_uplinks() -> None:
+    """node1, node10, ... sorted as text: torchrun's rank order on 4 racks of 4 hosts."""
+    hosts = [f"node{i}" for i in range(1, 17)]
+    rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
+    graph = racks([rank_of[host] for host in hosts], uplink=50, nic=100)
+    assert algbw(native.plan(graph, 1), graph) == pytest.approx(40 / 3, rel=1e-6)
+    assert algbw(ring.plan(graph, 1), graph) == pytest.approx(80 / 3, rel=1e-6)
+    assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(100 / 3, rel=1e-6)
+
+
+def test_the_choice_explains_itself() -> None:
+    graph = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=10)
+    choice = choose(graph, [NBYTES])
+    assert choice.chosen == "hierarchical"
+    [winner, *_] = choice.candidates
+    assert winner.efficiency == pytest.approx(0.625)
+    assert winner.bound_kind == "cut"
+    assert set(winner.bound_cut) in (
+        {"leaf0", "h0", "h1", "h2", "h3"},
+        {"leaf1", "h4", "h5", "h6", "h7"},
+        {"core", "leaf0", "h0", "h1", "h2", "h3"},
+        {"core", "leaf1", "h4", "h5", "h6", "h7"},
+    )
+    words = " ".join(choice.explain)
+    for part in ("leaf", "10.000 GB/s", "62.5%", "Chosen: hierarchical"):
+        assert part in words
+
+
+def test_native_stays_where_nothing_is_to_be_gained() -> None:
+    assert choose(star([10] * 4), [NBYTES]).chosen == "native"
+    assert choose(star([10]), [NBYTES]).chosen == "native"
+    assert choose(star([10] * 4), [NBYTES], only="ring").chosen == "ring"
+    # Within the margin is not enough.
+    graph = racks([0, 2, 1, 3], uplink=40, nic=25, per_rack=2)
+    assert choose(graph, [NBYTES], margin=0.05).chosen == "ring"
+    assert choose(graph, [NBYTES], margin=0.5).chosen == "native"
+
+
+def test_calibration_decides_by_what_executors_really_do() -> None:
+    graph = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=10)
+    assert choose(graph, [NBYTES], calibration={"hierarchical": 2.0}).chosen == "ring"
+
+
+def test_busbw_is_that_of_nccl_tests() -> None:
+    assert busbw_bytes_per_s(8e9, 1.0, 8) == pytest.approx(14e9)
