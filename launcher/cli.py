@@ -46,7 +46,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = _load(name) if name == command else None
-        parents = module.parent_parsers() if hasattr(module, "parent_parsers") else []
+        parents = getattr(module, "parent_parsers", list)()
         chosen = commands.add_parser(
             name, help=summary, description=summary, parents=parents, add_help=not parents
         )
@@ -70,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv or os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+    debug = os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
     try:
         command = next((word for word in argv if not word.startswith("-")), None)
         args = build_parser(command).parse_args(argv)
-        debug = args.debug or os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+        debug = args.debug = args.debug or debug
         code: int = args.run(args)
         sys.stdout.flush()
         return code

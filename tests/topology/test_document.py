@@ -97,7 +97,7 @@ def change(old: str, new: str) -> str:
         ("version: 1\nnodes: !!python/object/apply:os.system [ls]\nlinks: []", "mapping"),
         (
             "{version: 1, nodes: {s: {kind: switch}, t: {kind: switch}}, "
-            + "links: [{src: s, dst: t, bandwidth_GBps: 1}]}",
+            "links: [{src: s, dst: t, bandwidth_GBps: 1}]}",
             "no node has kind rank",
         ),
     ],
