@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from trainmesh import __version__
 from trainmesh.errors import TrainmeshError
+from trainmesh.launcher.signals import INTERRUPTED
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -27,8 +28,6 @@ COMMANDS = {
     "explain": "the plan in force, and why",
     "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
 }
-INTERRUPTED = 130
-"""What a shell reports for a program that was ended by Ctrl-C."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainmesh.errors import ConfigError, StoreError
-from trainmesh.launcher import target
+from trainmesh.launcher import signals, target
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
 
@@ -29,7 +29,8 @@ ETCD_CHECK_S = 15.0
 
 def parent_parsers() -> list[ArgumentParser]:
     """Torchrun's own parser: every flag of torchrun is one of ours."""
-    from trainmesh.launcher import torchrun
+    with signals.exiting():
+        from trainmesh.launcher import torchrun
 
     return [torchrun.parser()]
 
@@ -126,13 +127,19 @@ def _description(settings: LaunchSettings, config: LaunchConfig, command: list[s
         "job": settings.job,
         "node": settings.node,
         "workers": f"{config.nproc_per_node} on each of {nodes} nodes",
-        "rendezvous": f"{config.rdzv_backend} {config.rdzv_endpoint}".strip(),
+        "rendezvous": _meeting_point(config),
         "worker": shlex.join(command),
         "etcd": settings.etcd or "embedded, started on this machine",
         "topology": settings.topology or "none declared",
         "plan": f"{settings.plan}, margin {settings.margin:g}, cadence {settings.cadence}",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
+
+
+def _meeting_point(config: LaunchConfig) -> str:
+    if config.max_nodes == 1:
+        return "on this machine"
+    return f"{config.rdzv_backend} at {config.rdzv_endpoint or 'its default'}"
 
 
 def _check_target(args: Namespace) -> None:
@@ -148,7 +155,9 @@ def _make_writable(directory: Path, flag: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag} {directory}: {error.strerror}") from error
+        raise ConfigError(
+            f"{flag} {directory}: not a directory, and can't be made one ({error.strerror})"
+        ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
 

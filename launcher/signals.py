@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["hold", "raising"]
+__all__ = ["INTERRUPTED", "exiting", "hold", "raising"]
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: what a shell reports for a program that SIGINT has ended."""
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+@contextmanager
+def exiting() -> Iterator[None]:
+    """Ctrl-C ends the process on the spot. For the import of torch, before anything has been
+    started: a KeyboardInterrupt in there can come out as an ImportError."""
+    before = signal.signal(signal.SIGINT, _exit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -35,6 +49,11 @@ def hold() -> None:
     for number in (signal.SIGINT, *ENDING):
         # Not SIG_IGN: a process that is started now would inherit that.
         signal.signal(number, _nothing)
+
+
+def _exit_now(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, b"trainmesh: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

@@ -38,8 +38,9 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
     Raises:
         ConfigError: torchrun refuses a flag's value.
     """
-    # Torchrun makes the log directory while it reads the flags; this is only a look.
-    copy = argparse.Namespace(**{**vars(args), "log_dir": os.devnull})
+    # Only a look: torchrun would make the log directory; and it sets its default port later.
+    changed = {"log_dir": os.devnull, "master_port": args.master_port or 29500}
+    copy = argparse.Namespace(**{**vars(args), **changed})
     try:
         with _quiet():
             config, command, arguments = torch_run.config_from_args(copy)

@@ -138,9 +138,11 @@ def _lines(graph: LinkGraph, places: dict[str, tuple[float, float]], hot: set[st
         )
         slowest = min(links, key=lambda link: link.cost.bandwidth_bytes_per_s)
         style = "hot-text" if is_hot else "label"
-        y = (y1 + y2) / 2 - (6 if y1 == y2 else 0)
+        # Nearer to the lower end, where the lines of a switch are further apart.
+        share = 0.62 if y2 > y1 else 0.38
+        x, y = x1 + share * (x2 - x1), y1 + share * (y2 - y1) - (6 if y1 == y2 else 0)
         labels.append(
-            f'<text class="{style}" x="{(x1 + x2) / 2:.1f}" y="{y:.1f}">{_speed(slowest)}</text>'
+            f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>'
         )
     return lines + (labels if len(labels) <= 64 else [])
 
