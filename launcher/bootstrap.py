@@ -68,7 +68,7 @@ def _run_script(argv: list[str]) -> None:
     if get_importer(script) is not None:
         import runpy
 
-        sys.path.insert(0, argv[0])
+        sys.path.insert(0, script)
         _fresh_main()
         runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined]
         return

@@ -71,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
     try:
-        command = next((word for word in argv if not word.startswith("-")), None)
-        args = build_parser(command).parse_args(argv)
-        debug = args.debug = args.debug or debug
-        code: int = args.run(args)
-        sys.stdout.flush()
-        return code
+        try:
+            command = next((word for word in argv if not word.startswith("-")), None)
+            args = build_parser(command).parse_args(argv)
+            debug = args.debug = args.debug or debug
+            code: int = args.run(args)
+            return code
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe is caught
     except TrainmeshError as error:
         if debug:
             traceback.print_exc()

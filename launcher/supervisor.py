@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from trainmesh.launcher.service import Service, last_line, restart_delay_s
 
-__all__ = ["Supervisor", "say"]
+__all__ = ["Keeper", "Supervisor", "say"]
 
 POLL_S = 0.1
 STOP_S = 20.0
@@ -35,7 +35,7 @@ class Supervisor:
 
     def __init__(self, services: Sequence[Service], prepare: Callable[[], object]) -> None:
         self._prepare = prepare
-        self._keepers = [_Keeper(service) for service in services]
+        self._keepers = [Keeper(service) for service in services]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -61,8 +61,8 @@ class Supervisor:
                 keeper.service.process.stop()
 
 
-class _Keeper:
-    """Starts one service, and again when it has ended."""
+class Keeper:
+    """Starts one service, and again when it has ended, until it has ended too often."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

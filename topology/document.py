@@ -1,26 +1,47 @@
 """Topology documents: YAML or JSON text to a LinkGraph, and back. See docs/topology.md.
 
-Values are taken from the parser's nodes one by one, so that every complaint names its line, and
-nothing but plain text, numbers and booleans is ever made from a file.
+::
+
+    version: 1
+    nodes:
+      g0: {kind: rank}             # or switch, nic, host; optional rank: 0 (default: in order)
+      sw: {kind: switch}
+    links:                         # bandwidth_GBps in 10^9 byte/s, or bandwidth_gbps in 10^9 bit/s
+      - {src: g0, dst: sw, bandwidth_GBps: 25, alpha_us: 5, duplex: true, class: ethernet}
+
+``duplex`` (default true) declares both directions, ``alpha_us`` defaults to 0, ``class`` to
+ethernet. ``graph_version`` and a link's ``source`` are written by ``dump`` only. Every complaint
+names its line.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import TypeVar
 
 from trainmesh.errors import GraphError
-from trainmesh.topology.graph import MAX_LINKS, Kind, Link, LinkGraph, Node, Provenance
-from trainmesh.types import LinkCost
+from trainmesh.topology.graph import (
+    MAX_LINKS,
+    Kind,
+    Link,
+    LinkGraph,
+    Node,
+    Provenance,
+    link_problem,
+    node_problem,
+)
+from trainmesh.topology.text import Item, parse
+from trainmesh.types import MAX_INT, LinkCost
 
 __all__ = ["MAX_BYTES", "dump", "load", "load_file"]
 
-MAX_BYTES = 256 * 1024 * 1024
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_BYTES = 128 * 1024 * 1024
+LINK_KEYS = (
+    *("src", "dst", "bandwidth_GBps", "bandwidth_gbps", "alpha_us", "duplex", "class", "source"),
+)
+SCALES = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
 T = TypeVar("T")
 
 
@@ -31,9 +52,11 @@ def load_file(path: Path) -> LinkGraph:
         GraphError: it can't be read, or is not a valid document.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
             raise GraphError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except OSError as error:
         raise GraphError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -48,36 +71,21 @@ def load(text: str, *, source: str) -> LinkGraph:
         GraphError: not YAML or JSON, not of the documented form, or not a usable graph; the
             message begins with ``source`` and, where there is one, the line.
     """
-    reader = _Reader(source)
+    root = parse(text, source=source)
     try:
-        root = yaml.compose(text, Loader=Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise GraphError(f"{source}{line}: not valid YAML: {problem}") from error
-    if root is None:
-        raise GraphError(f"{source}: the document is empty")
-    fields = reader.mapping(root, "the document", {"version", "graph_version", "nodes", "links"})
-    if "version" not in fields or reader.scalar(fields["version"], "version") != 1:
-        raise GraphError(f"{source}: version must be 1")
-    version = (
-        reader.scalar(fields["graph_version"], "graph_version")
-        if ("graph_version" in fields)
-        else 1
-    )
-    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
-        raise GraphError(f"{source}: graph_version must be a whole number")
-    nodes = _nodes(reader, fields.get("nodes"))
-    links = _links(reader, fields.get("links"))
-    try:
-        return LinkGraph(nodes, links, version=version)
+        return _graph(root)
+    except _Problem as problem:
+        raise GraphError(f"{source}:{problem.line}: {problem}") from problem
     except GraphError as error:
         raise GraphError(f"{source}: {error}") from error
 
 
 def dump(graph: LinkGraph) -> dict[str, object]:
-    """``graph`` as a document of plain built-ins that ``load`` reads back from its JSON."""
+    """``graph`` as a document of plain built-ins that ``load`` reads back from its JSON.
+
+    Costs have 12 significant digits, so that the graph read back has the same digest although
+    the units differ.
+    """
     return {
         "version": 1,
         "graph_version": graph.version,
@@ -90,8 +98,8 @@ def dump(graph: LinkGraph) -> dict[str, object]:
             {
                 "src": link.src,
                 "dst": link.dst,
-                "bandwidth_GBps": link.cost.bandwidth_bytes_per_s / 1e9,
-                "alpha_us": link.cost.alpha_s * 1e6,
+                "bandwidth_GBps": float(f"{link.cost.bandwidth_bytes_per_s / 1e9:.11e}"),
+                "alpha_us": float(f"{link.cost.alpha_s * 1e6:.11e}"),
                 "class": link.link_class,
                 "source": link.provenance.name.lower(),
                 "duplex": False,
@@ -101,156 +109,94 @@ def dump(graph: LinkGraph) -> dict[str, object]:
     }
 
 
-class _Reader:
-    """Takes values from YAML nodes; every complaint names source and line."""
+class _Problem(Exception):
+    """What is wrong at ``line``."""
 
-    def __init__(self, source: str) -> None:
-        self._source = source
-
-    def fail(self, node: yaml.Node, text: str) -> GraphError:
-        return GraphError(f"{self._source}:{node.start_mark.line + 1}: {text}")
-
-    def mapping(
-        self, node: yaml.Node, what: str, allowed: set[str] | None = None
-    ) -> dict[str, yaml.Node]:
-        """Keys (text) and value nodes; duplicate and unknown keys are refused."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"{what} must be a mapping")
-        fields: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise self.fail(key, f"{what}: keys must be text")
-            if key.value in fields:
-                raise self.fail(key, f"{what}: {key.value!r} is there twice")
-            if allowed is not None and key.value not in allowed:
-                names = ", ".join(sorted(allowed))
-                raise self.fail(key, f"{what}: unknown key {key.value!r}; known are {names}")
-            fields[str(key.value)] = value
-        return fields
-
-    def sequence(self, node: yaml.Node, what: str) -> list[yaml.Node]:
-        if not isinstance(node, yaml.SequenceNode):
-            raise self.fail(node, f"{what} must be a list")
-        return list(node.value)
-
-    def scalar(self, node: yaml.Node, what: str) -> object:
-        if not isinstance(node, yaml.ScalarNode):
-            raise self.fail(node, f"{what} must be a single value")
-        try:
-            value: object = yaml.SafeLoader("").construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            raise self.fail(node, f"{what}: {str(error).splitlines()[0]}") from error
-        return value
-
-    def text(self, node: yaml.Node, what: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value or len(node.value) > 256:
-            raise self.fail(node, f"{what} must be text of 1 to 256 characters")
-        return str(node.value)
-
-    def number(self, node: yaml.Node, what: str, *, positive: bool) -> float:
-        value = self.scalar(node, what)
-        # YAML 1.1 reads 1e9 without a dot as text.
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                pass
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail(node, f"{what} must be a number, not {value!r}")
-        if not math.isfinite(value) or value < 0 or (positive and value == 0):
-            wanted = "a positive" if positive else "a non-negative"
-            raise self.fail(node, f"{what} must be {wanted} finite number, not {value!r}")
-        return float(value)
-
-    def one_of(self, node: yaml.Node, what: str, choices: dict[str, T]) -> T:
-        text = self.text(node, what)
-        if text not in choices:
-            raise self.fail(node, f"{what} must be one of {', '.join(choices)}, not {text!r}")
-        return choices[text]
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
 
 
-def _nodes(reader: _Reader, node: yaml.Node | None) -> list[Node]:
-    if node is None:
-        raise GraphError(f"{reader._source}: nodes is missing")
-    nodes: list[Node] = []
+def _graph(root: Item) -> LinkGraph:
+    fields = _mapping(root, "the document", ("version", "graph_version", "nodes", "links"))
+    version = fields.get("version")
+    if version is None or version.value != "1":
+        raise _Problem(root.line if version is None else version.line, "version must be 1")
+    if "nodes" not in fields:
+        raise _Problem(root.line, "nodes is missing")
+    graph_version = 1
+    if "graph_version" in fields:
+        graph_version = _whole(fields["graph_version"], "graph_version", at_most=MAX_INT)
+    nodes = _nodes(fields["nodes"])
+    links = _links(fields["links"], nodes) if "links" in fields else []
+    return LinkGraph(nodes.values(), links, version=graph_version)
+
+
+def _nodes(item: Item) -> dict[str, Node]:
+    nodes: dict[str, Node] = {}
+    owner: dict[int, str] = {}
     next_rank = 0
-    for name, value in reader.mapping(node, "nodes").items():
-        fields = reader.mapping(value, f"node {name!r}", {"kind", "rank"})
-        if "kind" not in fields:
-            raise reader.fail(value, f"node {name!r}: kind is missing")
-        kinds = {kind.value: kind for kind in Kind}
-        kind = reader.one_of(fields["kind"], f"node {name!r}: kind", kinds)
+    for name, entry in _mapping(item, "nodes").items():
+        what = f"node {name[:40]!r}"
+        fields = _mapping(entry, what, ("kind", "rank"))
+        kind = _one_of(_required(entry, fields, "kind", what), f"{what}: kind", Kind)
         rank = None
-        if kind is Kind.RANK:
-            rank = _rank(reader, fields["rank"], name) if "rank" in fields else next_rank
+        if "rank" in fields:
+            rank = _whole(fields["rank"], f"{what}: rank", at_most=MAX_LINKS)
+        elif kind is Kind.RANK:
+            rank = next_rank
+        node = Node(name, kind, rank)
+        if problem := node_problem(node, nodes):
+            raise _Problem(entry.line, problem)
+        if rank is not None:
+            if rank in owner:
+                raise _Problem(entry.line, f"{what}: rank {rank} is that of node {owner[rank]!r}")
+            owner[rank] = name
             next_rank = rank + 1
-        elif "rank" in fields:
-            raise reader.fail(value, f"node {name!r}: only nodes of kind rank have a rank")
-        nodes.append(Node(name, kind, rank))
+        nodes[name] = node
     return nodes
 
 
-def _rank(reader: _Reader, node: yaml.Node, name: str) -> int:
-    value = reader.number(node, f"node {name!r}: rank", positive=False)
-    if value != int(value):
-        raise reader.fail(node, f"node {name!r}: rank must be a whole number")
-    return int(value)
+def _links(item: Item, nodes: Mapping[str, Node]) -> list[Link]:
+    if not isinstance(item.value, list):
+        raise _Problem(item.line, "links must be a list")
+    if len(item.value) > MAX_LINKS:
+        text = f"{len(item.value)} links, more than the {MAX_LINKS} allowed"
+        raise _Problem(item.line, text)
+    links: dict[str, Link] = {}
+    for entry in item.value:
+        for link in _link(entry):
+            if problem := link_problem(link, nodes, links):
+                raise _Problem(entry.line, problem)
+            links[link.name] = link
+    return list(links.values())
 
 
-def _links(reader: _Reader, node: yaml.Node | None) -> Iterator[Link]:
-    if node is None:
-        return
-    entries = reader.sequence(node, "links")
-    if len(entries) > MAX_LINKS:
-        raise reader.fail(node, f"{len(entries)} links, more than the {MAX_LINKS} allowed")
-    for number, entry in enumerate(entries):
-        yield from _link(reader, entry, f"link {number}")
-
-
-def _link(reader: _Reader, entry: yaml.Node, what: str) -> list[Link]:
-    allowed = {
-        *("src", "dst", "bandwidth_GBps", "bandwidth_gbps", "alpha_us", "duplex", "class"),
-        "source",
-    }
-    fields = reader.mapping(entry, what, allowed)
-    for required in ("src", "dst"):
-        if required not in fields:
-            raise reader.fail(entry, f"{what}: {required} is missing")
-    src, dst = (reader.text(fields[end], f"{what}: {end}") for end in ("src", "dst"))
-    what = f"link {src}->{dst}"
-    if ("bandwidth_GBps" in fields) == ("bandwidth_gbps" in fields):
-        raise reader.fail(entry, f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
-    scale = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
-    unit = next(name for name in scale if name in fields)
-    cost = LinkCost(
-        alpha_s=_optional(
-            fields,
-            "alpha_us",
-            0.0,
-            lambda n: 1e-6 * reader.number(n, f"{what}: alpha_us", positive=False),
-        ),
-        bandwidth_bytes_per_s=scale[unit]
-        * reader.number(fields[unit], f"{what}: {unit}", positive=True),
+def _link(entry: Item) -> list[Link]:
+    fields = _mapping(entry, "link", LINK_KEYS)
+    src, dst = (
+        _text(_required(entry, fields, end, "link"), f"link: {end}") for end in ("src", "dst")
     )
-    link_class = _optional(fields, "class", "ethernet", lambda n: reader.text(n, f"{what}: class"))
-    sources = {provenance.name.lower(): provenance for provenance in Provenance}
-    provenance = _optional(
-        fields,
-        "source",
-        Provenance.DECLARED,
-        lambda n: reader.one_of(n, f"{what}: source", sources),
-    )
-    both = _optional(
-        fields,
-        "duplex",
-        True,
-        lambda n: reader.one_of(n, f"{what}: duplex", {"true": True, "false": False}),
-    )
-    ends = [(src, dst), (dst, src)] if both else [(src, dst)]
+    what = f"link {src[:40]}->{dst[:40]}"
+    units = [unit for unit in SCALES if unit in fields]
+    if len(units) != 1:
+        raise _Problem(entry.line, f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
+    [unit] = units
+    bandwidth = SCALES[unit] * _number(fields[unit], f"{what}: {unit}", positive=True)
+    alpha_us = 0.0
+    if "alpha_us" in fields:
+        alpha_us = _number(fields["alpha_us"], f"{what}: alpha_us", positive=False)
+    link_class = "ethernet"
+    if "class" in fields:
+        link_class = _text(fields["class"], f"{what}: class")
+    provenance = Provenance.DECLARED
+    if "source" in fields:
+        sources = [known.name.lower() for known in Provenance]
+        name = _one_of(fields["source"], f"{what}: source", dict(zip(sources, sources, strict=True)))
+        provenance = Provenance[name.upper()]
+    duplex = True
+    if "duplex" in fields:
+        duplex = _one_of(fields["duplex"], f"{what}: duplex", {"true": True, "false": False})
+    cost = LinkCost(alpha_s=alpha_us * 1e-6, bandwidth_bytes_per_s=bandwidth)
+    ends = [(src, dst), (dst, src)] if duplex else [(src, dst)]
     return [Link(a, b, cost, link_class, provenance) for a, b in ends]
-
-
-def _optional(
-    fields: dict[str, yaml.Node], name: str, default: T, read: Callable[[yaml.Node], T]
-) -> T:
-    return read(fields[name]) if name in fields else default

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+from functools import cached_property
 
 import networkx as nx
 
 from trainmesh.errors import GraphError
 from trainmesh.types import MAX_RANKS, LinkCost
 
-__all__ = ["MAX_LINKS", "Kind", "Link", "LinkGraph", "Node", "Provenance", "host_graph"]
+__all__ = [
+    "MAX_LINKS",
+    "Kind",
+    "Link",
+    "LinkGraph",
+    "Node",
+    "Provenance",
+    "host_graph",
+    "link_problem",
+    "node_problem",
+]
 
-MAX_LINKS = 1_000_000
+MAX_LINKS = 500_000
+"""Directed links; a cluster of 16 384 GPUs with their NICs has about 200 000."""
+MAX_NAME = 256
 REFERENCE_BYTES = 1_000_000
 """Message size for which the cheapest path between two ranks is chosen."""
 FORWARDING_PENALTY_S = 1e6
 """Makes a path through another rank the last resort: ranks compute, switches forward."""
 
 LOOPBACK = LinkCost(alpha_s=50e-6, bandwidth_bytes_per_s=2e9)
+"""Gloo between processes of one host: a few copies through the kernel."""
 ETHERNET = LinkCost(alpha_s=100e-6, bandwidth_bytes_per_s=1.25e9)
+"""10 Gbit/s through the kernel's TCP, the least that clusters have."""
 
 
 class Kind(StrEnum):
@@ -65,22 +81,51 @@ class Link:
         return f"{self.src}->{self.dst}"
 
 
+def node_problem(node: Node, others: Mapping[str, Node]) -> str | None:
+    """What is wrong with adding ``node`` to ``others`` (by name); None if nothing is."""
+    if not node.name.isprintable() or not 0 < len(node.name) <= MAX_NAME or "->" in node.name:
+        return f"node {node.name[:40]!r}: a name has 1 to {MAX_NAME} printable characters, no '->'"
+    if node.name in others:
+        return f"node {node.name!r} is there twice"
+    if (node.rank is None) is (node.kind is Kind.RANK):
+        return f"node {node.name!r}: nodes of kind rank have a rank, and only they"
+    return None
+
+
+def link_problem(link: Link, nodes: Collection[str], others: Collection[str]) -> str | None:
+    """What is wrong with adding ``link`` to a graph that has ``nodes`` and the links ``others``
+    (by name); None if nothing is."""
+    for end in (link.src, link.dst):
+        if end not in nodes:
+            return f"link {link.name}: there is no node {end!r}"
+    if link.src == link.dst:
+        return f"link {link.name} leads to itself"
+    if link.name in others:
+        return f"link {link.name} is there twice"
+    if not 0 < link.cost.bandwidth_bytes_per_s < math.inf:
+        return f"link {link.name}: the bandwidth must be positive and finite"
+    if not 0 <= link.cost.alpha_s < math.inf:
+        return f"link {link.name}: alpha must be non-negative and finite"
+    return None
+
+
 class LinkGraph:
     """A versioned, immutable, connected graph in which the ranks are 0..world_size-1.
 
     Raises:
-        GraphError: an unknown or duplicate node or link, ranks that are not 0..N-1, or a rank
-            that can't reach another one.
+        GraphError: a wrong, unknown or duplicate node or link, too many links, ranks that are
+            not 0..N-1, or a rank that can't reach another one.
     """
 
     def __init__(self, nodes: Iterable[Node], links: Iterable[Link], *, version: int = 1) -> None:
         self.version = version
         self.nodes = tuple(nodes)
         self.links = tuple(links)
-        self._by_name = {link.name: link for link in self.links}
+        self._by_name: dict[str, Link] = {}
         self._graph = self._build()
         self._rank_nodes = self._number_ranks()
         self._check_connected()
+        self._sources: dict[int, dict[str, str]] = {}
         self._paths: dict[tuple[int, int], tuple[Link, ...]] = {}
 
     @property
@@ -95,6 +140,19 @@ class LinkGraph:
         """The link called ``src->dst``."""
         return self._by_name[name]
 
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of nodes and links, whatever the version: equal graphs, equal digests.
+        Costs count to 12 significant digits, as many as survive a topology document."""
+        digest = hashlib.sha256()
+        for node in sorted(self.nodes, key=lambda node: node.name):
+            digest.update(f"{node.name}\0{node.kind}\0{node.rank}\n".encode())
+        for link in sorted(self.links, key=lambda link: link.name):
+            cost = f"{link.cost.bandwidth_bytes_per_s:.11e}\0{link.cost.alpha_s:.11e}"
+            words = f"{link.name}\0{cost}\0{link.link_class}\0{link.provenance}\n"
+            digest.update(words.encode())
+        return digest.hexdigest()
+
     def digraph(self) -> nx.DiGraph[str]:
         """A copy for graph algorithms; edges carry ``capacity`` (bytes/s)."""
         return self._graph.copy()
@@ -103,12 +161,13 @@ class LinkGraph:
         """The cheapest path from rank ``src`` to rank ``dst``, through other ranks only where
         there is no other way; ties go to the names that sort first."""
         if (src, dst) not in self._paths:
-            nodes = nx.dijkstra_path(
-                self._graph, self._rank_nodes[src], self._rank_nodes[dst], weight=self._weight
-            )
-            self._paths[src, dst] = tuple(
-                self._by_name[f"{a}->{b}"] for a, b in zip(nodes, nodes[1:], strict=False)
-            )
+            before = self._tree(src)
+            first, name = self._rank_nodes[src], self._rank_nodes[dst]
+            backwards: list[Link] = []
+            while name != first:
+                backwards.append(self._by_name[f"{before[name]}->{name}"])
+                name = before[name]
+            self._paths[src, dst] = tuple(reversed(backwards))
         return self._paths[src, dst]
 
     def with_class_cost(self, link_class: str, cost: LinkCost) -> LinkGraph:
@@ -121,28 +180,37 @@ class LinkGraph:
         ]
         return LinkGraph(self.nodes, links, version=self.version + 1)
 
-    def _weight(self, src: str, dst: str, edge: Mapping[str, float]) -> float:
-        forwards = self._graph.nodes[dst]["kind"] is Kind.RANK
-        cost = self._by_name[f"{src}->{dst}"].cost.time_s(REFERENCE_BYTES)
-        return cost + (FORWARDING_PENALTY_S if forwards else 0.0)
+    def _tree(self, src: int) -> dict[str, str]:
+        """The node before each node on its cheapest path from rank ``src``."""
+        if src not in self._sources:
+            before, _ = nx.dijkstra_predecessor_and_distance(
+                self._graph, self._rank_nodes[src], weight="seconds"
+            )
+            self._sources[src] = {
+                name: min(names, key=_natural) for name, names in before.items() if names
+            }
+        return self._sources[src]
 
     def _build(self) -> nx.DiGraph[str]:
-        graph: nx.DiGraph[str] = nx.DiGraph()
-        for node in sorted(self.nodes, key=lambda node: _natural(node.name)):
-            if node.name in graph:
-                raise GraphError(f"node {node.name!r} is there twice")
-            graph.add_node(node.name, kind=node.kind)
+        if len(self.links) > MAX_LINKS:
+            raise GraphError(f"{len(self.links)} links, more than the {MAX_LINKS} allowed")
+        nodes: dict[str, Node] = {}
+        for node in self.nodes:
+            if problem := node_problem(node, nodes):
+                raise GraphError(problem)
+            nodes[node.name] = node
         for link in self.links:
-            if link.src == link.dst:
-                raise GraphError(f"link {link.name} leads to itself")
-        if len(self._by_name) != len(self.links):
-            [(twice, _)] = Counter(link.name for link in self.links).most_common(1)
-            raise GraphError(f"link {twice} is there twice")
+            if problem := link_problem(link, nodes, self._by_name):
+                raise GraphError(problem)
+            self._by_name[link.name] = link
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        graph.add_nodes_from(sorted(nodes, key=_natural))
         for link in sorted(self.links, key=lambda link: (_natural(link.src), _natural(link.dst))):
-            for end in (link.src, link.dst):
-                if end not in graph:
-                    raise GraphError(f"link {link.name}: there is no node {end!r}")
-            graph.add_edge(link.src, link.dst, capacity=link.cost.bandwidth_bytes_per_s)
+            seconds = link.cost.time_s(REFERENCE_BYTES)
+            if nodes[link.dst].kind is Kind.RANK:
+                seconds += FORWARDING_PENALTY_S
+            capacity = link.cost.bandwidth_bytes_per_s
+            graph.add_edge(link.src, link.dst, capacity=capacity, seconds=seconds)
         return graph
 
     def _number_ranks(self) -> tuple[str, ...]:

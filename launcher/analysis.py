@@ -1,0 +1,320 @@
+"""From a run's record to the numbers of its report. Pure: no clock, no file."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, median
+
+from trainmesh.launcher.analysis_types import (
+    BucketStats,
+    NodeRanks,
+    PlanOutcome,
+    RankSplit,
+    RunAnalysis,
+    SeriesPoint,
+    Spread,
+    TimeSplit,
+)
+from trainmesh.launcher.run_sample import Group, RunSample, Start, collect
+from trainmesh.launcher.skew import rank_skew
+from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
+from trainmesh.topology.cost import busbw_bytes_per_s
+from trainmesh.types import Algorithm, Plan, RecordLine, StepReport
+
+__all__ = ["analyse", "split_of", "spread_of"]
+
+MAX_POINTS = 4_000
+Steps = Sequence[tuple[int, int, Group]]
+
+
+def analyse(lines: Iterable[RecordLine], *, corrupt_lines: int = 0) -> RunAnalysis:
+    """Analyse a record whose valid lines are ``lines``; ``corrupt_lines`` others were left out."""
+    return analyse_sample(collect(lines), corrupt_lines=corrupt_lines)
+
+
+def analyse_sample(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
+    """Analyse what was collected from a record."""
+    start = sample.start
+    hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
+    clocks = {hello.rank: hello.clock for hello in hellos}
+    nodes = {hello.rank: hello.node for hello in hellos}
+    steps = [item for item in start.steps.groups() if item[0] >= FIRST_STEP]
+    world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
+    complete = [item for item in steps if len(item[2]) == world_size]
+    reports = [report for _, _, group in steps for report in group.values()]
+    return RunAnalysis(
+        world_size=world_size,
+        nodes=_nodes(nodes),
+        backend=hellos[0].backend if hellos else "",
+        device=hellos[0].device if hellos else "",
+        job=next((hint.job for hint in sample.hints.values()), ""),
+        num_starts=sample.num_starts,
+        num_modules=len(start.modules),
+        num_steps=max(start.num_steps.values(), default=0),
+        last_step=start.last_step,
+        duration_s=max((end - begin for begin, end in start.span_ns.values()), default=0) / 1e9,
+        step_time=spread_of([_step_time_s(group) for _, _, group in steps]),
+        split=split_of(reports),
+        rank_splits=_rank_splits(reports),
+        buckets=_bucket_stats(complete, world_size),
+        skew=rank_skew([group for _, _, group in complete], clocks, nodes),
+        num_clocks=len(set(clocks.values())),
+        plans=_plans(sample, steps, complete),
+        choice=sample.choice,
+        fits=tuple(sample.fits.values()),
+        graph=sample.graph,
+        link_sources=_link_sources(sample.graph),
+        events=tuple(sample.events),
+        events_omitted=sample.events_omitted,
+        series=_series(steps),
+        lines=sample.lines,
+        corrupt_lines=corrupt_lines,
+        missing=_missing(sample, world_size, reports, complete, corrupt_lines),
+    )
+
+
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """Median and percentiles; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return Spread(
+        median_s=_percentile(ordered, 0.5),
+        p5_s=_percentile(ordered, 0.05),
+        p95_s=_percentile(ordered, 0.95),
+        num_samples=len(ordered),
+    )
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def split_of(reports: Sequence[StepReport]) -> TimeSplit | None:
+    """Mean split of the reports that have bucket times; None if there are none."""
+    parts = [_parts_s(report) for report in reports if report.buckets]
+    if not parts:
+        return None
+    compute_s, hidden_s, exposed, rest_s = (mean(values) for values in zip(*parts, strict=True))
+    return TimeSplit(
+        compute_s=compute_s,
+        hidden_s=hidden_s,
+        exposed_s=exposed,
+        rest_s=rest_s,
+        num_samples=len(parts),
+    )
+
+
+def _parts_s(report: StepReport) -> tuple[float, float, float, float]:
+    """Compute alone, communication behind compute, exposed communication, rest; the end of a
+    CUDA bucket may lie after the next step's begin, then there is no rest."""
+    ready_ns = max(bucket.arrival_ns for bucket in report.buckets)
+    done_ns = max(ready_ns, *(bucket.end_ns for bucket in report.buckets))
+    busy_ns = max(0, ready_ns - report.begin_ns)
+    hidden_ns = min(busy_ns, _hidden_ns(report, ready_ns))
+    rest_ns = max(0, report.end_ns - done_ns)
+    return (busy_ns - hidden_ns) / 1e9, hidden_ns / 1e9, exposed_s(report), rest_ns / 1e9
+
+
+def _hidden_ns(report: StepReport, ready_ns: int) -> int:
+    """Time before ``ready_ns`` during which at least one bucket was being communicated."""
+    covered_ns, until_ns = 0, 0
+    for bucket in sorted(report.buckets, key=lambda bucket: bucket.start_ns):
+        begin_ns, end_ns = max(bucket.start_ns, until_ns), min(bucket.end_ns, ready_ns)
+        if end_ns > begin_ns:
+            covered_ns += end_ns - begin_ns
+            until_ns = end_ns
+    return covered_ns
+
+
+def _rank_splits(reports: Sequence[StepReport]) -> tuple[RankSplit, ...]:
+    by_rank: dict[int, list[StepReport]] = defaultdict(list)
+    for report in reports:
+        by_rank[report.rank].append(report)
+    found = ((rank, split_of(by_rank[rank])) for rank in sorted(by_rank))
+    return tuple(RankSplit(rank=rank, split=split) for rank, split in found if split is not None)
+
+
+def _step_time_s(group: Group) -> float:
+    return median(report.end_ns - report.begin_ns for report in group.values()) / 1e9
+
+
+def _measured(complete: Steps) -> list[tuple[Group, MeasuredStep]]:
+    found = ((group, measure(list(group.values()))) for _, _, group in complete)
+    return [(group, step) for group, step in found if step is not None]
+
+
+def _bucket_stats(complete: Steps, world_size: int) -> tuple[BucketStats, ...]:
+    samples: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+    for group, step in _measured(complete):
+        buckets = next(iter(group.values())).buckets
+        for bucket, (nbytes, transfer_s) in zip(buckets, step.transfers, strict=True):
+            samples[step.epoch, bucket.index, nbytes].append(transfer_s)
+    stats = []
+    for (epoch, index, nbytes), values in sorted(samples.items()):
+        transfer_s = median(values)
+        timed = transfer_s > 0
+        stats.append(
+            BucketStats(
+                epoch=epoch,
+                index=index,
+                nbytes=nbytes,
+                transfer_s=transfer_s,
+                algbw_bytes_per_s=nbytes / transfer_s if timed else 0.0,
+                busbw_bytes_per_s=busbw_bytes_per_s(nbytes, transfer_s, world_size)
+                if timed
+                else 0.0,
+                num_samples=len(values),
+            )
+        )
+    return tuple(stats)
+
+
+def _plans(sample: RunSample, steps: Steps, complete: Steps) -> tuple[PlanOutcome, ...]:
+    outcomes: list[PlanOutcome] = []
+    for epoch in sorted({epoch for _, epoch, _ in steps}):
+        own = [item for item in steps if item[1] == epoch]
+        measured = [step for _, step in _measured([i for i in complete if i[1] == epoch])]
+        before = outcomes[-1] if outcomes else None
+        outcomes.append(_outcome(epoch, _plan_of(sample, epoch), own, measured, before))
+    return tuple(outcomes)
+
+
+def _plan_of(sample: RunSample, epoch: int) -> Plan | None:
+    """The plan of ``epoch``; for epoch 0 native as the first choice has predicted it."""
+    if epoch in sample.hints:
+        return sample.hints[epoch].plan
+    candidates = sample.first_choice.candidates if epoch == 0 and sample.first_choice else ()
+    return next((plan for plan in candidates if plan.algorithm == Algorithm.NATIVE), None)
+
+
+def _outcome(
+    epoch: int,
+    plan: Plan | None,
+    steps: Steps,
+    measured: Sequence[MeasuredStep],
+    before: PlanOutcome | None,
+) -> PlanOutcome:
+    unknown = Algorithm.NATIVE.value if epoch == 0 else "not known"
+    step_time_s = median(_step_time_s(group) for _, _, group in steps)
+    step_transfer_s = median(step.transfer_s for step in measured) if measured else None
+    of_size = [
+        seconds
+        for step in measured
+        for nbytes, seconds in step.transfers
+        if plan is not None and nbytes == plan.nbytes
+    ]
+    measured_s = median(of_size) if of_size else None
+    return PlanOutcome(
+        epoch=epoch,
+        algorithm=plan.algorithm if plan is not None else unknown,
+        plan=plan,
+        first_step=steps[0][0],
+        last_step=steps[-1][0],
+        num_samples=len(steps),
+        step_time_s=step_time_s,
+        split=split_of([report for _, _, group in steps for report in group.values()]),
+        step_transfer_s=step_transfer_s,
+        measured_s=measured_s,
+        measured_efficiency=plan.bound_s / measured_s if plan and measured_s else None,
+        transfer_speedup=_ratio(before.step_transfer_s, step_transfer_s) if before else None,
+        step_speedup=_ratio(before.step_time_s, step_time_s) if before else None,
+    )
+
+
+def _ratio(before_s: float | None, after_s: float | None) -> float | None:
+    return before_s / after_s if before_s and after_s else None
+
+
+def _series(steps: Steps) -> tuple[SeriesPoint, ...]:
+    stride = 1 + len(steps) // MAX_POINTS
+    return tuple(
+        SeriesPoint(step, epoch, _step_time_s(group), _loss(group))
+        for step, epoch, group in steps[::stride]
+    )
+
+
+def _loss(group: Group) -> float | None:
+    losses = [report.loss for report in group.values() if report.loss is not None]
+    return mean(losses) if losses else None
+
+
+def _nodes(nodes: Mapping[int, str]) -> tuple[NodeRanks, ...]:
+    by_node: dict[str, list[int]] = defaultdict(list)
+    for rank, node in nodes.items():
+        by_node[node].append(rank)
+    return tuple(NodeRanks(node=node, ranks=tuple(ranks)) for node, ranks in by_node.items())
+
+
+def _link_sources(graph: Mapping[str, object] | None) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    links = graph.get("links") if graph is not None else None
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict):
+            counts[str(link.get("source", "declared"))] += 1
+    return dict(counts)
+
+
+def _missing(
+    sample: RunSample,
+    world_size: int,
+    reports: Sequence[StepReport],
+    complete: Steps,
+    corrupt_lines: int,
+) -> tuple[str, ...]:
+    found = []
+    if corrupt_lines:
+        found.append(
+            f"{_count(corrupt_lines, 'line')} of the record could not be read and "
+            f"{'was' if corrupt_lines == 1 else 'were'} left out (a job that is killed may leave "
+            "its last line unfinished)."
+        )
+    found += _missing_steps(sample.start, world_size, reports, complete)
+    if sample.num_starts > 1:
+        found.append(
+            f"The job's processes were started {sample.num_starts} times; the figures are of the "
+            "last start that has steps."
+        )
+    if sample.graph is None:
+        found.append("The record holds no link graph, so there is no picture of it.")
+    if sample.choice is None:
+        found.append(
+            "No plans were compared: that needs all ranks and some measured steps, so the "
+            "backend's own all-reduce ran throughout."
+        )
+    return tuple(found)
+
+
+def _missing_steps(
+    start: Start, world_size: int, reports: Sequence[StepReport], complete: Steps
+) -> list[str]:
+    if not start.num_steps:
+        return [
+            "No step was recorded: the script ended before its first step was over, or it never "
+            "wraps a model in DistributedDataParallel."
+        ]
+    if not reports:
+        return [
+            f"Only steps 0 to {FIRST_STEP - 1} were recorded; they are never measured, because DDP "
+            "builds its buckets in them."
+        ]
+    if not any(report.buckets for report in reports):
+        return ["No bucket times were recorded: a built-in C++ communication hook hides them."]
+    silent = sorted(set(range(world_size)) - set(start.num_steps))
+    if silent:
+        names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
+        return [
+            f"No step of rank{'s' if len(silent) > 1 else ''} {names} was recorded, so there are "
+            "no transfer times and no arrival skew, which need all ranks."
+        ]
+    if not complete:
+        return ["No step was recorded by all ranks, so transfer times and skew are missing."]
+    return []
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"

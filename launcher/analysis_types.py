@@ -1,0 +1,166 @@
+"""What a report says of a run, as numbers: the fields of ``report.json`` (docs/report.md).
+
+Times are seconds of the ranks' monotonic clocks; every mean or median is over the steps that
+the record kept (``num_samples``), without the first two (``trainmesh.measure.FIRST_STEP``).
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from trainmesh.types import Choice, ClassFit, Event, Plan
+
+__all__ = [
+    "BucketStats",
+    "NodeRanks",
+    "PlanOutcome",
+    "RankSkew",
+    "RunAnalysis",
+    "SeriesPoint",
+    "Spread",
+    "TimeSplit",
+]
+
+
+class Spread(Struct, frozen=True, kw_only=True):
+    """Median, 5th and 95th percentile (linear interpolation) of ``num_samples`` values."""
+
+    median_s: float
+    p5_s: float
+    p95_s: float
+    num_samples: int
+
+
+class TimeSplit(Struct, frozen=True, kw_only=True):
+    """Where the step time went; means, so that the four parts add up to the mean step time.
+
+    ``compute_s``: from the first forward to the last ready gradient, while no bucket was being
+    communicated. ``hidden_s``: the same, while one was (communication hidden behind backward).
+    ``exposed_s``: from the last ready gradient to the last bucket's result. ``rest_s``: from
+    there to the next step's first forward (optimizer, data loading, logging).
+    """
+
+    compute_s: float
+    hidden_s: float
+    exposed_s: float
+    rest_s: float
+    num_samples: int
+
+    @property
+    def step_s(self) -> float:
+        """Mean step time."""
+        return self.compute_s + self.hidden_s + self.exposed_s + self.rest_s
+
+    @property
+    def exposed_share(self) -> float:
+        """Share of the step spent with nothing to do but wait for communication."""
+        return self.exposed_s / self.step_s if self.step_s else 0.0
+
+
+class RankSplit(Struct, frozen=True, kw_only=True):
+    """The split of one rank."""
+
+    rank: int
+    split: TimeSplit
+
+
+class BucketStats(Struct, frozen=True, kw_only=True):
+    """One bucket under the plan of one epoch. ``transfer_s``: median over steps of the least
+    ``end - start`` of any rank, so that waiting for late ranks is not counted. algbw = bytes /
+    time; busbw = algbw * 2 (N - 1) / N as in nccl-tests."""
+
+    epoch: int
+    index: int
+    nbytes: int
+    transfer_s: float
+    algbw_bytes_per_s: float
+    busbw_bytes_per_s: float
+    num_samples: int
+
+
+class RankSkew(Struct, frozen=True, kw_only=True):
+    """How much later than the earliest rank one rank's gradients were ready, over all steps and
+    buckets."""
+
+    rank: int
+    node: str
+    median_s: float
+    p95_s: float
+
+
+class PlanOutcome(Struct, frozen=True, kw_only=True):
+    """A plan that was in force, predicted and measured.
+
+    ``measured_s`` is the median transfer of buckets of the plan's size, to be compared with
+    ``plan.predicted_s``. ``step_transfer_s`` is the median over steps of all their buckets'
+    transfers. The speed-ups compare with the plan before (above 1: faster); None where one of
+    the two was not measured.
+    """
+
+    epoch: int
+    algorithm: str
+    plan: Plan | None
+    first_step: int
+    last_step: int
+    num_samples: int
+    step_time_s: float
+    split: TimeSplit | None = None
+    step_transfer_s: float | None = None
+    measured_s: float | None = None
+    measured_efficiency: float | None = None
+    transfer_speedup: float | None = None
+    step_speedup: float | None = None
+
+
+class SeriesPoint(Struct, frozen=True, array_like=True):
+    """One step: its number, epoch, time (median over ranks), and mean loss over ranks."""
+
+    step: int
+    epoch: int
+    step_time_s: float
+    loss: float | None
+
+
+class NodeRanks(Struct, frozen=True, kw_only=True):
+    """A node and its ranks."""
+
+    node: str
+    ranks: tuple[int, ...]
+
+
+class RunAnalysis(Struct, frozen=True, kw_only=True):
+    """Everything a report shows."""
+
+    world_size: int
+    nodes: tuple[NodeRanks, ...]
+    backend: str
+    device: str
+    job: str
+    num_starts: int
+    """How often the job's processes were started; the figures are of the last start with steps."""
+    num_modules: int
+    """DDP modules seen; only the first one is analysed."""
+    num_steps: int
+    """Steps of the main module that were recorded."""
+    last_step: int
+    duration_s: float
+    step_time: Spread | None
+    split: TimeSplit | None
+    rank_splits: tuple[RankSplit, ...]
+    buckets: tuple[BucketStats, ...]
+    skew: tuple[RankSkew, ...]
+    num_clocks: int
+    """Host clocks; where there are more than one they were aligned by the ends of all-reduces."""
+    plans: tuple[PlanOutcome, ...]
+    choice: Choice | None
+    fits: tuple[ClassFit, ...]
+    graph: dict[str, object] | None
+    link_sources: dict[str, int]
+    """Number of links of the last graph by where their cost comes from."""
+    events: tuple[Event, ...]
+    events_omitted: int
+    series: tuple[SeriesPoint, ...]
+    lines: int
+    corrupt_lines: int
+    missing: tuple[str, ...]
+    """What is not in this report, and why; a sentence each."""

@@ -1,0 +1,127 @@
+"""Find running jobs: on this machine by their run directories, elsewhere in an etcd."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from trainmesh.errors import ConfigError, TrainmeshError, WireError
+from trainmesh.rundir import RunDir, live_runs
+from trainmesh.store import Store, job_prefix
+from trainmesh.types import JobStatus
+from trainmesh.wire import decode
+
+__all__ = ["add_arguments", "find_job", "find_jobs", "graph_document"]
+
+JOBS = "/trainmesh/jobs/"
+
+
+class NoSuchJob(TrainmeshError):
+    """No running job has the given name."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every command that looks at running jobs."""
+    parser.add_argument("job", nargs="?", help="the job's name; needed where several run")
+    parser.add_argument(
+        "--etcd",
+        metavar="URL",
+        default=os.environ.get("TRAINMESH_ETCD"),
+        help="look in this etcd instead of on this machine",
+    )
+    parser.add_argument(
+        "--insecure-etcd",
+        action="store_true",
+        help="allow plain http to an etcd on another machine",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def find_jobs(args: argparse.Namespace) -> list[JobStatus]:
+    """The running jobs, or the one that ``args.job`` names.
+
+    Raises:
+        NoSuchJob: ``args.job`` is not running there.
+        StoreError: etcd does not answer.
+    """
+    statuses = _in_store(args) if args.etcd else _on_this_machine()
+    if args.job is None:
+        return statuses
+    named = [status for status in statuses if status.job == args.job]
+    if not named:
+        known = ", ".join(status.job for status in statuses) or "none"
+        raise NoSuchJob(f"no job {args.job!r} is running {_where(args)}; running: {known}")
+    return named
+
+
+def find_job(args: argparse.Namespace) -> JobStatus | None:
+    """The one job that is meant; None if none is running.
+
+    Raises:
+        ConfigError: several are running and none is named.
+    """
+    statuses = find_jobs(args)
+    if len(statuses) > 1:
+        names = ", ".join(status.job for status in statuses)
+        raise ConfigError(f"several jobs are running; name one of {names}")
+    return statuses[0] if statuses else None
+
+
+def graph_document(args: argparse.Namespace, job: str) -> bytes | None:
+    """The link graph of ``job`` as its JSON document; None if there is none yet."""
+    if args.etcd:
+        url, insecure = args.etcd, args.insecure_etcd
+    else:
+        url, insecure = next(info.etcd for _, info in live_runs() if info.job == job), False
+    store = _connect(url, insecure)
+    try:
+        entry = store.get(f"{job_prefix(job)}graph")
+        return entry.value if entry is not None else None
+    finally:
+        store.close()
+
+
+def _where(args: argparse.Namespace) -> str:
+    return f"in {args.etcd}" if args.etcd else "on this machine"
+
+
+def _on_this_machine() -> list[JobStatus]:
+    """Several launchers of one job may run here (one a node); each job counts once."""
+    found: dict[str, JobStatus] = {}
+    for run, info in live_runs():
+        status = _read(run)
+        if status is not None or info.job not in found:
+            found[info.job] = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
+    return list(found.values())
+
+
+def _read(run: RunDir) -> JobStatus | None:
+    try:
+        return decode(run.status.read_bytes(), JobStatus, what=str(run.status))
+    except (OSError, WireError):
+        return None
+
+
+def _in_store(args: argparse.Namespace) -> list[JobStatus]:
+    store = _connect(args.etcd, args.insecure_etcd)
+    try:
+        entries, _ = store.list(JOBS)
+    finally:
+        store.close()
+    return [
+        decode(entry.value, JobStatus, what=entry.key)
+        for entry in entries
+        if entry.key.endswith("/status")
+    ]
+
+
+def _connect(url: str, insecure: bool) -> Store:
+    from trainmesh.etcd import check, connect
+
+    store = connect(url, insecure=insecure)
+    try:
+        check(store)
+    except TrainmeshError:
+        store.close()
+        raise
+    return store

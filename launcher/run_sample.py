@@ -1,0 +1,174 @@
+"""Collect a record's lines in bounded memory, whatever the length of the run. Pure.
+
+Steps are kept per plan epoch. Where they become too many, every second step of the epoch that
+holds most is let go (the same steps of every rank), so short epochs stay whole.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from trainmesh.types import Choice, ClassFit, Event, Hello, Hint, RecordLine, StepReport
+
+__all__ = ["MAX_EVENTS", "RunSample", "Start", "StepSample", "collect"]
+
+MAX_TIMINGS = 200_000
+MAX_EVENTS = 1_000
+MAX_EPOCHS = 1_000
+
+Group = dict[int, StepReport]
+"""Reports of one step by rank."""
+
+
+@dataclass
+class _EpochSteps:
+    stride: int = 1
+    weight: int = 0
+    groups: dict[int, Group] = field(default_factory=dict)
+
+    def thin(self) -> None:
+        """Let every second step go."""
+        self.stride *= 2
+        self.groups = {step: g for step, g in self.groups.items() if step % self.stride == 0}
+        self.weight = sum(map(_weight, (r for g in self.groups.values() for r in g.values())))
+
+
+def _weight(report: StepReport) -> int:
+    return 1 + len(report.buckets)
+
+
+@dataclass
+class StepSample:
+    """Steps of one DDP module, at most ``max_timings`` reports and bucket times."""
+
+    max_timings: int = MAX_TIMINGS
+    _epochs: dict[int, _EpochSteps] = field(default_factory=dict)
+    _weight: int = 0
+
+    def add(self, report: StepReport) -> None:
+        epoch = self._epochs.setdefault(report.epoch, _EpochSteps())
+        if report.step % epoch.stride:
+            return
+        group = epoch.groups.setdefault(report.step, {})
+        known = group.get(report.rank)
+        added = _weight(report) - (_weight(known) if known is not None else 0)
+        group[report.rank] = report
+        epoch.weight += added
+        self._weight += added
+        while self._weight > self.max_timings:
+            divisible = [epoch for epoch in self._epochs.values() if len(epoch.groups) > 1]
+            if not divisible:
+                return
+            largest = max(divisible, key=lambda epoch: epoch.weight)
+            self._weight -= largest.weight
+            largest.thin()
+            self._weight += largest.weight
+
+    def groups(self) -> list[tuple[int, int, Group]]:
+        """(step, epoch, reports by rank), in step order."""
+        return sorted(
+            (
+                (step, number, group)
+                for number, epoch in self._epochs.items()
+                for step, group in epoch.groups.items()
+            ),
+            key=lambda item: item[:2],
+        )
+
+
+@dataclass
+class Start:
+    """One start of the job's processes."""
+
+    hellos: dict[int, Hello] = field(default_factory=dict)
+    steps: StepSample = field(default_factory=StepSample)
+    num_steps: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Recorded steps of the main module by rank."""
+    span_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """First begin and last end by rank."""
+    last_step: int = 0
+    modules: set[int] = field(default_factory=set)
+
+    def add(self, report: StepReport) -> None:
+        self.modules.add(report.module)
+        if report.module:
+            return
+        self.steps.add(report)
+        self.num_steps[report.rank] += 1
+        self.last_step = max(self.last_step, report.step)
+        begin_ns, end_ns = self.span_ns.get(report.rank, (report.begin_ns, report.end_ns))
+        self.span_ns[report.rank] = (min(begin_ns, report.begin_ns), max(end_ns, report.end_ns))
+
+
+@dataclass
+class RunSample:
+    """What was collected from a record."""
+
+    start: Start = field(default_factory=Start)
+    """The last start of the processes that has steps, else the last one."""
+    num_starts: int = 0
+    hints: dict[int, Hint] = field(default_factory=dict)
+    first_choice: Choice | None = None
+    choice: Choice | None = None
+    fits: dict[str, ClassFit] = field(default_factory=dict)
+    graph: dict[str, object] | None = None
+    events: list[Event] = field(default_factory=list)
+    events_omitted: int = 0
+    lines: int = 0
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.sample = RunSample()
+        self._newest = self.sample.start
+
+    def add(self, line: RecordLine) -> None:
+        sample = self.sample
+        sample.lines += 1
+        if line.step is not None:
+            self._newest.add(line.step)
+            sample.start = self._newest
+        elif line.hello is not None:
+            self._greet(line.hello)
+        elif line.event is not None:
+            self._log(line.event)
+        elif line.hint is not None and len(sample.hints) < MAX_EPOCHS:
+            sample.hints[line.hint.epoch] = line.hint
+        elif line.choice is not None:
+            sample.first_choice = sample.first_choice or line.choice
+            sample.choice = line.choice
+        elif line.fit is not None:
+            sample.fits[line.fit.link_class] = line.fit
+        elif line.graph is not None:
+            sample.graph = line.graph
+
+    def _greet(self, hello: Hello) -> None:
+        """A rank that comes again as another process means that all were started again."""
+        known = self._newest.hellos
+        if known.get(hello.rank, hello) != hello or any(
+            other.world_size != hello.world_size for other in known.values()
+        ):
+            self._newest = Start()
+        if not self._newest.hellos:
+            self.sample.num_starts += 1
+        self._newest.hellos[hello.rank] = hello
+        if not self.sample.start.num_steps:
+            self.sample.start = self._newest
+
+    def _log(self, event: Event) -> None:
+        """The first and the last events are kept."""
+        events = self.sample.events
+        events.append(event)
+        if len(events) > MAX_EVENTS:
+            del events[MAX_EVENTS // 2]
+            self.sample.events_omitted += 1
+
+
+def collect(lines: Iterable[RecordLine]) -> RunSample:
+    """Read ``lines`` to the end."""
+    collector = _Collector()
+    for line in lines:
+        collector.add(line)
+    return collector.sample
