@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
 from trainmesh.launcher.analysis_types import (
@@ -16,25 +16,20 @@ from trainmesh.launcher.analysis_types import (
     Spread,
     TimeSplit,
 )
-from trainmesh.launcher.run_sample import Group, RunSample, Start, collect
+from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.topology.cost import busbw_bytes_per_s
-from trainmesh.types import Algorithm, Plan, RecordLine, StepReport
+from trainmesh.types import Algorithm, Plan, StepReport
 
-__all__ = ["analyse", "split_of", "spread_of"]
+__all__ = ["analyse", "split_of"]
 
 MAX_POINTS = 4_000
 Steps = Sequence[tuple[int, int, Group]]
 
 
-def analyse(lines: Iterable[RecordLine], *, corrupt_lines: int = 0) -> RunAnalysis:
-    """Analyse a record whose valid lines are ``lines``; ``corrupt_lines`` others were left out."""
-    return analyse_sample(collect(lines), corrupt_lines=corrupt_lines)
-
-
-def analyse_sample(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
-    """Analyse what was collected from a record."""
+def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
+    """The numbers of what was collected from a record; ``corrupt_lines`` others were left out."""
     start = sample.start
     hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
     clocks = {hello.rank: hello.clock for hello in hellos}
@@ -43,6 +38,7 @@ def analyse_sample(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
     world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
     complete = [item for item in steps if len(item[2]) == world_size]
     reports = [report for _, _, group in steps for report in group.values()]
+    times_s = [_step_time_s(group) for _, _, group in steps]
     return RunAnalysis(
         world_size=world_size,
         nodes=_nodes(nodes),
@@ -54,7 +50,7 @@ def analyse_sample(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         num_steps=max(start.num_steps.values(), default=0),
         last_step=start.last_step,
         duration_s=max((end - begin for begin, end in start.span_ns.values()), default=0) / 1e9,
-        step_time=spread_of([_step_time_s(group) for _, _, group in steps]),
+        step_time=Spread.of(times_s) if times_s else None,
         split=split_of(reports),
         rank_splits=_rank_splits(reports),
         buckets=_bucket_stats(complete, world_size),
@@ -72,26 +68,6 @@ def analyse_sample(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         corrupt_lines=corrupt_lines,
         missing=_missing(sample, world_size, reports, complete, corrupt_lines),
     )
-
-
-def spread_of(values: Sequence[float]) -> Spread | None:
-    """Median and percentiles; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return Spread(
-        median_s=_percentile(ordered, 0.5),
-        p5_s=_percentile(ordered, 0.05),
-        p95_s=_percentile(ordered, 0.95),
-        num_samples=len(ordered),
-    )
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def split_of(reports: Sequence[StepReport]) -> TimeSplit | None:

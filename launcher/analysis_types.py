@@ -6,6 +6,8 @@ the record kept (``num_samples``), without the first two (``trainmesh.measure.FI
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from trainmesh.types import Choice, ClassFit, Event, Plan
@@ -15,6 +17,7 @@ __all__ = [
     "NodeRanks",
     "PlanOutcome",
     "RankSkew",
+    "RankSplit",
     "RunAnalysis",
     "SeriesPoint",
     "Spread",
@@ -29,6 +32,24 @@ class Spread(Struct, frozen=True, kw_only=True):
     p5_s: float
     p95_s: float
     num_samples: int
+
+    @classmethod
+    def of(cls, values_s: Sequence[float]) -> Spread:
+        """Of one value or more."""
+        ordered = sorted(values_s)
+        return cls(
+            median_s=_percentile(ordered, 0.5),
+            p5_s=_percentile(ordered, 0.05),
+            p95_s=_percentile(ordered, 0.95),
+            num_samples=len(ordered),
+        )
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 class TimeSplit(Struct, frozen=True, kw_only=True):

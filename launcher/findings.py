@@ -1,88 +1,166 @@
-"""What a run's numbers mean, in sentences: the head of the report, and of its terminal version."""
+"""A run in words: what happened, was it good, what to do next. Pure."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
+from enum import StrEnum
 
-from trainmesh.launcher.analysis import PlanStats, RunAnalysis
-from trainmesh.launcher.format import duration, percent
+from msgspec import Struct
 
-__all__ = ["advice", "plan_efficiency", "summary"]
+from trainmesh.launcher.analysis_types import PlanOutcome, RunAnalysis
+from trainmesh.launcher.format import duration, percent, size
+from trainmesh.types import Algorithm
 
-NOTABLE_EXPOSED_SHARE = 0.2
-NOTABLE_SKEW_SHARE = 0.1
+__all__ = ["Headline", "Tone", "headline"]
+
+NOISE = 1.05
+"""A change by less than this factor is not called one."""
+HIDDEN_SHARE = 0.05
+"""Below this share of exposed communication there is nothing to gain from a better plan."""
+FAR_OFF = 2.0
+"""A prediction that is wrong by more than this factor is worth a warning."""
 
 
-def summary(run: RunAnalysis) -> list[str]:
-    """What happened, in two to four sentences."""
+class Tone(StrEnum):
+    """How a headline is to be read."""
+
+    GOOD = "good"
+    NEUTRAL = "neutral"
+    BAD = "bad"
+
+
+class Headline(Struct, frozen=True, kw_only=True):
+    """The report's first words. ``points`` are full sentences: what was measured, then what to
+    make of it; ``advice`` says what to do next."""
+
+    title: str
+    tone: Tone
+    points: tuple[str, ...]
+    advice: str
+
+
+def headline(run: RunAnalysis) -> Headline:
+    """Sum up ``run``."""
+    title, tone = _title(run)
+    return Headline(title=title, tone=tone, points=tuple(_points(run)), advice=_advice(run))
+
+
+def _title(run: RunAnalysis) -> tuple[str, Tone]:
     if run.step_time is None:
-        return list(run.missing)
-    nodes = f" on {run.num_nodes} nodes" if run.num_nodes > 1 else ""
-    sentences = [
-        f"{run.num_steps} steps on {run.world_size} ranks{nodes} with {run.backend}, "
-        f"{duration(run.step_time.median_s)} a step (median)."
-    ]
-    if run.shares is not None:
-        share = run.shares.exposed_s / run.step_time.median_s
-        sentences.append(
-            f"{percent(share)} of a step was spent waiting for communication; another "
-            f"{duration(run.shares.hidden_s)} of it ran unnoticed beside the backward pass."
+        return "Nothing was measured", Tone.BAD
+    if run.world_size == 1:
+        return "One rank: there was nothing to communicate", Tone.NEUTRAL
+    if any(event.kind == "revert" for event in run.events):
+        return "A plan was tried, did not help, and was taken back", Tone.NEUTRAL
+    first, last = run.plans[0], run.plans[-1]
+    if last is not first:
+        return _switch_title(first, last)
+    if last.epoch:
+        return f"The job ran {last.algorithm} throughout", Tone.NEUTRAL
+    if run.choice is None:
+        return "The job was measured; no plans were compared", Tone.NEUTRAL
+    if run.choice.chosen != Algorithm.NATIVE:
+        return f"{_capital(run.choice.chosen)} was chosen, but the ranks never took it up", Tone.BAD
+    return "The backend's own all-reduce was the plan to keep", Tone.GOOD
+
+
+def _switch_title(first: PlanOutcome, last: PlanOutcome) -> tuple[str, Tone]:
+    moved = f"All ranks moved to {last.algorithm} at step {last.first_step}"
+    if not first.step_transfer_s or not last.step_transfer_s:
+        return moved, Tone.NEUTRAL
+    speedup = first.step_transfer_s / last.step_transfer_s
+    if speedup >= NOISE:
+        return f"{moved}, and communication became {speedup:.2f}x as fast", Tone.GOOD
+    if speedup > 1 / NOISE:
+        return f"{moved}; communication takes as long as before", Tone.NEUTRAL
+    return f"{moved}, and communication became slower ({speedup:.2f}x as fast)", Tone.BAD
+
+
+def _points(run: RunAnalysis) -> Iterator[str]:
+    if run.step_time is not None:
+        time = run.step_time
+        text = (
+            f"A step took {duration(time.median_s)} at the median of {time.num_samples} steps "
+            f"(5th to 95th percentile: {duration(time.p5_s)} to {duration(time.p95_s)})"
         )
-    sentences += [_switch_words(old, new) for old, new in pairwise(run.plans)]
-    if len(run.plans) == 1:
-        sentences.append(f"The plan was {run.plans[0].algorithm} throughout.")
-    return [*sentences, *run.missing]
+        if run.split is not None and run.world_size > 1:
+            text += f"; {percent(run.split.exposed_share)} of it was spent waiting for communication"
+        yield f"{text}."
+    if run.plans:
+        yield from _plan_points(run, run.plans[-1])
+    if run.graph is not None and run.choice is not None:
+        yield _sources(run)
 
 
-def _switch_words(old: PlanStats, new: PlanStats) -> str:
-    text = (
-        f"At step {new.first_step} all ranks switched from {old.algorithm} to {new.algorithm}; "
-        f"moving a step's buckets took {duration(old.transfer_s)} before and "
-        f"{duration(new.transfer_s)} after"
+def _plan_points(run: RunAnalysis, last: PlanOutcome) -> Iterator[str]:
+    first = run.plans[0]
+    if last is not first and first.step_transfer_s and last.step_transfer_s:
+        yield (
+            f"Measured on this machine: a step's buckets moved in "
+            f"{duration(last.step_transfer_s)} under {last.algorithm}, in "
+            f"{duration(first.step_transfer_s)} under {first.algorithm}; a step took "
+            f"{duration(last.step_time_s)} instead of {duration(first.step_time_s)}."
+        )
+    if last.plan is None or not last.measured_s or not last.plan.predicted_s:
+        return
+    predicted_s = last.plan.predicted_s
+    yield (
+        f"For a bucket of {size(last.plan.nbytes)} {last.algorithm} was predicted to take "
+        f"{duration(predicted_s)} and took {duration(last.measured_s)}; no algorithm can take "
+        f"less than {duration(last.plan.bound_s)} on the link graph."
     )
-    if old.predicted_s and new.predicted_s and new.transfer_s:
-        text += (
-            f" ({old.transfer_s / new.transfer_s:.2f}x, predicted "
-            f"{old.predicted_s / new.predicted_s:.2f}x)"
+    if last.measured_s < last.plan.bound_s:
+        yield (
+            "It was faster than the graph allows, so the graph calls its links slower than they "
+            "are here: trust what was measured, not what was predicted."
         )
-    return f"{text}."
-
-
-def plan_efficiency(plan: PlanStats) -> tuple[float | None, float | None]:
-    """Predicted and measured efficiency against the bound; None where it is not known."""
-    if not plan.bound_s:
-        return None, None
-    predicted = plan.bound_s / plan.predicted_s if plan.predicted_s else None
-    measured = plan.bound_s / plan.measured_largest_s if plan.measured_largest_s else None
-    return predicted, measured
-
-
-def advice(run: RunAnalysis) -> list[str]:
-    """What to look at next; empty where nothing stands out."""
-    found: list[str] = []
-    if run.step_time is None or run.shares is None:
-        return found
-    step_s = run.step_time.median_s
-    late = max(run.ranks, key=lambda rank: rank.skew_s, default=None)
-    if late is not None and late.skew_s > NOTABLE_SKEW_SHARE * step_s:
-        found.append(
-            f"Rank {late.rank} on {late.node} is typically {duration(late.skew_s)} late with its "
-            "gradients. The others wait for it: look at its input and its CPU before the network."
+    elif last.measured_s > FAR_OFF * predicted_s:
+        yield (
+            f"Measured is {last.measured_s / predicted_s:.1f} times predicted: something that the "
+            "graph does not know (busy CPUs, the transport, other traffic) limits this job."
         )
-    if run.shares.exposed_s > NOTABLE_EXPOSED_SHARE * step_s and run.plans:
-        limits = ", ".join(run.plans[-1].bottleneck[:4])
-        where = f" What limits it by the graph: {limits}." if limits else ""
-        found.append(
-            "Waiting for communication is a large part of the step. Larger batches, or "
-            f"faster links, would help most.{where}"
-        )
-    if _faster_than_bound(run.plans):
-        found.append(
-            "Buckets moved faster than the bound of the link graph allows: the topology file "
-            "declares links slower than they are. Correct it, or leave it out."
-        )
-    return found
 
 
-def _faster_than_bound(plans: tuple[PlanStats, ...]) -> bool:
-    return any((plan_efficiency(plan)[1] or 0.0) > 1.05 for plan in plans)
+def _sources(run: RunAnalysis) -> str:
+    total, measured = sum(run.link_sources.values()), run.link_sources.get("measured", 0)
+    if run.link_sources.get("assumed"):
+        where = "no topology was declared, so links were assumed to be equal"
+    else:
+        where = "as declared in the topology file"
+    if measured == 0:
+        return f"Predictions and the bound come from the link graph, {where}; no link was measured."
+    rest = "" if measured == total else f"; the other {total - measured}: {where}"
+    return (
+        f"Predictions and the bound come from the link graph: {measured} of its {total} links "
+        f"with costs fitted to this run's bucket times{rest}."
+    )
+
+
+def _advice(run: RunAnalysis) -> str:
+    if run.step_time is None or run.split is None:
+        return "Train for at least a few dozen steps with DistributedDataParallel and look again."
+    if run.world_size == 1:
+        return "Start more than one rank (--nproc-per-node) to see communication."
+    share = run.split.exposed_share
+    if share < HIDDEN_SHARE:
+        return (
+            f"Only {percent(share)} of a step waits for communication, and no plan can gain more "
+            "than that. Look at compute and data loading first."
+        )
+    latest = max(run.skew, key=lambda skew: skew.median_s, default=None)
+    if latest is not None and latest.median_s > run.split.exposed_s / 2:
+        return (
+            f"Rank {latest.rank} is ready {duration(latest.median_s)} after the earliest rank "
+            f"(median), while a step waits {duration(run.split.exposed_s)} for communication: find "
+            "what slows that rank (data loading, a shared CPU, a slower device) before the network."
+        )
+    if run.link_sources.get("assumed"):
+        return "Declare the links with --topology, so that plans can be compared on them."
+    return (
+        f"If all communication were hidden, steps would be {1 / (1 - share):.2f}x as fast at most. "
+        "Gradient accumulation (no_sync) or a larger batch leave less of it to wait for."
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
 from trainmesh.errors import ConfigError, WireError
-from trainmesh.launcher.analysis import RunAnalysis, analyse
+from trainmesh.launcher.analysis import analyse
+from trainmesh.launcher.analysis_types import RunAnalysis
+from trainmesh.launcher.findings import Headline, headline
+from trainmesh.launcher.report_html import page
+from trainmesh.launcher.run_sample import collect
 from trainmesh.rundir import write_atomically
 from trainmesh.types import RecordLine
 from trainmesh.wire import decode
@@ -18,7 +23,7 @@ __all__ = ["SCHEMA", "Report", "load_report", "write_report"]
 
 SCHEMA = "trainmesh.report/1"
 MAX_REPORT_BYTES = 64 * 1024 * 1024
-MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -26,7 +31,14 @@ class Report(Struct, frozen=True, kw_only=True):
     a field is removed or changes its meaning."""
 
     schema: str
+    headline: Headline
     run: RunAnalysis
+
+
+class _Schema(Struct, frozen=True):
+    """The one field that every version of a report has."""
+
+    schema: str
 
 
 class _Lines:
@@ -39,15 +51,21 @@ class _Lines:
     def __iter__(self) -> Iterator[RecordLine]:
         try:
             with self._path.open("rb") as file:
-                for data in file:
-                    try:
-                        yield decode(
-                            data, RecordLine, what=self._path.name, max_bytes=MAX_LINE_BYTES
-                        )
-                    except WireError:
-                        self.damaged += 1
+                yield from self._read(file)
         except FileNotFoundError:
             return
+
+    def _read(self, file: BinaryIO) -> Iterator[RecordLine]:
+        while data := file.readline(MAX_LINE_BYTES):
+            if len(data) == MAX_LINE_BYTES:  # a damaged file may be one endless line
+                while data and not data.endswith(b"\n"):
+                    data = file.readline(MAX_LINE_BYTES)
+                self.damaged += 1
+                continue
+            try:
+                yield decode(data, RecordLine, what=self._path.name, max_bytes=MAX_LINE_BYTES)
+            except WireError:
+                self.damaged += 1
 
 
 def write_report(record: Path, directory: Path) -> None:
@@ -58,17 +76,15 @@ def write_report(record: Path, directory: Path) -> None:
     Raises:
         OSError: the directory can't be written.
     """
-    from trainmesh.launcher.report_html import page
-
     lines = _Lines(record)
-    run = analyse(lines)
-    if lines.damaged:
-        text = f"{lines.damaged} lines of the record were damaged and left out."
-        run = msgspec.structs.replace(run, missing=(*run.missing, text))
+    sample = collect(lines)
+    run = analyse(sample, corrupt_lines=lines.damaged)
+    report = Report(schema=SCHEMA, headline=headline(run), run=run)
     directory.mkdir(parents=True, exist_ok=True)
-    report = msgspec.json.encode(Report(schema=SCHEMA, run=run))
-    write_atomically(directory / "report.json", msgspec.json.format(report, indent=1))
-    write_atomically(directory / "report.html", page(run).encode())
+    write_atomically(
+        directory / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1)
+    )
+    write_atomically(directory / "report.html", page(run, report.headline).encode())
 
 
 def load_report(directory: Path) -> Report:
@@ -85,9 +101,9 @@ def load_report(directory: Path) -> Report:
             f"{path}: {error.strerror}; make one with trainmesh launch --report {directory} ..."
         ) from error
     try:
-        report = decode(data, Report, what=str(path), max_bytes=MAX_REPORT_BYTES)
+        schema = decode(data, _Schema, what=str(path), max_bytes=MAX_REPORT_BYTES).schema
+        if schema != SCHEMA:
+            raise ConfigError(f"{path}: schema {schema!r}, but this trainmesh reads {SCHEMA!r}")
+        return decode(data, Report, what=str(path), max_bytes=MAX_REPORT_BYTES)
     except WireError as error:
         raise ConfigError(f"not a report: {error}") from error
-    if report.schema != SCHEMA:
-        raise ConfigError(f"{path}: schema {report.schema!r}, this trainmesh reads {SCHEMA!r}")
-    return report

@@ -60,6 +60,7 @@ class PythonProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self.stop()
         with self._log.open("ab") as log:
             # -P and a working directory without modules: one of the user's that is called like
             # one of the standard library's is not imported by mistake.

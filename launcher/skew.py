@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
-from trainmesh.launcher.analysis_types import RankSkew
+from trainmesh.launcher.analysis_types import RankSkew, Spread
 from trainmesh.launcher.run_sample import Group
 from trainmesh.types import BucketTiming
 
@@ -35,15 +35,18 @@ def rank_skew(
         earliest = min(arrivals.values())
         for rank, arrival in arrivals.items():
             late_ns[rank].append(arrival - earliest)
-    return tuple(
-        RankSkew(
-            rank=rank,
-            node=nodes.get(rank, ""),
-            median_s=median(late_ns[rank]) / 1e9,
-            p95_s=_p95(late_ns[rank]) / 1e9,
+    skews = []
+    for rank in sorted(late_ns):
+        spread = Spread.of([late / 1e9 for late in late_ns[rank]])
+        skews.append(
+            RankSkew(
+                rank=rank,
+                node=nodes.get(rank, ""),
+                median_s=spread.median_s,
+                p95_s=spread.p95_s,
+            )
         )
-        for rank in sorted(late_ns)
-    )
+    return tuple(skews)
 
 
 def clock_offsets_ns(groups: Sequence[Group], clocks: Mapping[int, str]) -> dict[str, float]:
@@ -73,10 +76,3 @@ def _buckets(groups: Sequence[Group]) -> Iterator[dict[int, BucketTiming]]:
             for timings in zip(*(report.buckets for report in group.values()), strict=True):
                 yield dict(zip(group, timings, strict=True))
 
-
-def _p95(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    place = 0.95 * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])

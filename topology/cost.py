@@ -4,12 +4,11 @@ A plan runs as stages, one after the other. In a stage all flows run at once, in
 rounds of one message each; the stage takes ``rounds * alpha`` of its longest path plus the
 longest transfer of any link: bytes on the link / its bandwidth. Rings: Patarasuk and Yuan 2009;
 hierarchical: BlueConnect (Cho et al., MLSys 2019), one level after the other as its executor
-runs them.
+runs them. Flows take one path each: several equal paths (ECMP over spines) are not yet shared.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,9 +40,11 @@ class StageCost:
 
     @property
     def latency_s(self) -> float:
+        """Part of the time that does not depend on the bytes."""
         return self.rounds * sum(link.cost.alpha_s for link in self.path)
 
     def transfer_s(self, nbytes: float) -> float:
+        """Part of the time for moving ``nbytes``."""
         return self.load * nbytes / self.link.cost.bandwidth_bytes_per_s
 
 
@@ -55,6 +56,11 @@ class Prediction:
     time_s: float
     stages: tuple[StageCost, ...]
     bottleneck: tuple[str, ...]
+
+    @property
+    def latency_s(self) -> float:
+        """What is left of the time as the bucket gets small."""
+        return sum(stage.latency_s for stage in self.stages)
 
 
 def busbw_bytes_per_s(nbytes: float, time_s: float, world_size: int) -> float:
@@ -76,7 +82,11 @@ def stages(plan: Plan) -> tuple[Stage, ...]:
 
 
 def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> Prediction:
-    """Time of one all-reduce of ``nbytes`` by ``plan`` on ``graph``."""
+    """Time of one all-reduce of ``nbytes`` by ``plan`` on ``graph``.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
+    """
     if plan.world_size == 1:
         return Prediction(0.0, (), ())
     costs, names = [], []
@@ -131,9 +141,26 @@ def _hierarchical(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
         inside = _ring(islands, 1.0, phases=1)
         across = [[island[place] for island in islands] for place in range(size)]
         return inside, _ring(across, 1.0 / size, phases=2), inside
-    # Islands of unequal size: to a leader, around the leaders, and back.
-    rounds = max(math.ceil(math.log2(len(island))) for island in islands)
-    members = [(rank, island[0]) for island in islands for rank in island[1:]]
-    gather = Stage(rounds, tuple((rank, leader, 1.0) for rank, leader in members))
-    spread = Stage(rounds, tuple((leader, rank, 1.0) for rank, leader in members))
-    return gather, _ring([[island[0] for island in islands]], 1.0, phases=2), spread
+    leaders = _ring([[island[0] for island in islands]], 1.0, phases=2)
+    return *_to_leaders(islands), leaders, *_from_leaders(islands)
+
+
+def _to_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
+    """Gloo's reduce: a ring reduce-scatter, then each rank sends its part to the leader."""
+    parts = [(rank, island[0], 1.0 / len(island)) for island in islands for rank in island[1:]]
+    return _ring(islands, 1.0, phases=1), Stage(1, tuple(parts))
+
+
+def _from_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
+    """Gloo's broadcast: a binomial tree, whose places below 2^i send to place + 2^i in round i."""
+    rounds: list[Stage] = []
+    have, largest = 1, max(map(len, islands))
+    while have < largest:
+        flows = [
+            (island[place], island[place + have], 1.0)
+            for island in islands
+            for place in range(min(have, len(island) - have))
+        ]
+        rounds.append(Stage(1, tuple(flows)))
+        have *= 2
+    return tuple(rounds)

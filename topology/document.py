@@ -17,13 +17,13 @@ names its line.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import (
-    MAX_LINKS,
+    MAX_NAME,
     Kind,
     Link,
     LinkGraph,
@@ -33,15 +33,16 @@ from trainmesh.topology.graph import (
     node_problem,
 )
 from trainmesh.topology.text import Item, parse
-from trainmesh.types import MAX_INT, LinkCost
+from trainmesh.types import MAX_INT, MAX_RANKS, LinkCost
 
 __all__ = ["MAX_BYTES", "dump", "load", "load_file"]
 
 MAX_BYTES = 128 * 1024 * 1024
-LINK_KEYS = (
-    *("src", "dst", "bandwidth_GBps", "bandwidth_gbps", "alpha_us", "duplex", "class", "source"),
-)
-SCALES = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
+UNITS = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
+LINK_KEYS = ("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source")
+KINDS = {kind.value: kind for kind in Kind}
+SOURCES = {provenance.name.lower(): provenance for provenance in Provenance}
+SWITCH = {"true": True, "false": False}
 T = TypeVar("T")
 
 
@@ -98,8 +99,8 @@ def dump(graph: LinkGraph) -> dict[str, object]:
             {
                 "src": link.src,
                 "dst": link.dst,
-                "bandwidth_GBps": float(f"{link.cost.bandwidth_bytes_per_s / 1e9:.11e}"),
-                "alpha_us": float(f"{link.cost.alpha_s * 1e6:.11e}"),
+                "bandwidth_GBps": _in_unit(link.cost.bandwidth_bytes_per_s, 1e9),
+                "alpha_us": _in_unit(link.cost.alpha_s, 1e-6),
                 "class": link.link_class,
                 "source": link.provenance.name.lower(),
                 "duplex": False,
@@ -107,6 +108,11 @@ def dump(graph: LinkGraph) -> dict[str, object]:
             for link in graph.links
         ],
     }
+
+
+def _in_unit(value: float, unit: float) -> float:
+    """Rounded before and after, so that the unit's rounding error can't show."""
+    return float(f"{float(f'{value:.11e}') / unit:.11e}")
 
 
 class _Problem(Exception):
@@ -139,10 +145,10 @@ def _nodes(item: Item) -> dict[str, Node]:
     for name, entry in _mapping(item, "nodes").items():
         what = f"node {name[:40]!r}"
         fields = _mapping(entry, what, ("kind", "rank"))
-        kind = _one_of(_required(entry, fields, "kind", what), f"{what}: kind", Kind)
+        kind = _one_of(_required(entry, fields, "kind", what), f"{what}: kind", KINDS)
         rank = None
         if "rank" in fields:
-            rank = _whole(fields["rank"], f"{what}: rank", at_most=MAX_LINKS)
+            rank = _whole(fields["rank"], f"{what}: rank", at_most=MAX_RANKS - 1)
         elif kind is Kind.RANK:
             rank = next_rank
         node = Node(name, kind, rank)
@@ -160,9 +166,6 @@ def _nodes(item: Item) -> dict[str, Node]:
 def _links(item: Item, nodes: Mapping[str, Node]) -> list[Link]:
     if not isinstance(item.value, list):
         raise _Problem(item.line, "links must be a list")
-    if len(item.value) > MAX_LINKS:
-        text = f"{len(item.value)} links, more than the {MAX_LINKS} allowed"
-        raise _Problem(item.line, text)
     links: dict[str, Link] = {}
     for entry in item.value:
         for link in _link(entry):
@@ -174,29 +177,86 @@ def _links(item: Item, nodes: Mapping[str, Node]) -> list[Link]:
 
 def _link(entry: Item) -> list[Link]:
     fields = _mapping(entry, "link", LINK_KEYS)
-    src, dst = (
-        _text(_required(entry, fields, end, "link"), f"link: {end}") for end in ("src", "dst")
-    )
+    src, dst = (_text(_required(entry, fields, end, "link"), end) for end in ("src", "dst"))
     what = f"link {src[:40]}->{dst[:40]}"
-    units = [unit for unit in SCALES if unit in fields]
-    if len(units) != 1:
+    cost = _cost(entry, fields, what)
+    link_class, provenance, duplex = "ethernet", Provenance.DECLARED, True
+    if "class" in fields:
+        link_class = _text(fields["class"], f"{what}: class")
+    if "source" in fields:
+        provenance = _one_of(fields["source"], f"{what}: source", SOURCES)
+    if "duplex" in fields:
+        duplex = _one_of(fields["duplex"], f"{what}: duplex", SWITCH)
+    ends = [(src, dst), (dst, src)] if duplex else [(src, dst)]
+    return [Link(a, b, cost, link_class, provenance) for a, b in ends]
+
+
+def _cost(entry: Item, fields: Mapping[str, Item], what: str) -> LinkCost:
+    given = [unit for unit in UNITS if unit in fields]
+    if len(given) != 1:
         raise _Problem(entry.line, f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
-    [unit] = units
-    bandwidth = SCALES[unit] * _number(fields[unit], f"{what}: {unit}", positive=True)
+    [unit] = given
+    bandwidth = _number(fields[unit], f"{what}: {unit}", positive=True)
     alpha_us = 0.0
     if "alpha_us" in fields:
         alpha_us = _number(fields["alpha_us"], f"{what}: alpha_us", positive=False)
-    link_class = "ethernet"
-    if "class" in fields:
-        link_class = _text(fields["class"], f"{what}: class")
-    provenance = Provenance.DECLARED
-    if "source" in fields:
-        sources = [known.name.lower() for known in Provenance]
-        name = _one_of(fields["source"], f"{what}: source", dict(zip(sources, sources, strict=True)))
-        provenance = Provenance[name.upper()]
-    duplex = True
-    if "duplex" in fields:
-        duplex = _one_of(fields["duplex"], f"{what}: duplex", {"true": True, "false": False})
-    cost = LinkCost(alpha_s=alpha_us * 1e-6, bandwidth_bytes_per_s=bandwidth)
-    ends = [(src, dst), (dst, src)] if duplex else [(src, dst)]
-    return [Link(a, b, cost, link_class, provenance) for a, b in ends]
+    return LinkCost(alpha_s=alpha_us * 1e-6, bandwidth_bytes_per_s=bandwidth * UNITS[unit])
+
+
+def _mapping(item: Item, what: str, allowed: Sequence[str] | None = None) -> dict[str, Item]:
+    if not isinstance(item.value, dict):
+        raise _Problem(item.line, f"{what} must be a mapping")
+    if allowed is not None:
+        for key, value in item.value.items():
+            if key not in allowed:
+                names = ", ".join(allowed)
+                text = f"{what}: unknown key {key[:40]!r}; known are {names}"
+                raise _Problem(value.line, text)
+    return item.value
+
+
+def _required(item: Item, fields: Mapping[str, Item], name: str, what: str) -> Item:
+    if name not in fields:
+        raise _Problem(item.line, f"{what}: {name} is missing")
+    return fields[name]
+
+
+def _scalar(item: Item, what: str) -> str:
+    if not isinstance(item.value, str):
+        raise _Problem(item.line, f"{what} must be a single value")
+    return item.value
+
+
+def _text(item: Item, what: str) -> str:
+    text = _scalar(item, what)
+    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
+        raise _Problem(item.line, f"{what} must be 1 to {MAX_NAME} printable characters")
+    return text
+
+
+def _whole(item: Item, what: str, *, at_most: int) -> int:
+    text = _scalar(item, what)
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= at_most):
+        text = f"{what} must be a whole number up to {at_most}, not {text[:40]!r}"
+        raise _Problem(item.line, text)
+    return int(text)
+
+
+def _number(item: Item, what: str, *, positive: bool) -> float:
+    text = _scalar(item, what)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        wanted = "a positive" if positive else "a non-negative"
+        raise _Problem(item.line, f"{what} must be {wanted} finite number, not {text[:40]!r}")
+    return value
+
+
+def _one_of(item: Item, what: str, choices: Mapping[str, T]) -> T:
+    text = _scalar(item, what)
+    if text not in choices:
+        names = ", ".join(choices)
+        raise _Problem(item.line, f"{what} must be one of {names}, not {text[:40]!r}")
+    return choices[text]

@@ -17,6 +17,7 @@ from trainmesh.types import MAX_RANKS, LinkCost
 
 __all__ = [
     "MAX_LINKS",
+    "MAX_NAME",
     "Kind",
     "Link",
     "LinkGraph",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 MAX_LINKS = 500_000
-"""Directed links; a cluster of 16 384 GPUs with their NICs has about 200 000."""
+"""Counted by direction; a cluster of 16 384 GPUs with their NICs has about 200 000."""
 MAX_NAME = 256
 REFERENCE_BYTES = 1_000_000
 """Message size for which the cheapest path between two ranks is chosen."""
@@ -204,7 +205,8 @@ class LinkGraph:
                 raise GraphError(problem)
             self._by_name[link.name] = link
         graph: nx.DiGraph[str] = nx.DiGraph()
-        graph.add_nodes_from(sorted(nodes, key=_natural))
+        for name in sorted(nodes, key=_natural):
+            graph.add_node(name)
         for link in sorted(self.links, key=lambda link: (_natural(link.src), _natural(link.dst))):
             seconds = link.cost.time_s(REFERENCE_BYTES)
             if nodes[link.dst].kind is Kind.RANK:

@@ -141,9 +141,7 @@ def _lines(graph: LinkGraph, places: dict[str, tuple[float, float]], hot: set[st
         # Nearer to the lower end, where the lines of a switch are further apart.
         share = 0.62 if y2 > y1 else 0.38
         x, y = x1 + share * (x2 - x1), y1 + share * (y2 - y1) - (6 if y1 == y2 else 0)
-        labels.append(
-            f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>'
-        )
+        labels.append(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>')
     return lines + (labels if len(labels) <= 64 else [])
 
 

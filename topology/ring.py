@@ -7,15 +7,15 @@ may hold a worse edge. Ties go to the lower latency, then to the order that sort
 
 from __future__ import annotations
 
-from itertools import combinations, permutations
+from collections import Counter
+from itertools import combinations, permutations, starmap
 
-from trainmesh.topology.cost import predict
 from trainmesh.topology.graph import REFERENCE_BYTES, LinkGraph
 from trainmesh.types import Algorithm, Plan
 
 __all__ = ["plan"]
 
-EXACT_UP_TO = 7
+EXACT_UP_TO = 8
 IMPROVE_UP_TO = 32
 Order = tuple[int, ...]
 
@@ -23,9 +23,10 @@ Order = tuple[int, ...]
 def plan(graph: LinkGraph, nbytes: int) -> Plan | None:
     """The best order, starting at rank 0; None for fewer than three ranks (one ring only).
 
-    Exact up to 7 ranks. Above, clusters of near ranks are joined end to end, the nearest first
+    Exact up to 8 ranks. Above, clusters of near ranks are joined end to end, the nearest first
     (single linkage), so that what shares a switch stays together and each uplink of a tree
-    network is crossed once; improved by 2-opt up to 32 ranks.
+    network is crossed once; improved by 2-opt up to 32 ranks, unless a rank's own links are the
+    bottleneck already.
     """
     world_size = graph.world_size
     if world_size < 3:
@@ -36,7 +37,7 @@ def plan(graph: LinkGraph, nbytes: int) -> Plan | None:
     else:
         orders = [in_rank_order, _clustered_order(graph)]
     best = min(orders, key=lambda order: _cost(order, graph))
-    if EXACT_UP_TO < world_size <= IMPROVE_UP_TO:
+    if EXACT_UP_TO < world_size <= IMPROVE_UP_TO and _cost(best, graph)[0] > _least(graph):
         best = _two_opt(best, graph)
     return _as_plan(best, nbytes)
 
@@ -46,9 +47,27 @@ def _as_plan(order: Order, nbytes: int) -> Plan:
 
 
 def _cost(order: Order, graph: LinkGraph) -> tuple[float, float, Order]:
-    [stage] = predict(_as_plan(order, 1), graph, 1).stages
-    # Rounded, so that equal loads added up in another order still tie.
-    return float(f"{stage.transfer_s(1):.9e}"), float(f"{stage.latency_s:.9e}"), order
+    """Seconds per byte that each hop sends, on the bottleneck; the largest alpha of a hop.
+
+    The same as ``cost.predict`` up to a factor, but in a tenth of the time: thousands of orders
+    are compared.
+    """
+    paths = list(starmap(graph.path, zip(order, (*order[1:], order[0]), strict=True)))
+    uses = Counter(link for path in paths for link in path)
+    bottleneck = max(n / link.cost.bandwidth_bytes_per_s for link, n in uses.items())
+    return bottleneck, max(sum(link.cost.alpha_s for link in path) for path in paths), order
+
+
+def _least(graph: LinkGraph) -> float:
+    """What no order's bottleneck is below: each rank sends and receives over a link of its own."""
+    fastest_out: dict[str, float] = {}
+    fastest_in: dict[str, float] = {}
+    for link in graph.links:
+        bandwidth = link.cost.bandwidth_bytes_per_s
+        fastest_out[link.src] = max(bandwidth, fastest_out.get(link.src, 0.0))
+        fastest_in[link.dst] = max(bandwidth, fastest_in.get(link.dst, 0.0))
+    names = map(graph.rank_node, range(graph.world_size))
+    return 1 / min(min(fastest_out[name], fastest_in[name]) for name in names)
 
 
 def _clustered_order(graph: LinkGraph) -> Order:

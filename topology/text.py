@@ -16,6 +16,8 @@ from trainmesh.errors import GraphError
 __all__ = ["Item", "parse"]
 
 MAX_DEPTH = 16
+MAX_ENTRIES = 500_000
+"""In one list or mapping: as many as a link graph may have links."""
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -35,8 +37,8 @@ def parse(text: str, *, source: str) -> Item:
 
     Raises:
         GraphError: not YAML or JSON, empty, more than one document, a key that is there twice
-            or is not a scalar, an alias, or nested too deeply; the message names ``source``
-            and the line.
+            or is not a scalar, an alias, too many entries, or nested too deeply; the message
+            names ``source`` and the line.
     """
     builder = _Builder(source)
     try:
@@ -65,7 +67,7 @@ class _Builder:
         self._keys: list[tuple[str, int] | None] = []
 
     def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if isinstance(event, yaml.ScalarEvent):
             self._add(str(event.value), line)
         elif isinstance(event, yaml.MappingStartEvent):
@@ -92,6 +94,8 @@ class _Builder:
             self.root = Item(line, value)
             return
         parent, key = self._open[-1], self._keys[-1]
+        if len(parent) == MAX_ENTRIES:
+            raise self._fail(line, f"more than {MAX_ENTRIES} entries")
         if isinstance(parent, list):
             parent.append(Item(line, value))
         elif isinstance(parent, dict) and key is not None:

@@ -1,11 +1,13 @@
 """A private etcd on loopback for a job on one machine, with its state in the run directory.
 
 The server ends with the thread that started it, even if that is killed: a small wrapper asks
-the kernel for a SIGTERM on its parent's death and then becomes etcd.
+the kernel for a SIGKILL on its parent's death and then becomes etcd. Its ports stay reserved
+from construction to ``stop``, so its URL is good before it runs and between two runs.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,10 +26,11 @@ from trainmesh.errors import ConfigError, StoreError
 
 __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 
-OLDEST = (3, 4)
+OLDEST = (3, 5)
+"""The first with ``--socket-reuse-port``."""
 STOP_S = 3.0
 TIES_TO_PARENT = (
-    "import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 15); "
+    "import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 9); "
     "os.getppid() == parent and os.execv(sys.argv[2], sys.argv[2:])"
 )
 
@@ -67,8 +71,11 @@ def etcd_version(binary: Path) -> tuple[int, ...] | None:
 
 
 def _is_script(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"#!"
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:  # what may be executed need not be readable
+        return False
 
 
 class EmbeddedEtcd:
@@ -78,7 +85,9 @@ class EmbeddedEtcd:
         self._binary = find_etcd()
         self._data_dir = data_dir
         self._log = log
-        self._ports = _free_ports(2)
+        reserved = [_reserve_port() for _ in range(2)]
+        self._ports = [int(held.getsockname()[1]) for held in reserved]
+        self._release = weakref.finalize(self, _close_all, reserved)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -100,7 +109,7 @@ class EmbeddedEtcd:
             *(str(self._binary), "--name", "trainmesh", "--data-dir", str(self._data_dir)),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", f"trainmesh={peer}"),
+            *("--initial-cluster", f"trainmesh={peer}", "--socket-reuse-port"),
             # A job's own store: quick to start again; its state dies with the job.
             *("--heartbeat-interval=50", "--election-timeout=300", "--unsafe-no-fsync"),
             *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
@@ -133,6 +142,7 @@ class EmbeddedEtcd:
 
     def stop(self) -> None:
         """End it, forcibly after ``STOP_S``; may be called twice."""
+        self._release()
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -153,12 +163,27 @@ class EmbeddedEtcd:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1][:300] if lines else "it said nothing"
+        return _plain(lines[-1])[:300] if lines else "it said nothing"
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(opened.getsockname()[1]) for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+def _plain(line: str) -> str:
+    """Message and error of one of etcd's log lines, which are JSON; others as they are."""
+    try:
+        fields = json.loads(line)
+        return ": ".join(str(fields[name]) for name in ("msg", "error") if name in fields)
+    except (ValueError, TypeError):
+        return line
+
+
+def _reserve_port() -> socket.socket:
+    """A free loopback port that only sockets with SO_REUSEPORT of this user can also bind;
+    without ``listen`` it gets none of their connections."""
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for held in sockets:
+        held.close()

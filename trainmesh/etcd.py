@@ -6,57 +6,24 @@ gRPC stays out of the process that starts the training processes.
 
 from __future__ import annotations
 
-import ipaddress
 import sys
+import threading
 import time
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
+from weakref import WeakSet
 
-from trainmesh.errors import ConfigError, FencedOut, StoreError, TrainmeshError
+from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError, TrainmeshError
+from trainmesh.etcd_address import parse_url, security_from_environment
 from trainmesh.etcd_lease import EtcdLease
 from trainmesh.etcd_rpc import Connection, prefix_end, rpc
 from trainmesh.etcd_watch import EtcdWatch
 from trainmesh.store import Entry, Lease, Watch, WatchCallback
 
-__all__ = ["EtcdStore", "check", "connect", "parse_url"]
+__all__ = ["EtcdStore", "check", "connect"]
 
-DEFAULT_PORT = 2379
+CAMPAIGN_POLL_S = 0.1
 
-
-def parse_url(url: str, *, insecure: bool = False) -> tuple[str, int, bool]:
-    """Host, port and whether TLS is wanted.
-
-    Raises:
-        ConfigError: not ``http(s)://host[:port]``; or plain http to another machine without
-            ``insecure``.
-    """
-    expected = f"etcd URL {url!r} must be http://host:port or https://host:port"
-    try:
-        parts = urlsplit(url)
-        port = parts.port or DEFAULT_PORT
-    except ValueError as error:
-        raise ConfigError(f"{expected}: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(expected)
-    if parts.username or parts.password:
-        raise ConfigError("an etcd URL must not hold a password; it would show in process lists")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ConfigError(f"{expected}, without a path")
-    if parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
-        raise ConfigError(
-            f"etcd at {parts.hostname} would be reached in plain text; use https://, or pass "
-            "--insecure-etcd if the network is yours alone"
-        )
-    return parts.hostname, port, parts.scheme == "https"
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+Child = TypeVar("Child", EtcdWatch, EtcdLease)
 
 
 def connect(
@@ -72,18 +39,29 @@ def connect(
 ) -> EtcdStore:
     """A store on the etcd at ``url``; every call takes at most ``timeout_s``.
 
+    Without ``user`` nothing is sent yet: use ``check`` to find out whether etcd answers.
+
     Raises:
-        ConfigError: a bad URL, or https without ``ca_cert``.
-        StoreError: the user is refused, or certificates can't be read.
+        ConfigError: a bad URL, https without ``ca_cert``, half a pair of certificate and key or
+            of user and password, or a certificate that can't be read.
+        StoreError: the user is refused.
     """
     host, port, with_tls = parse_url(url, insecure=insecure)
     if with_tls and ca_cert is None:
         raise ConfigError(f"etcd URL {url!r} needs a CA certificate; set TRAINMESH_ETCD_CA")
+    if (cert is None) != (key is None):
+        raise ConfigError("TRAINMESH_ETCD_CERT and TRAINMESH_ETCD_KEY only work together")
+    if (user is None) != (password is None):
+        raise ConfigError("TRAINMESH_ETCD_USER and TRAINMESH_ETCD_PASSWORD only work together")
     tls = (ca_cert, cert, key) if with_tls and ca_cert is not None else None
     credentials = (user, password) if user is not None and password is not None else None
     connection = Connection(host, port, timeout_s=timeout_s, tls=tls, user=credentials)
-    if credentials is not None:
-        connection.call(lambda _, **__: connection.authenticate(), None)
+    try:
+        if credentials is not None:
+            connection.log_in()
+    except StoreError:
+        connection.close()
+        raise
     return EtcdStore(connection)
 
 
@@ -102,10 +80,13 @@ class EtcdStore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open: WeakSet[EtcdWatch | EtcdLease] = WeakSet()
 
     def get(self, key: str) -> Entry | None:
         reply = self._kv("Range", rpc.RangeRequest(key=key.encode()))
-        return _entry(reply.kvs[0]) if reply.kvs else None
+        return _only(reply)
 
     def list(self, prefix: str) -> tuple[list[Entry], int]:
         start = prefix.encode()
@@ -113,7 +94,7 @@ class EtcdStore:
         return [_entry(kv) for kv in reply.kvs], reply.header.revision
 
     def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
-        number = lease.number if isinstance(lease, EtcdLease) else 0
+        number = _number(lease) if lease is not None else 0
         request = rpc.PutRequest(key=key.encode(), value=value, lease=number)
         revision: int = self._kv("Put", request).header.revision
         return revision
@@ -122,17 +103,32 @@ class EtcdStore:
         self, key: str, value: bytes, *, expected_revision: int, fence: Entry | None = None
     ) -> int | None:
         compare = [_mod_revision_is(key, expected_revision)]
+        now = [_range_op(key)]
         if fence is not None:
             compare.append(_create_revision_is(fence.key, fence.create_revision))
+            now.append(_range_op(fence.key))
         put = rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value))
-        reply = self._kv("Txn", rpc.TxnRequest(compare=compare, success=[put]))
+        tries = 0
+
+        def send(request: Any, **options: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            return self._connection.kv.Txn(request, **options)
+
+        reply = self._connection.call(
+            send, rpc.TxnRequest(compare=compare, success=[put], failure=now)
+        )
         if reply.succeeded:
             revision: int = reply.header.revision
             return revision
-        if fence is not None:
-            held = self.get(fence.key)
-            if held is None or held.create_revision != fence.create_revision:
-                raise FencedOut(f"{key}: another coordinator leads now")
+        held, *fences = (_only(response.response_range) for response in reply.responses)
+        # An earlier try may have been carried out although its answer was lost.
+        if tries > 1 and held is not None and held.value == value:
+            return held.mod_revision
+        if fence is not None and (
+            fences[0] is None or fences[0].create_revision != fence.create_revision
+        ):
+            raise FencedOut(f"{key}: another coordinator leads now")
         return None
 
     def delete(self, prefix: str) -> int:
@@ -142,32 +138,47 @@ class EtcdStore:
         return deleted
 
     def watch(self, prefix: str, callback: WatchCallback, *, start_revision: int = 0) -> Watch:
-        return EtcdWatch(self._connection, prefix, callback, start_revision)
+        return self._owned(EtcdWatch(self._connection, prefix, callback, start_revision))
 
     def lease(self, ttl_s: int) -> Lease:
-        return EtcdLease(self._connection, ttl_s)
+        return self._owned(EtcdLease(self._connection, ttl_s))
 
     def elect(self, prefix: str, value: bytes, lease: Lease, *, timeout_s: float) -> Entry | None:
         """etcd's election recipe: who holds the oldest key under ``prefix`` leads."""
-        if not isinstance(lease, EtcdLease):
-            raise TypeError("elect needs a lease of this store")
-        key = f"{prefix}{lease.number:x}"
-        self._join_election(key, value, lease)
+        key = f"{prefix}{_number(lease):x}"
+        self._join_election(key, value, _number(lease))
         deadline_s = time.monotonic() + timeout_s
         while True:
             candidates, _ = self.list(prefix)
-            oldest = min(candidates, key=lambda entry: entry.create_revision, default=None)
-            if oldest is not None and oldest.key == key:
+            if all(entry.key != key for entry in candidates):
+                raise LeaseLost(f"{prefix}: the lease expired during the election")
+            oldest = min(candidates, key=lambda entry: entry.create_revision)
+            if oldest.key == key:
                 return oldest
-            if time.monotonic() >= deadline_s:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
                 return None
-            time.sleep(min(0.1, timeout_s))
+            time.sleep(min(CAMPAIGN_POLL_S, left_s))
 
     def close(self) -> None:
+        """End every watch, revoke every lease, close the channel; may be called twice."""
+        with self._lock:
+            self._closed = True
+            still_open = list(self._open)
+        for child in still_open:
+            child.close()
         self._connection.close()
 
-    def _join_election(self, key: str, value: bytes, lease: EtcdLease) -> None:
-        put = rpc.PutRequest(key=key.encode(), value=value, lease=lease.number)
+    def _owned(self, child: Child) -> Child:
+        with self._lock:
+            if not self._closed:
+                self._open.add(child)
+                return child
+        child.close()
+        raise StoreError("the store is closed")
+
+    def _join_election(self, key: str, value: bytes, lease_number: int) -> None:
+        put = rpc.PutRequest(key=key.encode(), value=value, lease=lease_number)
         absent = _create_revision_is(key, 0)
         request = rpc.TxnRequest(compare=[absent], success=[rpc.RequestOp(request_put=put)])
         self._kv("Txn", request)
@@ -176,8 +187,23 @@ class EtcdStore:
         return self._connection.call(getattr(self._connection.kv, method), request)
 
 
+def _number(lease: Lease) -> int:
+    if not isinstance(lease, EtcdLease):
+        raise TypeError(f"a lease of etcd is needed here, not {type(lease).__name__}")
+    return lease.number
+
+
 def _entry(kv: Any) -> Entry:
-    return Entry(kv.key.decode(), kv.value, kv.create_revision, kv.mod_revision)
+    key = kv.key.decode(errors="backslashreplace")
+    return Entry(key, kv.value, kv.create_revision, kv.mod_revision)
+
+
+def _only(reply: Any) -> Entry | None:
+    return _entry(reply.kvs[0]) if reply.kvs else None
+
+
+def _range_op(key: str) -> Any:
+    return rpc.RequestOp(request_range=rpc.RangeRequest(key=key.encode()))
 
 
 def _mod_revision_is(key: str, revision: int) -> Any:
@@ -199,7 +225,7 @@ def main() -> int:
     """``python -m trainmesh.etcd URL [--insecure]``: exit 0 if an etcd answers."""
     url, *flags = sys.argv[1:]
     try:
-        store = connect(url, insecure="--insecure" in flags)
+        store = connect(url, insecure="--insecure" in flags, **security_from_environment())
         try:
             check(store)
         finally:

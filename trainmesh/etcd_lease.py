@@ -5,25 +5,26 @@ from __future__ import annotations
 import threading
 import time
 
-import grpc
-
 from trainmesh.errors import StoreError
-from trainmesh.etcd_rpc import Connection, rpc
+from trainmesh.etcd_rpc import Connection, RpcError, rpc
 
 __all__ = ["EtcdLease"]
 
 
 class EtcdLease:
-    """Granted on construction (etcd gives 2 s at least) and renewed every third of its time."""
+    """Granted on construction (etcd raises a short time to live) and renewed every third of it."""
 
     def __init__(self, connection: Connection, ttl_s: int) -> None:
         self._connection = connection
+        asked_s = time.monotonic()
         reply = connection.call(connection.leases.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s))
         self.number: int = reply.ID
         self._ttl_s = float(reply.TTL)
         self._lost = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="etcd-lease", daemon=True)
+        self._thread = threading.Thread(
+            target=self._keep, args=(asked_s + self._ttl_s,), name="etcd-lease", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -31,41 +32,45 @@ class EtcdLease:
         return self._lost.is_set()
 
     def close(self) -> None:
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._thread.join(timeout=2 * self._connection.timeout_s)
-        if not self.lost:
-            try:
-                request = rpc.LeaseRevokeRequest(ID=self.number)
-                self._connection.call(self._connection.leases.LeaseRevoke, request)
-            except StoreError:
-                pass  # it expires by itself
+        try:
+            request = rpc.LeaseRevokeRequest(ID=self.number)
+            self._connection.call(self._connection.leases.LeaseRevoke, request)
+        except StoreError:
+            pass  # it has expired, or will by itself
 
-    def _renew(self) -> None:
-        renewed_s = time.monotonic()
+    def _keep(self, expires_s: float) -> None:
+        """Renew until ``close``, or until a whole time to live has gone by without success.
+
+        The time counts from when a renewal was asked for, not from its answer, so that the
+        owner does not go on believing after the server has given up.
+        """
         wait_s = self._ttl_s / 3
         while not self._closing.wait(wait_s):
             asked_s = time.monotonic()
-            left_s = self._ask()
-            if left_s == 0:
-                self._lost.set()
-                return
+            left_s = self._ask(expires_s - asked_s)
             if left_s is not None:
-                renewed_s = asked_s
-            elif time.monotonic() - renewed_s > self._ttl_s:
+                expires_s = asked_s + left_s
+            if time.monotonic() >= expires_s:
                 self._lost.set()
                 return
-            wait_s = self._ttl_s / 3 if left_s is not None else min(0.5, self._ttl_s / 10)
+            pause_s = self._ttl_s / 3 if left_s is not None else self._ttl_s / 10
+            wait_s = min(pause_s, max(0.0, expires_s - time.monotonic()))
 
-    def _ask(self) -> int | None:
-        """The lease's time left; 0 if it is gone, None if the server can't be asked."""
+    def _ask(self, timeout_s: float) -> int | None:
+        """The renewed time to live; 0 if the lease is gone, None if the server can't be asked."""
         connection = self._connection
+        timeout_s = min(connection.timeout_s, max(0.05, timeout_s))
         try:
             replies = connection.leases.LeaseKeepAlive(
                 iter([rpc.LeaseKeepAliveRequest(ID=self.number)]),
-                timeout=connection.timeout_s,
+                timeout=timeout_s,
                 metadata=connection.metadata,
             )
             return max((int(reply.TTL) for reply in replies), default=None)
-        except grpc.RpcError as error:
-            connection.recover(error)
+        except RpcError as error:
+            connection.recover(error, timeout_s)
             return None

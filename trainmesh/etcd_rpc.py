@@ -1,4 +1,7 @@
-"""One etcd connection: calls that end in time, are tried again while they may, re-authenticate."""
+"""One etcd connection: calls that end in time, are tried again while they may, re-authenticate.
+
+The only module that imports gRPC and etcd3, so that what has to be done before is done once.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,46 @@ import trainmesh.etcd_proto
 trainmesh.etcd_proto.prepare()
 
 import etcd3  # noqa: E402
-import grpc  # noqa: E402
 from etcd3 import etcdrpc as rpc  # noqa: E402
+from grpc import RpcError, StatusCode  # noqa: E402
 
-from trainmesh.errors import StoreError  # noqa: E402
+from trainmesh.errors import ConfigError, LeaseLost, StoreError  # noqa: E402
 
-__all__ = ["TRANSIENT", "Connection", "prefix_end", "rpc"]
+__all__ = ["Connection", "RpcError", "explain", "jittered_s", "prefix_end", "rpc"]
 
 TRANSIENT = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.UNAUTHENTICATED,
+    StatusCode.UNAVAILABLE,
+    StatusCode.INTERNAL,
+    StatusCode.UNKNOWN,
+    StatusCode.CANCELLED,
+    StatusCode.DEADLINE_EXCEEDED,
 )
 """Codes after which the same call may succeed."""
 
 OPTIONS = [
+    # A server that is stopped or cut off is noticed after 13 s at most; etcd refuses pings that
+    # come more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # also the time that one attempt to connect gets
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # closing one connection must not touch another
 ]
+
+FIRST_BACKOFF_S = 0.05
+MAX_BACKOFF_S = 0.5
 
 
 class Connection:
     """A channel to one etcd, with everything that a call needs.
 
     ``tls`` holds paths: (CA certificate, own certificate, own key), or None for plain text.
+    ``user`` is (name, password), or None for an etcd without authentication.
     """
 
     def __init__(
@@ -56,15 +67,16 @@ class Connection:
         tls: tuple[str, str | None, str | None] | None = None,
         user: tuple[str, str] | None = None,
     ) -> None:
-        self.address = f"{host}:{port}"
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.timeout_s = timeout_s
+        self.metadata: Any = None
         self._user = user
         self._auth_lock = threading.Lock()
-        self.metadata: Any = None
+        self._closed = threading.Event()
         ca_cert, cert, key = tls or (None, None, None)
         try:
             self._client = etcd3.client(
-                host=host,
+                host=self.address.rpartition(":")[0],
                 port=port,
                 timeout=timeout_s,
                 ca_cert=ca_cert,
@@ -73,7 +85,7 @@ class Connection:
                 grpc_options=OPTIONS,
             )
         except OSError as error:
-            raise StoreError(f"etcd certificates: {error}") from error
+            raise ConfigError(f"etcd certificate {error.filename}: {error.strerror}") from error
         channel = self._client.channel
         self.kv = rpc.KVStub(channel)
         self.leases = rpc.LeaseStub(channel)
@@ -81,54 +93,96 @@ class Connection:
         self._auth = rpc.AuthStub(channel)
 
     def call(self, method: Callable[..., Any], request: Any) -> Any:
-        """The reply to ``request``.
+        """The reply to ``request``; it may be sent more than once.
 
         Raises:
             StoreError: no answer within the time-out, or a refusal.
+            LeaseLost: the request names a lease that has expired.
         """
         deadline_s = time.monotonic() + self.timeout_s
-        backoff_s = 0.05
+        backoff_s = FIRST_BACKOFF_S
         while True:
-            left_s = deadline_s - time.monotonic()
             try:
-                return method(request, timeout=max(0.05, left_s), metadata=self.metadata)
-            except grpc.RpcError as error:
-                wait_s = backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+                return method(request, timeout=_left_s(deadline_s), metadata=self.metadata)
+            except RpcError as error:
+                wait_s = jittered_s(backoff_s)
+                may_retry = error.code() in TRANSIENT or self.recover(error, _left_s(deadline_s))
                 last_try = time.monotonic() + wait_s >= deadline_s
-                if error.code() not in TRANSIENT or last_try:
-                    raise StoreError(self._words(error)) from error
-                self.recover(error)
-                time.sleep(wait_s)
-                backoff_s = min(2 * backoff_s, 0.5)
+                if not may_retry or last_try or self._closed.wait(wait_s):
+                    raise self._store_error(error) from error
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            except ValueError as error:  # gRPC's answer to a call on a closed channel
+                raise StoreError(f"etcd at {self.address}: the connection is closed") from error
 
-    def recover(self, error: grpc.RpcError) -> None:
-        """After a transient error: a new token if the old one was refused (etcd forgets its
-        tokens when it restarts)."""
-        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
-            try:
-                self.authenticate()
-            except grpc.RpcError:
-                pass  # the caller tries again, and says so if time runs out
+    def recover(self, error: RpcError, timeout_s: float) -> bool:
+        """True if etcd refused our token and there is a new one now: etcd forgets its tokens
+        when it restarts, and when users or roles change."""
+        refused = error.code() is StatusCode.UNAUTHENTICATED or (
+            "auth store is old" in (error.details() or "")
+        )
+        return refused and self.renew_token(timeout_s)
 
-    def authenticate(self) -> None:
-        """Get a token, if the connection has a user."""
+    def renew_token(self, timeout_s: float) -> bool:
+        """Try to get a new token; False if the connection has no user, or it is refused."""
+        if self._user is None:
+            return False
+        try:
+            self.authenticate(timeout_s)
+        except RpcError as error:
+            return error.code() in TRANSIENT
+        return True
+
+    def authenticate(self, timeout_s: float) -> None:
+        """Get a token, if the connection has a user.
+
+        Raises:
+            RpcError: no answer, or the user or password is wrong.
+        """
         if self._user is None:
             return
         name, password = self._user
+        request = rpc.AuthenticateRequest(name=name, password=password)
         with self._auth_lock:
-            request = rpc.AuthenticateRequest(name=name, password=password)
-            reply = self._auth.Authenticate(request, timeout=self.timeout_s)
+            reply = self._auth.Authenticate(request, timeout=timeout_s)
             self.metadata = (("token", reply.token),)
 
+    def log_in(self) -> None:
+        """The first ``authenticate``, with a call's time-out and errors."""
+        self.call(lambda request, *, timeout, metadata: self.authenticate(timeout), None)
+
     def close(self) -> None:
+        """Close the channel; calls that still run end with StoreError."""
+        self._closed.set()
         self._client.close()
 
-    def _words(self, error: grpc.RpcError) -> str:
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            detail = f"no answer within {self.timeout_s:g} s"
-        else:
-            detail = " ".join((error.details() or str(error.code().value[1])).split())[:200]
-        return f"etcd at {self.address}: {detail}"
+    def _store_error(self, error: RpcError) -> StoreError:
+        details = error.details() or ""
+        if "lease not found" in details:
+            return LeaseLost(f"etcd at {self.address}: the lease has expired")
+        return StoreError(f"etcd at {self.address}: {explain(error, self.timeout_s)}")
+
+
+def explain(error: RpcError, timeout_s: float) -> str:
+    """What went wrong in one line, in plain words where gRPC's own need a decoder."""
+    details = " ".join((error.details() or str(error.code().value[1])).split())[:200]
+    if "Connection refused" in details:
+        return "nothing listens on this port"
+    if "Domain name not found" in details:
+        return "there is no host of this name"
+    if error.code() is StatusCode.UNIMPLEMENTED or "parsing HTTP/2" in details:
+        return "what answers there is not etcd v3 (or it wants https instead of http)"
+    if error.code() is StatusCode.DEADLINE_EXCEEDED or "SETTINGS frame" in details:
+        return f"no answer within {timeout_s:g} s"
+    return details
+
+
+def _left_s(deadline_s: float) -> float:
+    return max(0.05, deadline_s - time.monotonic())
+
+
+def jittered_s(backoff_s: float) -> float:
+    """A wait of about ``backoff_s``, so that many clients don't come back at the same time."""
+    return backoff_s * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "launcher" / "site"
 HOOKED = "import sys; print([type(f).__module__ for f in sys.meta_path][:1])"
@@ -52,8 +54,11 @@ def test_nothing_is_done_in_a_spawned_child(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("True\nFalse\n", "")
 
 
-def test_a_python_without_trainmesh_says_so_once_and_runs() -> None:
-    for rank, lines in (("0", 1), ("1", 0)):
-        done = run("-S", "-c", "import site; site.main(); print('ran')", path=[SITE], RANK=rank)
-        assert done.stdout == "ran\n"
-        assert len(done.stderr.splitlines()) in (lines, 0)
+@pytest.mark.parametrize(("rank", "num_lines"), [("0", 1), ("1", 0)])
+def test_a_python_without_trainmesh_says_so_once_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, num_lines: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("-S", "-c", "import sitecustomize; print('ran')", path=[SITE], RANK=rank)
+    assert done.stdout == "ran\n"
+    assert len(done.stderr.splitlines()) == num_lines

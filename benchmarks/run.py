@@ -1,0 +1,20 @@
+"""All figures of the README, one after the other: make bench."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> int:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    commands = [
+        [*torchrun, "benchmarks/dispatcher.py"],
+        [sys.executable, "benchmarks/overhead.py"],
+    ]
+    return max(subprocess.run(command, cwd=ROOT, check=False).returncode for command in commands)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The command line: a fixed set of options, lazy imports, errors in one line."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainmesh.launcher.cli import COMMANDS, build_parser, main
+
+ROOT = Path(__file__).parent.parent.parent
+
+LAUNCH_OPTIONS = {
+    "--cadence",
+    "--debug",
+    "--dry-run",
+    "--etcd",
+    "--insecure-etcd",
+    "--job",
+    "--margin",
+    "--plan",
+    "--progress",
+    "--report",
+    "--topology",
+}
+"""A new option is a decision: add it here and to the documentation."""
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def command_parser(command: str) -> argparse.ArgumentParser:
+    chosen = build_parser(command)._subparsers
+    assert chosen is not None
+    parsers = chosen._group_actions[0].choices
+    assert isinstance(parsers, dict)
+    parser = parsers[command]
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+@pytest.mark.torch
+def test_launch_has_torchruns_options_and_ours() -> None:
+    from torch.distributed.run import get_args_parser
+
+    torchruns = options(get_args_parser())
+    ours = options(command_parser("launch"))
+    assert torchruns <= ours
+    assert ours - torchruns == LAUNCH_OPTIONS
+    assert not LAUNCH_OPTIONS & torchruns
+
+
+def test_the_commands_are_these() -> None:
+    assert set(COMMANDS) == {"launch", "report", "status", "topology", "explain", "doctor"}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["status", "--help"]])
+def test_only_launch_imports_torch(argv: list[str]) -> None:
+    done = python(
+        "import sys, atexit; from trainmesh.launcher.cli import main\n"
+        "atexit.register(lambda: print({'torch', 'grpc'} & set(sys.modules), file=sys.stderr))\n"
+        f"main({argv})"
+    )
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    assert done.stdout
+
+
+@pytest.mark.torch
+def test_launch_never_imports_grpc() -> None:
+    code = (
+        "import sys; from trainmesh.launcher.cli import main\n"
+        "main(['launch', '--dry-run', '--etcd', 'http://127.0.0.1:1', '-m', 'this'])\n"
+        "print({'grpc', 'etcd3', 'networkx'} & set(sys.modules))"
+    )
+    assert python(code).stdout.endswith("\nset()\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["--nonsense"], ["status", "--nonsense"]])
+def test_a_usage_error_is_one_line_and_exit_code_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert out == ""
+    assert err.startswith("trainmesh")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("where", ["before", "after", "environment", "nowhere"])
+def test_debug_shows_the_traceback(
+    where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRAINMESH_DEBUG", raising=False)
+    if where == "environment":
+        monkeypatch.setenv("TRAINMESH_DEBUG", "1")
+    before, after = (["--debug"] if where == word else [] for word in ("before", "after"))
+    code = main([*before, "launch", *after, "no-such-script.py"])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert lines[-1].startswith("trainmesh: error: no such file: no-such-script.py")
+    assert ("Traceback" in lines[0]) == (where != "nowhere")
+    assert len(lines) == 1 or where != "nowhere"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m trainmesh --help | true; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # 0: the pipe was still open

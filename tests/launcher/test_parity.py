@@ -1,0 +1,114 @@
+"""``trainmesh launch`` does what ``torchrun`` does, for scripts that are not about training."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launchjob import JOBS, LAUNCH, TORCHRUN, Place
+
+pytestmark = [pytest.mark.torch, pytest.mark.etcd]
+
+PROBE = str(JOBS / "probe.py")
+FAILS = str(JOBS / "fails.py")
+
+
+def both(
+    here: Place, *arguments: str, stdin: str = "", **env: str
+) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
+    """Run under torchrun and under trainmesh launch; their results are in plain/ and ours/."""
+    done = []
+    for name, command in (("plain", TORCHRUN), ("ours", LAUNCH)):
+        out = here.path / name
+        out.mkdir()
+        words = [argument.replace("{out}", str(out)) for argument in arguments]
+        done.append(here.run(*command, *words, stdin=stdin, OUT=str(out), **env))
+    plain, ours = done
+    assert ours.returncode == plain.returncode, ours.stderr
+    assert sorted(ours.stdout.splitlines()) == sorted(plain.stdout.splitlines())
+    assert here.processes() == {}
+    return plain, ours
+
+
+def results(here: Place, name: str) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in (here.path / name).glob("*.json")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [PROBE, "a", "--nnodes", "-m"],
+        ["--standalone", "-m", "tests.jobs.probe", "a", "--help"],
+        ["--run-path", PROBE, "a"],
+        ["--no-python", "/usr/bin/env", "python", PROBE, "a"],
+        ["--virtual-local-rank", "--role", "trainer", PROBE],
+        ["--max-restarts", "2", PROBE, "--fail-first"],
+    ],
+    ids=["script", "module", "run-path", "no-python", "flags", "restart"],
+)
+def test_a_worker_sees_what_it_sees_under_torchrun(here: Place, arguments: list[str]) -> None:
+    both(here, "--nproc-per-node", "2", *arguments, stdin="words\n")
+    plain, ours = results(here, "plain"), results(here, "ours")
+    assert len(plain) == (4 if "--fail-first" in arguments else 2)
+    assert ours == plain
+    assert plain["0-0.json"]["stdin"] == "words\n"
+    assert len(here.files()) == 1  # torchrun's own
+
+
+def logs(folder: Path) -> dict[str, str]:
+    """Torchrun's log files below their unique folder, with their contents."""
+    (unique,) = (path for path in folder.iterdir() if path.is_dir())
+    found = {}
+    for path in unique.rglob("*"):
+        if path.is_file():
+            found[str(path.relative_to(unique))] = path.read_text()
+    return found
+
+
+@pytest.mark.parametrize("flag", ["-r", "-t"])
+def test_redirected_output(here: Place, flag: str) -> None:
+    both(here, "--nproc-per-node", "2", flag, "3", "--log-dir", "{out}", PROBE)
+    plain, ours = logs(here.path / "plain"), logs(here.path / "ours")
+    assert plain["attempt_0/1/stdout.log"] == "out of rank 1\n"
+    del ours["attempt_0/0/stderr.log"], plain["attempt_0/0/stderr.log"]  # may hold a line of ours
+    assert ours == plain
+
+
+@pytest.mark.parametrize("how", ["--record", "--exit"])
+def test_a_failing_worker(here: Place, how: str) -> None:
+    error_file = here.path / "error.json"
+    errors, summaries = [], []
+    for command in (TORCHRUN, LAUNCH):
+        done = here.run(
+            *(*command, "--nproc-per-node", "2", FAILS, how),
+            TORCHELASTIC_ERROR_FILE=str(error_file),
+        )
+        assert done.returncode == 1
+        summary = done.stderr[done.stderr.index("\n====") :]
+        summaries.append(re.sub(r"(pid: |tmp/|_)\S+|\d\d:\d\d:\d\d", "*", summary))
+        if how == "--record":
+            error = json.loads(error_file.read_text())["message"]
+            errors.append((error["message"], error["errorCode"]))
+            error_file.unlink()
+    assert summaries[1].split() == summaries[0].split()
+    assert f"{FAILS} FAILED" in summaries[1]
+    assert not error_file.exists()
+    if how == "--record":
+        assert errors[1] == errors[0] == ("ValueError: rank 1 has a reason", 1)
+    assert here.processes() == {}
+
+
+def test_a_failing_worker_shows_no_traceback_of_torchrun(here: Place) -> None:
+    done = here.run(*LAUNCH, "--nproc-per-node", "2", FAILS)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert here.files() == []
+
+
+def test_a_worker_with_an_error_file_keeps_it(here: Place) -> None:
+    done = here.run(*LAUNCH, "--nproc-per-node", "2", FAILS, "--record")
+    (path,) = re.findall(r"error_file: (/\S+)", done.stderr)
+    assert "rank 1 has a reason" in Path(path).read_text()

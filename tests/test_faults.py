@@ -1,0 +1,111 @@
+"""Our own parts are killed in mid-run: the job finishes with the same losses, to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launchjob import JOBS, LAUNCH, TORCHRUN, Place, place, wait_for
+
+pytestmark = [pytest.mark.torch, pytest.mark.etcd]
+
+SCRIPT = str(JOBS / "paced.py")
+WORDS = {
+    "coordinator": "trainmesh.server",
+    "agent": "trainmesh.agent",
+    "etcd": "--listen-client-urls",
+}
+
+
+def outcome(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(("losses", "state"))]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    """What plain torchrun computes."""
+    with place() as here:
+        done = here.run(*TORCHRUN, "--nproc-per-node", "2", SCRIPT, SECONDS="0")
+    assert done.returncode == 0, done.stderr
+    lines = outcome(done.stdout)
+    assert len(lines) == 2
+    return lines
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as found:
+        yield found
+
+
+def status(here: Place) -> dict:
+    for path in here.path.glob("trainmesh/*/status.json"):
+        found: dict = json.loads(path.read_text())
+        return found
+    return {}
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.mark.parametrize("victims", [["coordinator"], ["agent"], ["etcd"], [*WORDS]])
+def test_killing_our_parts_changes_nothing(
+    here: Place, expected: list[str], victims: list[str]
+) -> None:
+    process = here.start(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="9")
+    wait_for(lambda: status(here).get("step", 0) > 5)
+    for victim in victims:
+        pids = here.processes(WORDS[victim])
+        assert pids, f"no {victim} is running"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    out, err = finish(process)
+    assert outcome(out) == expected
+    for victim in victims:
+        assert f"the {victim} ended with signal 9 and is started again" in err
+    assert here.processes() == {}
+    assert here.files() == []
+
+
+@pytest.mark.parametrize("victim", [*WORDS])
+def test_the_part_that_was_killed_is_back_at_work(here: Place, victim: str) -> None:
+    process = here.start(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="20")
+    wait_for(lambda: status(here).get("step", 0) > 5)
+    for pid in here.processes(WORDS[victim]):
+        os.kill(pid, signal.SIGKILL)
+    seen = status(here)["step"]
+    wait_for(lambda: status(here)["step"] > seen + 10)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert here.processes() == {}
+    assert here.files() == []
+
+
+def test_etcd_gone_for_good_costs_the_job_nothing(
+    here: Place, expected: list[str], tmp_path: Path
+) -> None:
+    """An etcd of the user's that goes away while the job runs and never comes back."""
+    from trainmesh.embedded_etcd import EmbeddedEtcd
+
+    etcd = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    etcd.start()
+    try:
+        etcd.wait_ready(10)
+        process = here.start(
+            *LAUNCH, "--nproc-per-node", "2", "--etcd", etcd.url, SCRIPT, SECONDS="6"
+        )
+        wait_for(lambda: status(here).get("step", 0) > 5)
+        etcd.stop()
+        out, _ = finish(process)
+    finally:
+        etcd.stop()
+    assert outcome(out) == expected
+    assert here.processes() == {}
+    assert here.files() == []
