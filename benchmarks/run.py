@@ -8,9 +8,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     commands = [
-        [*torchrun, "benchmarks/dispatcher.py"],
+        [sys.executable, "benchmarks/dispatcher.py"],
         [sys.executable, "benchmarks/overhead.py"],
     ]
     return max(subprocess.run(command, cwd=ROOT, check=False).returncode for command in commands)

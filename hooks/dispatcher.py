@@ -69,15 +69,18 @@ class Dispatcher:
 
     def reduce(self, bucket: GradBucket) -> Future[torch.Tensor]:
         """Average ``bucket`` over the ranks."""
-        if bucket.index() == 0:
-            self._begin_step(bucket.buffer().device)
-        buffer = bucket.buffer()
-        sparse = buffer.is_sparse
-        nbytes = (buffer._values() if sparse else buffer).nbytes
-        mark = self._timer.mark(bucket.index(), nbytes)
-        self._scaling.apply(bucket)
+        # Each attribute of a bucket is a call into C++: ask once.
+        index, buffer = bucket.index(), bucket.buffer()
+        if index == 0:
+            self._begin_step(buffer.device)
+        if buffer.is_sparse:
+            mark = self._timer.mark(index, buffer._values().nbytes)
+            executor: Executor = self._native
+        else:
+            mark = self._timer.mark(index, buffer.nbytes)
+            executor = self._executor
+        self._scaling.apply(bucket, buffer)
         mark.start()
-        executor = self._native if sparse else self._executor
         return executor.reduce(buffer, mark)
 
     def close(self) -> None:

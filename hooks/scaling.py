@@ -39,21 +39,20 @@ class GradientScaling:
         """A step begins; ``active_ranks`` is what a ``Join`` context divides by, if it does."""
         self._divisor = active_ranks or self._world_size
 
-    def apply(self, bucket: GradBucket) -> torch.Tensor:
-        """Scale ``bucket`` in place; returns its buffer."""
-        buffer: torch.Tensor = bucket.buffer()
+    def apply(self, bucket: GradBucket, buffer: torch.Tensor) -> None:
+        """Scale ``bucket``, whose ``buffer`` is given, in place."""
         if self._divisor == 1:
-            return buffer
+            return
         reciprocal = 1.0 / self._divisor
         if not self._storages:
-            return buffer.mul_(reciprocal)
+            buffer.mul_(reciprocal)
+            return
         own = buffer.untyped_storage().data_ptr()
         for parameter, view in zip(bucket.parameters(), bucket.gradients(), strict=True):
             if self._storages.get(id(parameter)) == own:
                 view.div_(self._divisor)
             else:
                 view.mul_(reciprocal)
-        return buffer
 
 
 def _is_power_of_two(number: int) -> bool:

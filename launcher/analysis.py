@@ -14,8 +14,10 @@ from trainmesh.launcher.analysis_types import (
     RunAnalysis,
     SeriesPoint,
     Spread,
+    SwitchEffect,
     TimeSplit,
 )
+from trainmesh.launcher.format import count
 from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
@@ -25,6 +27,8 @@ from trainmesh.types import Algorithm, Plan, StepReport
 __all__ = ["analyse", "split_of"]
 
 MAX_POINTS = 4_000
+SWITCH_WINDOW = 32
+"""Steps on either side of a switch that are compared."""
 Steps = Sequence[tuple[int, int, Group]]
 
 
@@ -152,12 +156,26 @@ def _bucket_stats(complete: Steps, world_size: int) -> tuple[BucketStats, ...]:
 
 def _plans(sample: RunSample, steps: Steps, complete: Steps) -> tuple[PlanOutcome, ...]:
     outcomes: list[PlanOutcome] = []
+    before: list[MeasuredStep] = []
     for epoch in sorted({epoch for _, epoch, _ in steps}):
         own = [item for item in steps if item[1] == epoch]
         measured = [step for _, step in _measured([i for i in complete if i[1] == epoch])]
-        before = outcomes[-1] if outcomes else None
-        outcomes.append(_outcome(epoch, _plan_of(sample, epoch), own, measured, before))
+        effect = _switch_effect(before, measured) if before and measured else None
+        outcomes.append(_outcome(epoch, _plan_of(sample, epoch), own, measured, effect))
+        before = measured
     return tuple(outcomes)
+
+
+def _switch_effect(before: list[MeasuredStep], after: list[MeasuredStep]) -> SwitchEffect:
+    before, after = before[-SWITCH_WINDOW:], after[:SWITCH_WINDOW]
+    return SwitchEffect(
+        num_before=len(before),
+        num_after=len(after),
+        transfer_before_s=median(step.transfer_s for step in before),
+        transfer_after_s=median(step.transfer_s for step in after),
+        step_before_s=median(step.step_time_s for step in before),
+        step_after_s=median(step.step_time_s for step in after),
+    )
 
 
 def _plan_of(sample: RunSample, epoch: int) -> Plan | None:
@@ -173,7 +191,7 @@ def _outcome(
     plan: Plan | None,
     steps: Steps,
     measured: Sequence[MeasuredStep],
-    before: PlanOutcome | None,
+    effect: SwitchEffect | None,
 ) -> PlanOutcome:
     unknown = Algorithm.NATIVE.value if epoch == 0 else "not known"
     step_time_s = median(_step_time_s(group) for _, _, group in steps)
@@ -197,13 +215,8 @@ def _outcome(
         step_transfer_s=step_transfer_s,
         measured_s=measured_s,
         measured_efficiency=plan.bound_s / measured_s if plan and measured_s else None,
-        transfer_speedup=_ratio(before.step_transfer_s, step_transfer_s) if before else None,
-        step_speedup=_ratio(before.step_time_s, step_time_s) if before else None,
+        switch=effect,
     )
-
-
-def _ratio(before_s: float | None, after_s: float | None) -> float | None:
-    return before_s / after_s if before_s and after_s else None
 
 
 def _series(steps: Steps) -> tuple[SeriesPoint, ...]:
@@ -245,7 +258,7 @@ def _missing(
     found = []
     if corrupt_lines:
         found.append(
-            f"{_count(corrupt_lines, 'line')} of the record could not be read and "
+            f"{count(corrupt_lines, 'line')} of the record could not be read and "
             f"{'was' if corrupt_lines == 1 else 'were'} left out (a job that is killed may leave "
             "its last line unfinished)."
         )
@@ -290,7 +303,3 @@ def _missing_steps(
     if not complete:
         return ["No step was recorded by all ranks, so transfer times and skew are missing."]
     return []
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -21,6 +21,7 @@ __all__ = [
     "RunAnalysis",
     "SeriesPoint",
     "Spread",
+    "SwitchEffect",
     "TimeSplit",
 ]
 
@@ -109,13 +110,31 @@ class RankSkew(Struct, frozen=True, kw_only=True):
     p95_s: float
 
 
+class SwitchEffect(Struct, frozen=True, kw_only=True):
+    """Medians of the last ``num_before`` steps before a switch and the first ``num_after`` ones
+    after it: close to the switch, so that little else has changed."""
+
+    num_before: int
+    num_after: int
+    transfer_before_s: float
+    """All buckets of a step."""
+    transfer_after_s: float
+    step_before_s: float
+    step_after_s: float
+
+    @property
+    def transfer_speedup(self) -> float:
+        """Above 1: communication is faster than before; 1 where nothing was timed."""
+        timed = self.transfer_before_s and self.transfer_after_s
+        return self.transfer_before_s / self.transfer_after_s if timed else 1.0
+
+
 class PlanOutcome(Struct, frozen=True, kw_only=True):
     """A plan that was in force, predicted and measured.
 
     ``measured_s`` is the median transfer of buckets of the plan's size, to be compared with
     ``plan.predicted_s``. ``step_transfer_s`` is the median over steps of all their buckets'
-    transfers. The speed-ups compare with the plan before (above 1: faster); None where one of
-    the two was not measured.
+    transfers. ``switch`` is None for the first plan and where there were no complete steps.
     """
 
     epoch: int
@@ -129,8 +148,7 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     step_transfer_s: float | None = None
     measured_s: float | None = None
     measured_efficiency: float | None = None
-    transfer_speedup: float | None = None
-    step_speedup: float | None = None
+    switch: SwitchEffect | None = None
 
 
 class SeriesPoint(Struct, frozen=True, array_like=True):

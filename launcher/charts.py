@@ -1,104 +1,125 @@
-"""Small SVG charts for the report. Numbers in, an ``<svg>`` element out."""
+"""Charts for the report: numbers in, HTML with inline SVG out.
+
+Only shapes are drawn in SVG and stretched to the width at hand; every word is HTML, so that it
+keeps its size on a phone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
+from statistics import median
 
-__all__ = ["bars", "line"]
+__all__ = ["Bar", "Part", "bars", "line"]
 
-WIDTH = 860
-HEIGHT = 240
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 18, 34
+MAX_POINTS = 1_000
+SMOOTH_OVER = 15
+HEIGHT = 200
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a bar; ``kind`` is its CSS class, ``tip`` what a pointer on it shows."""
+
+    kind: str
+    value: float
+    tip: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row: a label, the pieces from left to right, and the text at its end."""
+
+    label: str
+    parts: tuple[Part, ...]
+    text: str
+
+
+def bars(rows: Sequence[Bar], *, title: str) -> str:
+    """Horizontal bars on one scale from zero."""
+    high = max((sum(part.value for part in row.parts) for row in rows), default=0.0) or 1.0
+    return (
+        f'<div class="bars" role="img" aria-label="{escape(title)}">'
+        f"{''.join(_bar(row, high) for row in rows)}</div>"
+    )
+
+
+def _bar(row: Bar, high: float) -> str:
+    x, rects = 0.0, []
+    for part in row.parts:
+        width = 100 * part.value / high
+        rects.append(
+            f'<rect class="{part.kind}" x="{x:.3f}%" width="{width:.3f}%" height="100%">'
+            f"<title>{escape(part.tip)}</title></rect>"
+        )
+        x += width
+    return (
+        f'<span class="bar-label">{escape(row.label)}</span><svg class="bar">{"".join(rects)}</svg>'
+        f'<span class="bar-text">{escape(row.text)}</span>'
+    )
 
 
 def line(
     points: Sequence[tuple[float, float]],
     *,
     title: str,
-    unit: str,
+    form: Callable[[float], str],
     marks: Sequence[tuple[float, str]] = (),
     from_zero: bool = True,
 ) -> str:
-    """A line over x (steps). ``marks`` are vertical lines with a label."""
-    xs = [x for x, _ in points]
+    """A line over steps, with its moving median; ``marks`` are vertical lines with a label.
+
+    A few outliers don't set the scale: what lies above it is drawn at its top, and said.
+    """
+    points = points[:: 1 + len(points) // MAX_POINTS]
     ys = [y for _, y in points]
-    low, high = (0.0 if from_zero else min(ys)), _ceiling(ys)
-    span_x = (max(xs) - min(xs)) or 1.0
-    span_y = (high - low) or 1.0
+    low, high = _scale(ys, from_zero=from_zero)
+    first, last = points[0][0], points[-1][0]
+    span = (last - first) or 1.0
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            LEFT + (x - min(xs)) / span_x * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - (min(y, high) - low) / span_y * (HEIGHT - TOP - BOTTOM),
+    def path(values: Sequence[float]) -> str:
+        return " ".join(
+            f"{1000 * (x - first) / span:.1f},{100 * (1 - (min(y, high) - low) / (high - low)):.2f}"
+            for (x, _), y in zip(points, values, strict=True)
         )
 
-    path = " ".join(
-        f"{'ML'[i > 0]}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(place(*p) for p in points)
-    )
-    parts = [*_axis_y(low, high, unit), *_axis_x(min(xs), max(xs))]
-    for x, label in marks:
-        at, _ = place(x, low)
-        anchor = "end" if at > WIDTH / 2 else "start"
-        shift = -5 if anchor == "end" else 5
-        parts.append(
-            f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            f'<text class="mark" text-anchor="{anchor}" x="{at + shift:.1f}" y="{TOP + 10}">'
-            f"{escape(label)}</text>"
-        )
-    parts.append(f'<path class="series" d="{path}"/>')
-    return _svg(HEIGHT, title, parts)
-
-
-def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float]]]], *, title: str, unit: str) -> str:
-    """Stacked horizontal bars: (label, ((part name, value), ...)) a row. The part's name is its
-    colour class."""
-    high = max((sum(value for _, value in parts) for _, parts in rows), default=0.0) or 1.0
-    height = TOP + 34 * len(rows) + 8
-    parts: list[str] = []
-    for number, (label, stack) in enumerate(rows):
-        y = TOP + 34 * number
-        parts.append(f'<text text-anchor="end" x="{LEFT + 20}" y="{y + 17}">{escape(label)}</text>')
-        x = float(LEFT + 28)
-        for name, value in stack:
-            width = value / high * (WIDTH - LEFT - 28 - RIGHT - 90)
-            parts.append(
-                f'<rect class="{escape(name)}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="24">'
-                f"<title>{escape(name)}: {value:.3g} {escape(unit)}</title></rect>"
-            )
-            x += width
-        total = sum(value for _, value in stack)
-        parts.append(f'<text x="{x + 8:.1f}" y="{y + 17}">{total:.3g} {escape(unit)}</text>')
-    return _svg(height, title, parts)
-
-
-def _ceiling(ys: Sequence[float]) -> float:
-    """A top that a few outliers don't set: 1.3 times the 98th percentile, or the maximum."""
-    ordered = sorted(ys)
-    return min(ordered[-1], 1.3 * ordered[int(0.98 * (len(ordered) - 1))]) * 1.05 or 1.0
-
-
-def _axis_y(low: float, high: float, unit: str) -> list[str]:
-    parts = []
-    for share in (0.0, 0.5, 1.0):
-        y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-        value = low + share * (high - low)
-        label = f"{value:.3g} {escape(unit)}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text text-anchor="end" x="{LEFT - 6}" y="{y + 4}">{label}</text>')
-    return parts
-
-
-def _axis_x(first: float, last: float) -> list[str]:
-    y = HEIGHT - 12
-    return [
-        f'<text x="{LEFT}" y="{y}">step {first:.0f}</text>',
-        f'<text text-anchor="end" x="{WIDTH - RIGHT}" y="{y}">step {last:.0f}</text>',
-    ]
-
-
-def _svg(height: float, title: str, parts: Sequence[str]) -> str:
+    above = sum(y > high for y in ys)
+    note = f'<p class="soft small">{above} steps lie above the scale.</p>' if above else ""
     return (
-        f'<svg class="chart" role="img" viewBox="0 0 {WIDTH} {height:.0f}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f'<div class="chart" role="img" aria-label="{escape(title)}">'
+        f'<div class="axis-y"><span>{escape(form(high))}</span>'
+        f"<span>{escape(form((low + high) / 2))}</span><span>{escape(form(low))}</span></div>"
+        f'<div class="plot">{_marks(marks, first, span)}'
+        '<svg viewBox="0 0 1000 100" preserveAspectRatio="none">'
+        '<path class="grid" d="M0 0H1000M0 50H1000M0 100H1000"/>'
+        f'<polyline class="raw" points="{path(ys)}"/>'
+        f'<polyline class="smooth" points="{path(_smooth(ys))}"/></svg></div>'
+        f'<div class="axis-x"><span>step {first:.0f}</span><span>step {last:.0f}</span></div>'
+        f"</div>{note}"
     )
+
+
+def _marks(marks: Sequence[tuple[float, str]], first: float, span: float) -> str:
+    found = []
+    for x, label in marks:
+        share = min(1.0, max(0.0, (x - first) / span))
+        side = "left" if share > 0.6 else "right"
+        found.append(
+            f'<span class="mark {side}" style="left:{100 * share:.2f}%">'
+            f"<b>{escape(label)}</b></span>"
+        )
+    return "".join(found)
+
+
+def _scale(ys: Sequence[float], *, from_zero: bool) -> tuple[float, float]:
+    """Bottom and top of the axis: the top is at most 1.5 times the 98th percentile."""
+    ordered = sorted(ys)
+    high = min(ordered[-1], 1.5 * ordered[int(0.98 * (len(ordered) - 1))])
+    low = 0.0 if from_zero else ordered[0]
+    return low, high if high > low else low + (abs(low) or 1.0)
+
+
+def _smooth(ys: Sequence[float]) -> list[float]:
+    half = SMOOTH_OVER // 2
+    return [median(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]

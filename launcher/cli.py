@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trainmesh import __version__
 from trainmesh.errors import TrainmeshError
@@ -45,7 +45,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = _load(name) if name == command else None
-        parents = getattr(module, "parent_parsers", list)()
+        parents: list[Any] = getattr(module, "parent_parsers", list)()
         chosen = commands.add_parser(
             name, help=summary, description=summary, parents=parents, add_help=not parents
         )

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
-from trainmesh.launcher.analysis import RunAnalysis
-from trainmesh.launcher.findings import advice, plan_efficiency, summary
-from trainmesh.launcher.format import duration, percent, rate, size
-from trainmesh.launcher.report import load_report
+from trainmesh.launcher.analysis_types import RunAnalysis
+from trainmesh.launcher.format import count, duration, percent, rate, size
+from trainmesh.launcher.report import Report, load_report
+from trainmesh.launcher.terminal import Output
 
 __all__ = ["add_arguments", "run"]
+
+MAX_ROWS = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,88 +27,100 @@ def run(args: argparse.Namespace) -> int:
     report = load_report(args.directory)
     if args.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-        return 0
-    console = Console(highlight=False)
-    for text in (*summary(report.run), *advice(report.run)):
-        console.print(text, markup=False)
-    for title, table in _tables(report.run):
-        console.print(f"\n{title}", style="bold")
-        console.print(table)
-    if report.run.events:
-        console.print("\nEvents", style="bold")
-    for event in report.run.events:
-        console.print(f"step {event.step}: {event.kind}: {event.text}", markup=False)
+    else:
+        _show(report, Output())
     return 0
 
 
-def _tables(run: RunAnalysis) -> list[tuple[str, Table]]:
-    found = []
-    if run.shares is not None:
-        shares = run.shares
-        row = [
-            duration(value)
-            for value in (shares.compute_s, shares.hidden_s, shares.exposed_s, shares.rest_s)
-        ]
-        head = ["compute", "of it beside communication", "waiting", "rest"]
-        found.append(("Where the median step went", _table(head, [row])))
-    if run.plans:
-        found.append(("Plans against the bound", _plans(run)))
-    if run.buckets:
-        head = ["bucket", "epoch", "size", "transfer", "algbw", "busbw"]
-        rows = [
+def _show(report: Report, output: Output) -> None:
+    summary, run = report.headline, report.run
+    output.text(f"{summary.title}.", style="bold")
+    output.text(*(f"- {point}" for point in (*summary.points, *run.missing)))
+    output.text(f"What to do next: {summary.advice}")
+    _show_time(run, output)
+    _show_plans(run, output)
+    _show_buckets(run, output)
+    _show_skew(run, output)
+    if run.events:
+        output.heading("Events")
+        output.text(*(f"step {event.step}: {event.kind}: {event.text}" for event in run.events))
+    if run.events_omitted:
+        output.text(f"{count(run.events_omitted, 'event')} more were left out.")
+
+
+def _show_time(run: RunAnalysis, output: Output) -> None:
+    if run.split is None:
+        return
+    rows = [("all ranks", run.split)]
+    rows += [(f"rank {item.rank}", item.split) for item in run.rank_splits]
+    output.heading("Where the step time went (means)")
+    output.table(
+        ["", "step", "compute", "with hidden communication", "waiting", "rest", "waiting share"],
+        [
             [
-                str(bucket.index),
-                str(bucket.epoch),
-                size(bucket.nbytes),
-                duration(bucket.transfer_s),
-                rate(bucket.algbw_bytes_per_s),
-                rate(bucket.busbw_bytes_per_s),
+                name,
+                *map(duration, (split.step_s, split.compute_s, split.hidden_s)),
+                *map(duration, (split.exposed_s, split.rest_s)),
+                percent(split.exposed_share),
             ]
-            for bucket in run.buckets[:50]
-        ]
-        found.append(("Buckets", _table(head, rows)))
-    if run.ranks:
-        rows = [
-            [str(rank.rank), rank.node, duration(rank.skew_s), duration(rank.shares.exposed_s)]
-            for rank in run.ranks[:64]
-        ]
-        found.append(("Arrival skew", _table(["rank", "node", "late by", "waiting"], rows)))
-    return found
+            for name, split in rows
+        ],
+        "tnnnnnn",
+        MAX_ROWS,
+    )
 
 
-def _plans(run: RunAnalysis) -> Table:
+def _show_plans(run: RunAnalysis, output: Output) -> None:
+    if not run.plans:
+        return
     rows = []
-    for plan in run.plans:
-        predicted, measured = plan_efficiency(plan)
+    for outcome in run.plans:
+        plan = outcome.plan
+        measured_s, efficiency = outcome.measured_s, outcome.measured_efficiency
         rows.append(
             [
-                plan.algorithm,
-                f"{plan.first_step}-{plan.last_step}",
-                duration(plan.step_time_s),
-                duration(plan.predicted_s) if plan.predicted_s else "-",
-                duration(plan.measured_largest_s) if plan.measured_largest_s else "-",
-                duration(plan.bound_s) if plan.bound_s else "-",
-                percent(predicted) if predicted is not None else "-",
-                percent(measured) if measured is not None else "-",
+                str(outcome.epoch),
+                outcome.algorithm,
+                f"{outcome.first_step}-{outcome.last_step}",
+                duration(outcome.step_time_s),
+                duration(plan.bound_s) if plan is not None else "-",
+                duration(plan.predicted_s) if plan is not None else "-",
+                duration(measured_s) if measured_s is not None else "-",
+                percent(plan.efficiency) if plan is not None else "-",
+                percent(efficiency) if efficiency is not None else "-",
             ]
         )
-    head = [
-        "plan",
-        "steps",
-        "step time",
-        "predicted",
-        "measured",
-        "bound",
-        "efficiency",
-        "measured",
+    output.heading("Plans against the bound (largest bucket)")
+    head = ["epoch", "plan", "steps", "step time", "bound", "predicted", "measured"]
+    output.table([*head, "efficiency predicted", "measured"], rows, "ntnnnnnnn", MAX_ROWS)
+
+
+def _show_buckets(run: RunAnalysis, output: Output) -> None:
+    if not run.buckets:
+        return
+    rows = [
+        [
+            str(bucket.epoch),
+            str(bucket.index),
+            size(bucket.nbytes),
+            duration(bucket.transfer_s),
+            rate(bucket.algbw_bytes_per_s),
+            rate(bucket.busbw_bytes_per_s),
+            str(bucket.num_samples),
+        ]
+        for bucket in run.buckets
     ]
-    return _table(head, rows)
+    output.heading("Buckets")
+    head = ["epoch", "bucket", "size", "transfer", "algbw", "busbw", "steps"]
+    output.table(head, rows, "nnnnnnn", MAX_ROWS)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in head:
-        table.add_column(column, justify="left" if column in ("plan", "node") else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _show_skew(run: RunAnalysis, output: Output) -> None:
+    if not run.skew:
+        return
+    rows = [
+        [str(skew.rank), skew.node, duration(skew.median_s), duration(skew.p95_s)]
+        for skew in run.skew
+    ]
+    output.heading("Arrival skew (later than the earliest rank)")
+    output.table(["rank", "node", "median", "95 %"], rows, "ntnn", MAX_ROWS)

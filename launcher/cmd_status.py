@@ -7,16 +7,16 @@ import sys
 import time
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from trainmesh.launcher import jobs
-from trainmesh.launcher.format import duration, percent
+from trainmesh.launcher.format import count, duration, percent
+from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
 __all__ = ["add_arguments", "run"]
 
 WATCH_EVERY_S = 1.0
+MAX_EVENTS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,52 +25,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console = Console()
+    output = Output()
     while True:
         statuses = jobs.find_jobs(args)
         if args.json:
             sys.stdout.write(msgspec.json.encode(statuses).decode() + "\n")
         else:
             if args.watch:
-                console.clear()
-            _show(statuses, console, time.time())
+                output.clear()
+            _show(statuses, output, time.time())
         if not args.watch:
             return 0
         sys.stdout.flush()
         time.sleep(WATCH_EVERY_S)
 
 
-def _show(statuses: list[JobStatus], console: Console, now_s: float) -> None:
+def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
     if not statuses:
-        console.print("no job is running")
+        output.text("no job is running")
     for status in statuses:
-        plan = status.plan.algorithm if status.plan is not None else "native"
-        age_s = max(0.0, now_s - status.updated_unix_s)
-        console.print(
-            f"job {status.job}: {status.world_size} ranks, step {status.step}, "
+        if not status.world_size:
+            output.text(f"job {status.job}: starting, no rank has reported yet")
+            continue
+        age_s = max(0.0, now_unix_s - status.updated_unix_s)
+        output.text(
+            f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
             f"{duration(status.step_time_s)} a step, "
             f"{percent(status.exposed_share)} of it waiting on communication",
-            highlight=False,
+            f"plan {_plan(status)}, loss {_loss(status)}, as of {age_s:.0f} s ago",
         )
-        loss = f"{status.loss:.4f}" if status.loss is not None else "not known"
-        console.print(
-            f"plan {plan} (epoch {status.epoch}), loss {loss}, as of {age_s:.0f} s ago",
-            highlight=False,
-        )
+        if status.dropped:
+            output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")
         if status.ranks:
-            console.print(_ranks(status))
-        for event in status.events[-10:]:
-            console.print(
-                f"step {event.step}: {event.kind}: {event.text}", highlight=False, markup=False
-            )
+            _show_ranks(status, output)
+        output.text(*(f"step {e.step}: {e.kind}: {e.text}" for e in status.events[-MAX_EVENTS:]))
 
 
-def _ranks(status: JobStatus) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("rank", "node", "pid", "step", "epoch", "late by", "waiting"):
-        table.add_column(column, justify="left" if column == "node" else "right")
-    for rank in status.ranks:
-        table.add_row(
+def _plan(status: JobStatus) -> str:
+    plan = status.plan.algorithm if status.plan is not None else "native"
+    text = f"{plan} (epoch {status.epoch})"
+    if status.hint is not None and status.hint.epoch > status.epoch:
+        text += f", {status.hint.plan.algorithm} (epoch {status.hint.epoch}) on its way"
+    return text
+
+
+def _loss(status: JobStatus) -> str:
+    return f"{status.loss:.4f}" if status.loss is not None else "not known"
+
+
+def _show_ranks(status: JobStatus, output: Output) -> None:
+    rows = [
+        [
             str(rank.rank),
             rank.node,
             str(rank.pid),
@@ -78,5 +83,7 @@ def _ranks(status: JobStatus) -> Table:
             str(rank.epoch),
             duration(rank.skew_s),
             percent(rank.exposed_share),
-        )
-    return table
+        ]
+        for rank in status.ranks
+    ]
+    output.table(["rank", "node", "pid", "step", "epoch", "late by", "waiting"], rows, "ntnnnnn")

@@ -6,26 +6,31 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from trainmesh.errors import ConfigError
 from trainmesh.launcher import jobs
+from trainmesh.launcher.format import count, duration, rate, size
+from trainmesh.launcher.terminal import Output
+from trainmesh.rundir import write_atomically
 from trainmesh.topology.bound import bound
 from trainmesh.topology.document import dump, load, load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.render import svg, table_rows
+from trainmesh.types import Plan
 
 __all__ = ["add_arguments", "run"]
 
-REFERENCE_BYTES = 25_000_000
+DDP_BUCKET_BYTES = 25 * 2**20
+"""Default size of a DDP bucket."""
+MAX_ROWS = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="print a running job's graph, or a file's")
     jobs.add_arguments(show)
-    show.add_argument("--file", type=Path, help="a topology file instead of a running job")
+    show.add_argument(
+        "--file", metavar="FILE", type=Path, help="a topology file instead of a running job"
+    )
     show.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw it into this file")
     validate = actions.add_parser("validate", help="check a topology file")
     validate.add_argument("file", type=Path)
@@ -34,55 +39,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action == "validate":
         graph = load_file(args.file)
-        print(f"{args.file}: {graph.world_size} ranks, {len(graph.links)} directed links, valid")
+        Output().text(f"{args.file}: valid; {_size(graph)}", _limit(graph))
         return 0
-    shown = load_file(args.file) if args.file else _of_job(args)
-    if shown is None:
-        print("no job is running, or its ranks are not known yet")
+    if args.file is not None and args.job is not None:
+        raise ConfigError("give a job or --file, not both")
+    found = (load_file(args.file), None) if args.file else _of_job(args)
+    if found is None:
+        print("null" if args.json else "no job is running, or its ranks are not known yet")
         return 0
-    least = bound(shown, REFERENCE_BYTES)
+    graph, plan = found
     if args.draw:
-        _write(args.draw, svg(shown, cut=least.cut, bottleneck=least.links))
+        _draw(graph, plan, args.draw)
     if args.json:
-        print(json.dumps(dump(shown)))
+        print(json.dumps(dump(graph)))
         return 0
-    console = Console()
-    console.print(_table(shown))
-    if least.kind == "cut":
-        console.print(
-            f"an all-reduce is limited by the cut {', '.join(least.links[:6])}: "
-            f"{REFERENCE_BYTES / least.time_s / 1e9:.3f} GB/s algbw at most",
-            highlight=False,
-        )
-    elif least.kind == "volume":
-        console.print(
-            "an all-reduce is limited by all links of the ranks together: "
-            f"{REFERENCE_BYTES / least.time_s / 1e9:.3f} GB/s algbw at most",
-            highlight=False,
-        )
+    output = Output()
+    output.text(f"{_size(graph)}, version {graph.version}")
+    head = ["from", "to", "class", "GB/s", "alpha us", "source"]
+    output.table(head, table_rows(graph), "tttnnt", MAX_ROWS)
+    output.text(_limit(graph))
     return 0
 
 
-def _of_job(args: argparse.Namespace) -> LinkGraph | None:
+def _of_job(args: argparse.Namespace) -> tuple[LinkGraph, Plan | None] | None:
+    """The graph of a running job, and the plan that it runs."""
     status = jobs.find_job(args)
     document = jobs.graph_document(args, status.job) if status is not None else None
     if status is None or document is None:
         return None
-    return load(document.decode(), source=f"graph of {status.job}")
+    return load(document.decode(), source=f"graph of {status.job}"), status.plan
 
 
-def _table(graph: LinkGraph) -> Table:
-    table = Table(box=None, pad_edge=False)
-    columns = ("from", "to", "class", "GB/s", "alpha us", "source")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("GB/s", "alpha us") else "left")
-    for row in table_rows(graph):
-        table.add_row(*row)
-    return table
+def _size(graph: LinkGraph) -> str:
+    others = len(graph.nodes) - graph.world_size
+    return (
+        f"{count(graph.world_size, 'rank')}, {count(others, 'other node')}, "
+        f"{count(len(graph.links), 'directed link')}"
+    )
 
 
-def _write(path: Path, text: str) -> None:
+def _limit(graph: LinkGraph) -> str:
+    least = bound(graph, DDP_BUCKET_BYTES)
+    if least.kind == "none":
+        return "one rank: there is nothing to reduce"
+    where = "all links of the ranks together"
+    if least.links:
+        where = "the cut " + ", ".join(least.links[:6]) + (", ..." if len(least.links) > 6 else "")
+    return (
+        f"no all-reduce of a {size(DDP_BUCKET_BYTES)} bucket can take less than "
+        f"{duration(least.time_s)} ({rate(DDP_BUCKET_BYTES / least.time_s)} algbw): "
+        f"limited by {where}"
+    )
+
+
+def _draw(graph: LinkGraph, plan: Plan | None, path: Path) -> None:
+    """The picture, with what limits the plan in force, or else any plan at all."""
+    least = bound(graph, DDP_BUCKET_BYTES)
+    links = plan.bottleneck if plan is not None else least.links
     try:
-        path.write_text(text)
+        write_atomically(path, svg(graph, cut=least.cut, bottleneck=links).encode())
     except OSError as error:
         raise ConfigError(f"--draw {path}: {error.strerror}") from error

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from math import prod
+from statistics import median
 
 from msgspec import Struct
 
-from trainmesh.launcher.analysis_types import PlanOutcome, RunAnalysis
-from trainmesh.launcher.format import duration, percent, size
+from trainmesh.launcher.analysis_types import PlanOutcome, RankSkew, RunAnalysis
+from trainmesh.launcher.format import count, duration, percent, size
 from trainmesh.types import Algorithm
 
 __all__ = ["Headline", "Tone", "headline"]
 
-NOISE = 1.05
+NOISE = 1.1
 """A change by less than this factor is not called one."""
 HIDDEN_SHARE = 0.05
 """Below this share of exposed communication there is nothing to gain from a better plan."""
@@ -54,7 +56,7 @@ def _title(run: RunAnalysis) -> tuple[str, Tone]:
         return "A plan was tried, did not help, and was taken back", Tone.NEUTRAL
     first, last = run.plans[0], run.plans[-1]
     if last is not first:
-        return _switch_title(first, last)
+        return _switch_title(run.plans)
     if last.epoch:
         return f"The job ran {last.algorithm} throughout", Tone.NEUTRAL
     if run.choice is None:
@@ -64,15 +66,19 @@ def _title(run: RunAnalysis) -> tuple[str, Tone]:
     return "The backend's own all-reduce was the plan to keep", Tone.GOOD
 
 
-def _switch_title(first: PlanOutcome, last: PlanOutcome) -> tuple[str, Tone]:
+def _switch_title(plans: tuple[PlanOutcome, ...]) -> tuple[str, Tone]:
+    last = plans[-1]
     moved = f"All ranks moved to {last.algorithm} at step {last.first_step}"
-    if not first.step_transfer_s or not last.step_transfer_s:
+    if last.switch is None:
         return moved, Tone.NEUTRAL
-    speedup = first.step_transfer_s / last.step_transfer_s
+    speedup = prod(plan.switch.transfer_speedup for plan in plans if plan.switch is not None)
     if speedup >= NOISE:
-        return f"{moved}, and communication became {speedup:.2f}x as fast", Tone.GOOD
+        faster = f"communication became {speedup:.2f}x as fast"
+        if last.switch.step_after_s > NOISE * last.switch.step_before_s:
+            return f"{moved}; {faster}, but steps became slower", Tone.NEUTRAL
+        return f"{moved}, and {faster}", Tone.GOOD
     if speedup > 1 / NOISE:
-        return f"{moved}; communication takes as long as before", Tone.NEUTRAL
+        return f"{moved}; communication takes about as long as before", Tone.NEUTRAL
     return f"{moved}, and communication became slower ({speedup:.2f}x as fast)", Tone.BAD
 
 
@@ -84,22 +90,23 @@ def _points(run: RunAnalysis) -> Iterator[str]:
             f"(5th to 95th percentile: {duration(time.p5_s)} to {duration(time.p95_s)})"
         )
         if run.split is not None and run.world_size > 1:
-            text += f"; {percent(run.split.exposed_share)} of it was spent waiting for communication"
+            share = percent(run.split.exposed_share)
+            text += f"; {share} of it was spent waiting for communication"
         yield f"{text}."
     if run.plans:
-        yield from _plan_points(run, run.plans[-1])
+        yield from _plan_points(run.plans[-1])
     if run.graph is not None and run.choice is not None:
         yield _sources(run)
 
 
-def _plan_points(run: RunAnalysis, last: PlanOutcome) -> Iterator[str]:
-    first = run.plans[0]
-    if last is not first and first.step_transfer_s and last.step_transfer_s:
+def _plan_points(last: PlanOutcome) -> Iterator[str]:
+    effect = last.switch
+    if effect is not None:
         yield (
-            f"Measured on this machine: a step's buckets moved in "
-            f"{duration(last.step_transfer_s)} under {last.algorithm}, in "
-            f"{duration(first.step_transfer_s)} under {first.algorithm}; a step took "
-            f"{duration(last.step_time_s)} instead of {duration(first.step_time_s)}."
+            f"Measured in the {count(effect.num_before, 'step')} before the switch and the "
+            f"{effect.num_after} after it: a step's buckets moved in "
+            f"{duration(effect.transfer_before_s)}, then in {duration(effect.transfer_after_s)}; "
+            f"a step took {duration(effect.step_before_s)}, then {duration(effect.step_after_s)}."
         )
     if last.plan is None or not last.measured_s or not last.plan.predicted_s:
         return
@@ -147,19 +154,37 @@ def _advice(run: RunAnalysis) -> str:
             f"Only {percent(share)} of a step waits for communication, and no plan can gain more "
             "than that. Look at compute and data loading first."
         )
-    latest = max(run.skew, key=lambda skew: skew.median_s, default=None)
-    if latest is not None and latest.median_s > run.split.exposed_s / 2:
-        return (
-            f"Rank {latest.rank} is ready {duration(latest.median_s)} after the earliest rank "
-            f"(median), while a step waits {duration(run.split.exposed_s)} for communication: find "
-            "what slows that rank (data loading, a shared CPU, a slower device) before the network."
-        )
+    late = _lateness_advice(run.skew, run.split.exposed_s)
+    if late is not None:
+        return late
     if run.link_sources.get("assumed"):
         return "Declare the links with --topology, so that plans can be compared on them."
     return (
         f"If all communication were hidden, steps would be {1 / (1 - share):.2f}x as fast at most. "
         "Gradient accumulation (no_sync) or a larger batch leave less of it to wait for."
     )
+
+
+def _lateness_advice(skew: tuple[RankSkew, ...], exposed: float) -> str | None:
+    """Words about ranks that wait for each other rather than for the network."""
+    if len(skew) < 2:
+        return None
+    *others, latest = sorted(skew, key=lambda rank: rank.median_s)
+    usual_s = median(rank.median_s for rank in others)
+    if latest.median_s - usual_s > exposed / 4:
+        return (
+            f"Rank {latest.rank} is ready {duration(latest.median_s)} after the earliest rank "
+            f"(median), the others {duration(usual_s)}, while a step waits {duration(exposed)} for "
+            "communication: find what slows that rank (data loading, a shared CPU, a slower "
+            "device) before the network."
+        )
+    if usual_s > exposed / 2:
+        return (
+            f"Ranks are ready {duration(usual_s)} after the earliest one (median), in changing "
+            f"order, while a step waits {duration(exposed)} for communication: much of that is "
+            "waiting for each other, as more ranks than free CPU cores or uneven batches cause it."
+        )
+    return None
 
 
 def _capital(text: str) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "percent", "rate", "size"]
+__all__ = ["count", "duration", "percent", "rate", "size"]
+
+
+def count(number: int, word: str) -> str:
+    """``1 rank`` or ``4 ranks``."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:
     """``1.25 s``, ``12.5 ms`` or ``80.0 us``."""
+    if not seconds:
+        return "0 s"
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= scale:
             return f"{_three(seconds / scale)} {unit}"

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--etcd",
         metavar="URL",
-        default=os.environ.get("TRAINMESH_ETCD"),
+        default=os.environ.get("TRAINMESH_ETCD") or None,
         help="look in this etcd instead of on this machine",
     )
     parser.add_argument(
@@ -72,7 +72,10 @@ def graph_document(args: argparse.Namespace, job: str) -> bytes | None:
     if args.etcd:
         url, insecure = args.etcd, args.insecure_etcd
     else:
-        url, insecure = next(info.etcd for _, info in live_runs() if info.job == job), False
+        # Whether this address may be used was decided when the job was launched.
+        url, insecure = next((info.etcd for _, info in live_runs() if info.job == job), ""), True
+    if not url:
+        return None
     store = _connect(url, insecure)
     try:
         entry = store.get(f"{job_prefix(job)}graph")
@@ -117,8 +120,9 @@ def _in_store(args: argparse.Namespace) -> list[JobStatus]:
 
 def _connect(url: str, insecure: bool) -> Store:
     from trainmesh.etcd import check, connect
+    from trainmesh.etcd_address import security_from_environment
 
-    store = connect(url, insecure=insecure)
+    store = connect(url, insecure=insecure, **security_from_environment())
     try:
         check(store)
     except TrainmeshError:

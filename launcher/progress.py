@@ -1,93 +1,145 @@
 """What a person sees while the job runs: one live line, and each event as a line of its own.
 
-All of it goes to stderr. Without a terminal there is no live line: events are plain lines, and
-with mode ``on`` a line of numbers comes every few seconds.
+All of it goes to stderr. In a terminal the live line is the bottom row, which is taken out of
+the scrolling region, so that it never mixes with what the script prints; a launcher that is
+killed with SIGKILL leaves the region behind (``reset`` undoes it). Without a terminal there is
+no live line: important events are plain lines, and with mode ``on`` a line of numbers comes
+every few seconds.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
-
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from typing import TextIO
 
 from trainmesh.errors import WireError
 from trainmesh.launcher.format import duration, percent
+from trainmesh.launcher.terminal import clean
 from trainmesh.rundir import RunDir
 from trainmesh.types import Event, JobStatus
 from trainmesh.wire import decode
 
-__all__ = ["Progress", "status_line"]
+__all__ = ["BottomLine", "Progress", "event_line", "new_events", "status_line"]
 
 REFRESH_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
-IMPORTANT = ("plan", "switch", "revert", "mismatch", "rejected", "warning", "coordinator", "agent")
+STOP_S = 0.4
+MIN_ROWS = 4
+IMPORTANT = ("plan", "switch", "revert", "mismatch", "rejected", "warning")
 
 
 def status_line(status: JobStatus) -> str:
     """Step, loss, step time, share of communication and plan, on one line."""
     plan = status.plan.algorithm if status.plan is not None else "native"
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
-    return (
-        f"step {status.step}, {loss}{duration(status.step_time_s)} a step, "
+    return clean(
+        f"trainmesh: step {status.step}, {loss}{duration(status.step_time_s)} a step, "
         f"{percent(status.exposed_share)} waiting on communication, plan {plan}"
     )
 
 
-class Progress:
-    """Shows ``run``'s status from ``start`` to ``stop``; ``mode`` is auto or on."""
+def event_line(event: Event) -> str:
+    """``trainmesh: step 64: ...``; some events begin with their step themselves."""
+    step = "" if event.text.startswith("step ") else f"step {event.step}: "
+    return clean(f"trainmesh: {step}{event.text}")
 
-    def __init__(self, run: RunDir, mode: str, console: Console | None = None) -> None:
+
+def new_events(status: JobStatus, shown: Event | None) -> list[Event]:
+    """The important events after ``shown``; a status holds the newest events of its job."""
+    events = list(status.events)
+    if shown in events:
+        events = events[events.index(shown) + 1 :]
+    return [event for event in events if event.kind in IMPORTANT]
+
+
+class BottomLine:
+    """The last row of a terminal, kept out of the way of everything that is printed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._size: os.terminal_size | None = None
+
+    def draw(self, text: str) -> None:
+        """Show ``text``, cut to the width; nothing where there are too few rows."""
+        size = os.get_terminal_size(self._stream.fileno())
+        if size.lines < MIN_ROWS:
+            return
+        codes = ""
+        if size != self._size:
+            # A new line first, so that the cursor is not on the row that is taken away.
+            codes = f"\n\x1b7\x1b[1;{size.lines - 1}r\x1b8\x1b[1A"
+            self._size = size
+        shown = text[: size.columns - 1]
+        self._stream.write(f"{codes}\x1b7\x1b[{size.lines};1H\x1b[2K{shown}\x1b8")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Give the row back."""
+        if self._size is not None:
+            self._stream.write(f"\x1b7\x1b[{self._size.lines};1H\x1b[2K\x1b[r\x1b8")
+            self._stream.flush()
+            self._size = None
+
+
+class Progress:
+    """Shows ``run``'s status from ``start`` to ``stop``.
+
+    Args:
+        run: The run directory whose status file is read.
+        mode: ``auto``, ``on`` or ``off``.
+        stream: Where to write; standard error by default.
+    """
+
+    def __init__(self, run: RunDir, mode: str, stream: TextIO | None = None) -> None:
         self._run = run
         self._mode = mode
-        self._console = console or Console(stderr=True, highlight=False)
+        self._stream = stream if stream is not None else sys.stderr
+        terminal = self._stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._bottom = BottomLine(self._stream) if terminal else None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress-line", daemon=True)
         self._shown: Event | None = None
         self._next_line_s = 0.0
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin in a thread of its own; does nothing with mode ``off``."""
+        if self._mode != "off":
+            self._thread.start()
 
     def stop(self) -> None:
+        """Show what is new, once more, and end."""
         self._stopping.set()
-        self._thread.join(timeout=1.0)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S)
 
     def _show(self) -> None:
-        if self._console.is_terminal:
-            with Live(console=self._console, auto_refresh=False, transient=True) as live:
-                self._loop(live)
-        else:
-            self._loop(None)
+        try:
+            while not self._stopping.wait(REFRESH_S):
+                self._update()
+            self._update()
+            if self._bottom is not None:
+                self._bottom.close()
+        except (OSError, ValueError):
+            pass  # stderr is gone or closed: there is nobody left to tell
 
-    def _loop(self, live: Live | None) -> None:
-        while not self._stopping.wait(REFRESH_S):
-            self._update(live)
-        self._update(live)
-
-    def _update(self, live: Live | None) -> None:
+    def _update(self) -> None:
         try:
             status = decode(self._run.status.read_bytes(), JobStatus, what="status")
         except (OSError, WireError):
             return
-        for event in self._new_events(status):
-            # Not through rich's wrapping: a line of a log stays one line.
-            self._console.print(
-                f"trainmesh: step {event.step}: {event.text}", markup=False, soft_wrap=True
-            )
-        if live is not None:
-            live.update(Text(f"trainmesh: {status_line(status)}", no_wrap=True), refresh=True)
-        elif self._mode == "on" and status.step and time.monotonic() >= self._next_line_s:
-            self._next_line_s = time.monotonic() + PLAIN_LINE_EVERY_S
-            self._console.print(f"trainmesh: {status_line(status)}", markup=False, soft_wrap=True)
-
-    def _new_events(self, status: JobStatus) -> list[Event]:
-        """Important events that have not been shown; the status holds the newest ones."""
-        events = list(status.events)
-        if self._shown in events:
-            events = events[events.index(self._shown) + 1 :]
+        for event in new_events(status, self._shown):
+            self._say(event_line(event))
         if status.events:
             self._shown = status.events[-1]
-        return [event for event in events if event.kind in IMPORTANT]
+        if self._bottom is not None:
+            self._bottom.draw(status_line(status))
+        elif self._mode == "on" and status.step and time.monotonic() >= self._next_line_s:
+            self._next_line_s = time.monotonic() + PLAIN_LINE_EVERY_S
+            self._say(status_line(status))
+
+    def _say(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()

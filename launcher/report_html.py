@@ -1,317 +1,388 @@
-"""``report.html``: one file, no scripts, nothing loaded from elsewhere; light and dark."""
+"""``report.html``: one file, no scripts, nothing loaded from elsewhere; light and dark.
+
+Everything that comes from a record passes through ``escape`` exactly once, in the function that
+puts it into a tag.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
+from string import Template
 
 from trainmesh.errors import GraphError
 from trainmesh.launcher import charts
-from trainmesh.launcher.analysis import RunAnalysis
-from trainmesh.launcher.findings import advice, plan_efficiency, summary
-from trainmesh.launcher.format import duration, percent, rate, size
+from trainmesh.launcher.analysis_types import (
+    BucketStats,
+    PlanOutcome,
+    RunAnalysis,
+    TimeSplit,
+)
+from trainmesh.launcher.charts import Bar, Part
+from trainmesh.launcher.findings import Headline
+from trainmesh.launcher.format import count, duration, percent, rate, size
 from trainmesh.topology.document import load
-from trainmesh.topology.graph import LinkGraph, Provenance
 from trainmesh.topology.render import svg
 
 __all__ = ["page"]
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #5d6880; --page: #f6f7fa; --card: #fff;
-  --line: #dde2ec; --accent: #2563c9; --compute: #7aa6e8; --hidden: #b9d3f7; --exposed: #e0603f;
-  --rest: #c3c9d5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ecf4; --soft: #9aa5ba; --page: #12161d;
-  --card: #1a202a; --line: #2d3645; --accent: #7fb0ff; --compute: #4676bd; --hidden: #2e4d7d;
-  --exposed: #e0603f; --rest: #4a5467; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 960px; margin: 0 auto; padding: 28px 18px 60px; }
-h1 { font-size: 24px; margin: 0 0 4px; }
-h2 { font-size: 17px; margin: 0 0 10px; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 18px 20px; margin-top: 18px; overflow-x: auto; }
-p { margin: 6px 0; } .soft { color: var(--soft); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; }
-th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
-.chart { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-.chart text { fill: var(--soft); } .chart .grid { stroke: var(--line); }
-.chart .series { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
-.chart line.mark { stroke: var(--exposed); stroke-dasharray: 4 4; stroke-width: 1.5; }
-.chart text.mark { fill: var(--exposed); font-weight: 600; }
-.compute { fill: var(--compute); background: var(--compute); }
-.hidden { fill: var(--hidden); background: var(--hidden); }
-.exposed { fill: var(--exposed); background: var(--exposed); }
-.rest { fill: var(--rest); background: var(--rest); }
-.key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 0; font-size: 13px;
-  color: var(--soft); }
-.key span::before { content: ""; display: inline-block; width: 12px; height: 12px;
-  border-radius: 3px; margin-right: 6px; vertical-align: -1px; background: inherit; }
-.key i { display: inline-block; width: 12px; height: 12px; border-radius: 3px;
-  margin-right: 6px; vertical-align: -1px; }
-.advice { border-left: 4px solid var(--exposed); padding-left: 12px; }
-"""
+MAX_ROWS = 64
+MAX_EVENT_ROWS = 400
+PARTS = (
+    ("compute", "forward and backward", "compute_s"),
+    ("hidden", "the same, with communication hidden behind it", "hidden_s"),
+    ("exposed", "waiting for communication", "exposed_s"),
+    ("rest", "optimizer, data, the rest", "rest_s"),
+)
+TERMS = {
+    "algbw, busbw": "Bytes of a bucket / its transfer time; busbw is algbw * 2 (N - 1) / N as in "
+    "nccl-tests, which makes rings of any number of ranks N comparable.",
+    "bound, efficiency": "The bound is the least time that any algorithm needs on the link graph; "
+    "efficiency is bound / time.",
+    "epoch": "Numbers the plans of a run; epoch 0 is the backend's own all-reduce.",
+    "predicted, measured": "Predicted times follow from the link graph. Measured times were taken "
+    "in this run, by every rank for every bucket.",
+    "transfer": "Time of one bucket on the rank that was ready last: it waits for nobody, so late "
+    "ranks don't count. Medians over steps.",
+}
 
 
-def page(run: RunAnalysis) -> str:
+def page(run: RunAnalysis, headline: Headline) -> str:
     """The whole document."""
-    sections = [
-        _head(run),
-        _time(run),
-        _steps(run),
-        _plans(run),
-        _topology(run),
-        _buckets(run),
-        _ranks(run),
-        _events(run),
-    ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>trainmesh report</title><style>{STYLE}</style></head><body><main>"
-        f"{''.join(sections)}</main></body></html>\n"
-    )
+    body = "\n".join(section for section in _sections(run, headline) if section)
+    title = escape(f"trainmesh report {run.job}".strip())
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    return template.substitute(title=title, body=body)
+
+
+def _sections(run: RunAnalysis, headline: Headline) -> Iterator[str]:
+    yield _header(run)
+    yield _verdict(headline)
+    yield _tiles(run)
+    yield _section("What is missing", _list(run.missing)) if run.missing else ""
+    yield _time(run)
+    yield _steps(run)
+    yield _plans(run)
+    yield _topology(run)
+    yield _buckets(run)
+    yield _skew(run)
+    yield _events(run)
+    terms = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in TERMS.items())
+    yield _section("Words used here", f"<dl>{terms}</dl>")
 
 
 def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def _paragraphs(texts: Sequence[str], kind: str = "") -> str:
-    attribute = f' class="{kind}"' if kind else ""
-    return "".join(f"<p{attribute}>{escape(text)}</p>" for text in texts)
+def _note(*texts: str) -> str:
+    return "".join(f'<p class="soft">{escape(text)}</p>' for text in texts)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int) -> str:
-    """Columns from ``numbers_from`` on are numbers, flush right."""
+def _list(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
+    """``kinds`` has a letter for each column: t (text), n (number) or w (wide text)."""
 
     def cells(tag: str, texts: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=n' if column >= numbers_from else ''}>{escape(text)}</{tag}>"
-            for column, text in enumerate(texts)
+            f"<{tag}{'' if kind == 't' else f' class={kind}'}>{escape(text)}</{tag}>"
+            for text, kind in zip(texts, kinds, strict=True)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _head(run: RunAnalysis) -> str:
     return (
-        f"<h1>trainmesh report</h1><section>{_paragraphs(summary(run))}"
-        f"{_paragraphs(advice(run), 'advice')}</section>"
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{cells("th", head)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _details(summary: str, *parts: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def _header(run: RunAnalysis) -> str:
+    facts = []
+    if run.world_size:
+        facts.append(f"{count(run.world_size, 'rank')} on {_nodes(run)}")
+    facts += [fact for fact in (run.backend, run.device) if fact]
+    facts.append(f"{count(run.num_steps, 'step')} in {duration(run.duration_s)}")
+    if run.num_modules > 1:
+        facts.append(f"{run.num_modules} DDP modules, the first one shown")
+    name = escape(f"trainmesh · {run.job}" if run.job else "trainmesh")
+    return f'<header><b>{name}</b><span class="soft">{escape(" · ".join(facts))}</span></header>'
+
+
+def _nodes(run: RunAnalysis) -> str:
+    return run.nodes[0].node if len(run.nodes) == 1 else count(len(run.nodes), "node")
+
+
+def _verdict(headline: Headline) -> str:
+    return (
+        f'<section class="verdict {escape(headline.tone)}"><h1>{escape(headline.title)}</h1>'
+        f'{_list(headline.points) if headline.points else ""}<p class="advice"><b>What to do next.'
+        f"</b> {escape(headline.advice)}</p></section>"
+    )
+
+
+def _tiles(run: RunAnalysis) -> str:
+    if run.step_time is None:
+        return ""
+    last = run.plans[-1]
+    efficiency = last.measured_efficiency
+    tiles = [
+        ("step time, median", duration(run.step_time.median_s)),
+        ("waiting for communication", percent(run.split.exposed_share) if run.split else "-"),
+        ("plan at the end", last.algorithm),
+        ("measured efficiency", percent(efficiency) if efficiency is not None else "-"),
+    ]
+    inner = "".join(
+        f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b></div>'
+        for name, value in tiles
+    )
+    return f'<div class="tiles">{inner}</div>'
 
 
 def _time(run: RunAnalysis) -> str:
-    if run.shares is None:
+    if run.split is None:
         return ""
-    rows = [
-        (
-            "all",
-            _stack(
-                run.shares.compute_s, run.shares.hidden_s, run.shares.exposed_s, run.shares.rest_s
-            ),
-        )
+    plans = [
+        (_plan_name(plan), plan.split)
+        for plan in run.plans[-MAX_ROWS:]
+        if plan.split is not None and len(run.plans) > 1
     ]
-    rows += [
-        (
-            f"rank {rank.rank}",
-            _stack(
-                rank.shares.compute_s,
-                rank.shares.hidden_s,
-                rank.shares.exposed_s,
-                rank.shares.rest_s,
-            ),
-        )
-        for rank in run.ranks[:32]
+    ranks = [(f"rank {item.rank}", item.split) for item in run.rank_splits]
+    shown = ranks[:MAX_ROWS]
+    key = "".join(f'<span><i class="{kind}"></i>{escape(text)}</span>' for kind, text, _ in PARTS)
+    rows = [("all ranks", run.split), *plans, *ranks]
+    numbers = [
+        [name, *(duration(getattr(split, field)) for *_, field in PARTS)] for name, split in rows
     ]
-    key = "".join(
-        f'<span><i class="{kind}"></i>{text}</span>'
-        for kind, text in (
-            ("compute", "forward and backward"),
-            ("hidden", "the same, with communication beside it"),
-            ("exposed", "waiting for communication"),
-            ("rest", "optimizer, data, the rest"),
-        )
-    )
-    chart = charts.bars(rows, title="Where the median step went", unit="ms")
+    head = ["", *(text for _, text, _ in PARTS)]
     return _section(
         "Where the step time went",
-        chart,
+        _note("Means, so that the parts add up to the mean step time."),
+        charts.bars(
+            [_split_bar(*row) for row in [("all ranks", run.split), *plans]], title="Split"
+        ),
         f'<div class="key">{key}</div>',
+        f"<h3>{_shown('Rank by rank', len(shown), len(ranks))}</h3>" if len(ranks) > 1 else "",
+        charts.bars([_split_bar(*row) for row in shown], title="Split by rank")
+        if len(ranks) > 1
+        else "",
+        _details("The same in numbers", _table(head, numbers[: 2 * MAX_ROWS], "tnnnn")),
     )
 
 
-def _stack(
-    compute_s: float, hidden_s: float, exposed_s: float, rest_s: float
-) -> tuple[tuple[str, float], ...]:
-    """Milliseconds of the parts of a bar; hidden communication is a part of compute."""
-    return (
-        ("compute", 1e3 * max(0.0, compute_s - hidden_s)),
-        ("hidden", 1e3 * min(hidden_s, compute_s)),
-        ("exposed", 1e3 * exposed_s),
-        ("rest", 1e3 * rest_s),
+def _shown(title: str, shown: int, total: int) -> str:
+    return title if shown == total else f"{title}: {shown} of {total}, all are in report.json"
+
+
+def _split_bar(label: str, split: TimeSplit) -> Bar:
+    parts = tuple(
+        Part(kind, getattr(split, field), f"{label}, {text}: {duration(getattr(split, field))}")
+        for kind, text, field in PARTS
     )
+    return Bar(label, parts, f"{duration(split.step_s)}, {percent(split.exposed_share)} waiting")
+
+
+def _plan_name(plan: PlanOutcome) -> str:
+    return f"{plan.algorithm} (epoch {plan.epoch})"
 
 
 def _steps(run: RunAnalysis) -> str:
-    if len(run.points) < 2:
+    if len(run.series) < 2:
         return ""
-    marks = [(plan.first_step, plan.algorithm) for plan in run.plans[1:]]
+    marks = [(float(plan.first_step), plan.algorithm) for plan in run.plans[1:][-12:]]
+    times = [(float(point.step), point.step_time_s) for point in run.series]
     parts = [
-        charts.line(
-            [(point.step, 1e3 * point.step_time_s) for point in run.points],
-            title="Step time over the run",
-            unit="ms",
-            marks=marks,
-        )
+        _note("Thin: each step, median over ranks. Thick: moving median. Dashed: a plan switch."),
+        charts.line(times, title="Step time over steps", form=duration, marks=marks),
     ]
-    losses = [(point.step, point.loss) for point in run.points]
-    known = [(float(step), loss) for step, loss in losses if loss is not None]
-    if len(known) > 1:
-        parts.append("<h2>Loss</h2>")
+    losses = [(float(point.step), point.loss) for point in run.series if point.loss is not None]
+    if len(losses) > 1:
+        parts.append("<h3>Loss (mean over ranks)</h3>")
         parts.append(
-            charts.line(known, title="Loss over the run", unit="", marks=marks, from_zero=False)
+            charts.line(
+                losses,
+                title="Loss over steps",
+                form=lambda loss: f"{loss:.3g}",
+                marks=marks,
+                from_zero=False,
+            )
         )
     return _section("Step time over the run", *parts)
 
 
 def _plans(run: RunAnalysis) -> str:
-    rows = []
-    for plan in run.plans:
-        predicted, measured = plan_efficiency(plan)
-        rows.append(
-            [
-                f"{plan.algorithm} (epoch {plan.epoch})",
-                f"{plan.first_step} to {plan.last_step}",
-                duration(plan.step_time_s),
-                duration(plan.transfer_s),
-                duration(plan.predicted_s) if plan.predicted_s else "-",
-                duration(plan.measured_largest_s) if plan.measured_largest_s else "-",
-                duration(plan.bound_s) if plan.bound_s else "-",
-                percent(predicted) if predicted is not None else "-",
-                percent(measured) if measured is not None else "-",
-            ]
-        )
-    head = [
-        "plan",
-        "steps",
-        "step time",
-        "all buckets",
-        "largest bucket, predicted",
-        "measured",
-        "bound",
-        "efficiency, predicted",
-        "measured",
-    ]
-    why = [f"{plan.algorithm} (epoch {plan.epoch}): {plan.reason}." for plan in run.plans]
-    return _section(
-        "Plans against the bound",
-        _table(head, rows, numbers_from=1),
-        _paragraphs(why, "soft"),
-        _paragraphs([_provenance(run)], "soft"),
-    )
-
-
-def _provenance(run: RunAnalysis) -> str:
-    graph = _graph(run)
-    if graph is None:
+    if not run.plans:
         return ""
-    declared = any(link.provenance is Provenance.DECLARED for link in graph.links)
-    source = "declared in the topology file" if declared else "assumed, as no file declares them"
-    return (
-        f"Predicted times and the bound follow from the link graph, whose links are {source}, "
-        "corrected by what the hooks measured. Measured times come from this run."
-    )
+    head = ["plan", "steps", "step time", "a step's buckets", "largest bucket: bound"]
+    head += ["predicted", "measured", "efficiency predicted", "measured"]
+    shown = run.plans[-MAX_ROWS:]
+    parts = [_table(head, [_plan_row(plan) for plan in shown], "tnnnnnnnn")]
+    compared = {plan.reason for plan in run.choice.candidates} if run.choice is not None else set()
+    parts += [
+        _note(f"{_plan_name(plan)}: {plan.plan.reason}.")
+        for plan in shown[-8:]
+        if plan.plan is not None and plan.plan.reason and plan.plan.reason not in compared
+    ]
+    if run.choice is not None:
+        rows = [
+            [
+                plan.algorithm + (" (chosen)" if plan.algorithm == run.choice.chosen else ""),
+                duration(plan.predicted_s),
+                rate(plan.algbw_bytes_per_s),
+                percent(plan.efficiency),
+                plan.reason,
+            ]
+            for plan in run.choice.candidates[:MAX_ROWS]
+        ]
+        parts.append(f"<h3>What was compared, for {escape(size(run.choice.nbytes))}</h3>")
+        head = ["candidate", "predicted", "algbw", "efficiency", "why"]
+        parts.append(_table(head, rows, "tnnnw"))
+    return _section("Plans against the bound", *parts)
 
 
-def _graph(run: RunAnalysis) -> LinkGraph | None:
-    if run.graph is None:
-        return None
-    try:
-        return load(json.dumps(run.graph), source="graph of the record")
-    except GraphError:
-        return None
+def _plan_row(plan: PlanOutcome) -> list[str]:
+    known = plan.plan is not None and plan.plan.predicted_s > 0
+    return [
+        _plan_name(plan),
+        f"{plan.first_step}-{plan.last_step}",
+        duration(plan.step_time_s),
+        _maybe(plan.step_transfer_s),
+        duration(plan.plan.bound_s) if plan.plan is not None and known else "-",
+        duration(plan.plan.predicted_s) if plan.plan is not None and known else "-",
+        _maybe(plan.measured_s),
+        percent(plan.plan.efficiency) if plan.plan is not None and known else "-",
+        percent(plan.measured_efficiency) if plan.measured_efficiency and known else "-",
+    ]
+
+
+def _maybe(seconds: float | None) -> str:
+    return duration(seconds) if seconds is not None else "-"
 
 
 def _topology(run: RunAnalysis) -> str:
-    graph = _graph(run)
+    try:
+        graph = load(json.dumps(run.graph), source="record") if run.graph is not None else None
+    except GraphError:
+        graph = None
     if graph is None:
         return ""
-    last = run.plans[-1] if run.plans else None
+    last = run.plans[-1].plan if run.plans else None
     picture = svg(
         graph,
-        cut=last.bound_cut if last else (),
-        bottleneck=last.bottleneck if last else (),
+        cut=last.bound_cut if last is not None else (),
+        bottleneck=last.bottleneck if last is not None else (),
     )
-    words = _paragraphs(run.choice.explain) if run.choice is not None else ""
+    # Between its first and last words, explain goes through the candidates: those have a table.
+    explain = run.choice.explain if run.choice is not None else ()
+    words = dict.fromkeys((*explain[:1], *explain[-1:]))
     fits = [
         f"Measured on links of class {fit.link_class}: "
         f"{rate(fit.measured.bandwidth_bytes_per_s)} and {duration(fit.measured.alpha_s)} a "
-        f"message "
-        f"(from {fit.num_samples} bucket times); planned with "
+        f"message, from {fit.num_samples} bucket times; planned with "
         f"{rate(fit.planned.bandwidth_bytes_per_s)}."
         for fit in run.fits
     ]
-    return _section("The links and their bottleneck", picture, words, _paragraphs(fits, "soft"))
+    return _section(
+        "The links and their bottleneck",
+        f'<div class="scroll picture" tabindex="0">{picture}</div>',
+        "".join(f"<p>{escape(text)}</p>" for text in words),
+        _note(*fits),
+    )
 
 
 def _buckets(run: RunAnalysis) -> str:
+    if not run.buckets:
+        return ""
     names = {plan.epoch: plan.algorithm for plan in run.plans}
+    ends = {run.buckets[0].epoch, run.buckets[-1].epoch}
+    shown = [bucket for bucket in run.buckets if bucket.epoch in ends]
+    others = [bucket for bucket in run.buckets if bucket.epoch not in ends]
+    top = shown[: 2 * MAX_ROWS]
+    return _section(
+        "Buckets",
+        _note("Bus bandwidth of each DDP bucket under the plan it was moved by."),
+        charts.bars([_bucket_bar(bucket, names) for bucket in top], title="busbw by bucket"),
+        _bucket_table(top, names),
+        _details("Under the plans between", _bucket_table(others[:MAX_EVENT_ROWS], names))
+        if others
+        else "",
+    )
+
+
+def _bucket_bar(bucket: BucketStats, names: dict[int, str]) -> Bar:
+    kind = "rest" if bucket.epoch == 0 else "compute"
+    speed = rate(bucket.busbw_bytes_per_s)
+    label = f"#{bucket.index} {names.get(bucket.epoch, '')} ({bucket.epoch})"
+    return Bar(label, (Part(kind, bucket.busbw_bytes_per_s, f"{label}: {speed}"),), speed)
+
+
+def _bucket_table(buckets: Sequence[BucketStats], names: dict[int, str]) -> str:
     rows = [
         [
-            f"{bucket.index}",
-            f"{names.get(bucket.epoch, 'native')} (epoch {bucket.epoch})",
+            f"{names.get(bucket.epoch, '')} (epoch {bucket.epoch})",
+            str(bucket.index),
             size(bucket.nbytes),
             duration(bucket.transfer_s),
             rate(bucket.algbw_bytes_per_s),
             rate(bucket.busbw_bytes_per_s),
-            str(bucket.count),
+            str(bucket.num_samples),
         ]
-        for bucket in run.buckets[:200]
+        for bucket in buckets
     ]
-    head = ["bucket", "plan", "size", "transfer", "algbw", "busbw", "steps"]
-    note = "Median transfer time; waiting for a rank that is late does not count."
-    return (
-        _section("Buckets", _table(head, rows, numbers_from=2), _paragraphs([note], "soft"))
-        if rows
-        else ""
-    )
+    head = ["plan", "bucket", "size", "transfer", "algbw", "busbw", "steps"]
+    return _table(head, rows, "tnnnnnn")
 
 
-def _ranks(run: RunAnalysis) -> str:
-    rows = [
-        [
-            str(rank.rank),
-            rank.node,
-            duration(rank.skew_s),
-            duration(rank.skew_p95_s),
-            duration(rank.shares.compute_s),
-            duration(rank.shares.exposed_s),
-        ]
-        for rank in run.ranks[:1000]
+def _skew(run: RunAnalysis) -> str:
+    if not run.skew:
+        return ""
+    latest = sorted(run.skew, key=lambda skew: -skew.median_s)[:MAX_ROWS]
+    kept = {skew.rank for skew in latest}
+    bars = [
+        Bar(
+            f"rank {skew.rank} on {skew.node}",
+            (
+                Part("exposed", skew.median_s, f"median: {duration(skew.median_s)}"),
+                Part("rest", skew.p95_s - skew.median_s, f"95 %: {duration(skew.p95_s)}"),
+            ),
+            f"{duration(skew.median_s)}, {duration(skew.p95_s)}",
+        )
+        for skew in run.skew
+        if skew.rank in kept
     ]
-    head = ["rank", "node", "late by (median)", "late by (95 %)", "compute", "waiting"]
-    note = "Lateness of a rank's buckets against the earliest rank: a straggler shows here."
-    return (
-        _section("Arrival skew", _table(head, rows, numbers_from=2), _paragraphs([note], "soft"))
-        if rows
-        else ""
-    )
+    notes = [
+        "How much later than the earliest rank a rank's gradients were ready, over all buckets "
+        "and steps: the median, and the 95th percentile. The others wait for a rank that is late."
+    ]
+    if run.num_clocks > 1:
+        notes.append(
+            f"The {run.num_clocks} hosts' clocks were aligned by the ends of all-reduces, so "
+            "differences between hosts below a transfer time mean little."
+        )
+    title = _shown("Who arrives late", len(latest), len(run.skew))
+    return _section(title, _note(*notes), charts.bars(bars, title="Arrival skew by rank"))
 
 
 def _events(run: RunAnalysis) -> str:
-    start_s = run.events[0].unix_s if run.events else 0.0
+    if not run.events:
+        return ""
+    start_s = run.events[0].unix_s
+    shown = run.events[:MAX_EVENT_ROWS]
     rows = [
         [f"{event.unix_s - start_s:.1f} s", str(event.step), event.kind, event.text]
-        for event in run.events
+        for event in shown
     ]
-    return (
-        _section("Events", _table(["time", "step", "kind", "what"], rows, numbers_from=99))
-        if rows
-        else ""
+    omitted = run.events_omitted + len(run.events) - len(shown)
+    return _section(
+        "Events",
+        _table(["time", "step", "kind", "what"], rows, "nntw"),
+        _note(f"{count(omitted, 'event')} more were left out.") if omitted else "",
     )

@@ -75,4 +75,3 @@ def _buckets(groups: Sequence[Group]) -> Iterator[dict[int, BucketTiming]]:
         if len({len(report.buckets) for report in group.values()}) == 1:
             for timings in zip(*(report.buckets for report in group.values()), strict=True):
                 yield dict(zip(group, timings, strict=True))
-

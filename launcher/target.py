@@ -32,6 +32,8 @@ def check_module(name: str) -> None:
     """Raise ConfigError unless ``python -m name`` would find its module; imports nothing of it."""
     path: list[str] | None = None
     parts = name.split(".")
+    if "/" in name or not all(parts):
+        raise ConfigError(f"{name!r} is not the name of a module; -m takes package.module")
     for count in range(1, len(parts) + 1):
         part = ".".join(parts[:count])
         spec = _find(part, path)
@@ -46,9 +48,11 @@ def check_module(name: str) -> None:
 
 def _find(name: str, path: list[str] | None) -> ModuleSpec | None:
     """Like ``importlib.util.find_spec``, which would import the parent packages."""
-    if path is None and (spec := PathFinder.find_spec(name, [os.getcwd()])) is not None:
-        return spec
-    for finder in sys.meta_path:
-        if (spec := finder.find_spec(name, path)) is not None:
-            return spec
-    return None
+    # The last part of the name alone: for a nested namespace package PathFinder would look up
+    # the parent among the imported modules.
+    folders = [os.getcwd(), *sys.path] if path is None else path
+    found = PathFinder.find_spec(name.rpartition(".")[2], folders)
+    if found is not None:
+        return found
+    others = (finder.find_spec(name, path) for finder in sys.meta_path if finder is not PathFinder)
+    return next(filter(None, others), None)

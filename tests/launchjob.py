@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).parent.parent
 JOBS = Path(__file__).parent / "jobs"
 LAUNCH = [sys.executable, "-m", "trainmesh", "launch"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 MARKER = "TRAINMESH_TEST_MARKER"
+Value = TypeVar("Value")
 
 
 class Place:
@@ -86,7 +88,7 @@ def place() -> Iterator[Place]:
         shutil.rmtree(here.path, ignore_errors=True)
 
 
-def wait_for(what: Callable[[], object], *, timeout_s: float = 40) -> object:
+def wait_for(what: Callable[[], Value], *, timeout_s: float = 40) -> Value:
     """The first true value of ``what``."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):

@@ -14,7 +14,7 @@ from itertools import combinations
 from statistics import median
 
 from trainmesh.topology.cost import Prediction, predict
-from trainmesh.topology.graph import LinkGraph, Provenance
+from trainmesh.topology.graph import Link, LinkGraph, Provenance
 from trainmesh.types import ClassFit, LinkCost, Plan
 
 __all__ = ["LineFit", "fit_class", "fit_line"]
@@ -55,29 +55,37 @@ def fit_class(
 ) -> ClassFit | None:
     """The cost of the link class that limits ``plan`` on ``graph``, from its bucket times.
 
-    ``planned`` never makes a declared link faster than it was declared: hooks see the sum of
-    everything, and a line rate is a ceiling. An assumed link takes what was measured.
-    None if the samples don't determine it.
+    Both costs are those of the slowest link of the class; ``LinkGraph.with_class_cost`` spreads
+    them to the others. ``planned`` never makes a link faster than it was declared: hooks see the
+    sum of everything, and a line rate is a ceiling. Where the cost was only assumed, or measured
+    before, what is measured now counts; so fit on the graph as it was declared, not on one that
+    an earlier fit has changed.
+
+    Returns:
+        None if the samples don't determine the class.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
     """
     line = fit_line(samples)
     if line is None or plan.world_size == 1:
         return None
     largest = max(nbytes for nbytes, _ in samples)
     prediction = predict(plan, graph, largest)
-    limiting = graph.link(prediction.bottleneck[0])
-    measured = _solve(line, prediction, limiting.link_class)
+    slowest = graph.slowest(graph.link(prediction.bottleneck[0]).link_class)
+    measured = _solve(line, prediction, slowest)
     if measured is None:
         return None
     planned = measured
-    if limiting.provenance is not Provenance.ASSUMED:
+    if slowest.provenance in (Provenance.DECLARED, Provenance.DISCOVERED):
         planned = LinkCost(
-            alpha_s=max(measured.alpha_s, limiting.cost.alpha_s),
+            alpha_s=max(measured.alpha_s, slowest.cost.alpha_s),
             bandwidth_bytes_per_s=min(
-                measured.bandwidth_bytes_per_s, limiting.cost.bandwidth_bytes_per_s
+                measured.bandwidth_bytes_per_s, slowest.cost.bandwidth_bytes_per_s
             ),
         )
     return ClassFit(
-        link_class=limiting.link_class,
+        link_class=slowest.link_class,
         measured=measured,
         planned=planned,
         num_samples=line.num_samples,
@@ -85,17 +93,20 @@ def fit_class(
     )
 
 
-def _solve(line: LineFit, prediction: Prediction, link_class: str) -> LinkCost | None:
-    """Solve intercept and slope for the one class whose cost is unknown."""
+def _solve(line: LineFit, prediction: Prediction, slowest: Link) -> LinkCost | None:
+    """Solve intercept and slope for the one class whose cost, that of its ``slowest`` link, is
+    unknown."""
     own_load = other_s_per_byte = own_rounds = other_s = 0.0
     for stage in prediction.stages:
-        if stage.link.link_class == link_class:
-            own_load += stage.load
+        if stage.link.link_class == slowest.link_class:
+            faster = stage.link.cost.bandwidth_bytes_per_s / slowest.cost.bandwidth_bytes_per_s
+            own_load += stage.load / faster
         else:
             other_s_per_byte += stage.transfer_s(1)
         for link in stage.path:
-            if link.link_class == link_class:
+            if link.link_class == slowest.link_class:
                 own_rounds += stage.rounds
+                other_s += stage.rounds * (link.cost.alpha_s - slowest.cost.alpha_s)
             else:
                 other_s += stage.rounds * link.cost.alpha_s
     slope = line.slope_s_per_byte - other_s_per_byte

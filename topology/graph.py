@@ -30,7 +30,8 @@ __all__ = [
 
 MAX_LINKS = 500_000
 """Counted by direction; a cluster of 16 384 GPUs with their NICs has about 200 000."""
-MAX_NAME = 256
+MAX_NAME = 120
+"""Characters of a node's name; two of them make the name of a link, at most 256."""
 REFERENCE_BYTES = 1_000_000
 """Message size for which the cheapest path between two ranks is chosen."""
 FORWARDING_PENALTY_S = 1e6
@@ -172,14 +173,38 @@ class LinkGraph:
         return self._paths[src, dst]
 
     def with_class_cost(self, link_class: str, cost: LinkCost) -> LinkGraph:
-        """The next version, in which all links of ``link_class`` cost ``cost``."""
-        links = [
-            replace(link, cost=cost, provenance=max(link.provenance, Provenance.MEASURED))
-            if link.link_class == link_class
-            else link
-            for link in self.links
-        ]
+        """The next version, in which the slowest link of ``link_class`` costs ``cost``; the
+        others of the class keep their ratio of bandwidths and difference of alphas to it.
+
+        Raises:
+            GraphError: there is no such class.
+        """
+        slowest = self.slowest(link_class).cost
+        ratio = cost.bandwidth_bytes_per_s / slowest.bandwidth_bytes_per_s
+        longer_s = cost.alpha_s - slowest.alpha_s
+
+        def changed(link: Link) -> Link:
+            alpha_s = max(0.0, link.cost.alpha_s + longer_s)
+            bandwidth = link.cost.bandwidth_bytes_per_s * ratio
+            new = LinkCost(alpha_s=alpha_s, bandwidth_bytes_per_s=bandwidth)
+            exact = cost if link.cost == slowest else new
+            return replace(link, cost=exact, provenance=Provenance.MEASURED)
+
+        links = (changed(li) if li.link_class == link_class else li for li in self.links)
         return LinkGraph(self.nodes, links, version=self.version + 1)
+
+    def slowest(self, link_class: str) -> Link:
+        """The link of ``link_class`` with the least bandwidth: what a cost of the class refers
+        to.
+
+        Raises:
+            GraphError: there is no such class.
+        """
+        links = (link for link in self.links if link.link_class == link_class)
+        least = min(links, key=lambda li: (li.cost.bandwidth_bytes_per_s, li.name), default=None)
+        if least is None:
+            raise GraphError(f"no link has class {link_class!r}")
+        return least
 
     def _tree(self, src: int) -> dict[str, str]:
         """The node before each node on its cheapest path from rank ``src``."""

@@ -83,8 +83,8 @@ def _by_bandwidth(graph: LinkGraph) -> set[Islands]:
         joined.add_edge(link.src, link.dst, speed=speed)
     tree = nx.maximum_spanning_tree(joined, weight="speed")
     by_speed: dict[float, list[tuple[str, str]]] = defaultdict(list)
-    for a, b, link in tree.edges(data=True):
-        by_speed[link["speed"]].append((a, b))
+    for a, b, edge in tree.edges(data=True):
+        by_speed[edge["speed"]].append((a, b))
     divisions = set()
     for speed in sorted(by_speed):
         tree.remove_edges_from(by_speed[speed])

@@ -5,6 +5,7 @@ Third parties add planners by the entry-point group ``trainmesh.planners``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,6 +17,7 @@ from trainmesh.errors import ConfigError, PlanError
 from trainmesh.topology import hierarchical, native, ring
 from trainmesh.topology.bound import Bound, bound
 from trainmesh.topology.cost import predict
+from trainmesh.topology.explain import choice_words, reason
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.validate import validate
 from trainmesh.types import Algorithm, Choice, Plan
@@ -23,39 +25,50 @@ from trainmesh.types import Algorithm, Choice, Plan
 __all__ = ["GROUP", "Planner", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
+MAX_BOTTLENECK = 512
+"""Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
+MAX_WORDS = 1000
 
 
 class Planner(Protocol):
     """Makes one plan for an all-reduce of ``nbytes`` on ``graph``; None where it doesn't apply.
 
     Pure. A planner of a third party sets ``predicted_s`` itself; for the built-in algorithms it
-    is computed from the plan's messages.
+    is computed from the plan's messages. One that fails, or whose plan is malformed, is left out
+    with a warning among the words of the choice.
     """
 
     def __call__(self, graph: LinkGraph, nbytes: int) -> Plan | None: ...
 
 
-@cache
-def planners() -> Mapping[str, Planner]:
-    """The built-in planners and those of installed packages, by name.
+BUILT_IN: Mapping[str, Planner] = {
+    Algorithm.NATIVE: native.plan,
+    Algorithm.RING: ring.plan,
+    Algorithm.HIERARCHICAL: hierarchical.plan,
+}
 
-    Raises:
-        ConfigError: a package's planner can't be loaded; the message names the package.
-    """
-    found: dict[str, Planner] = {
-        Algorithm.NATIVE: native.plan,
-        Algorithm.RING: ring.plan,
-        Algorithm.HIERARCHICAL: hierarchical.plan,
-    }
+
+@cache
+def _registered() -> tuple[Mapping[str, Planner], tuple[str, ...]]:
+    """The planners by name, and a warning for each package whose planner can't be loaded."""
+    found: dict[str, Planner] = dict(BUILT_IN)
+    warnings: list[str] = []
     for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else point.value
+        if point.name in found:
+            warnings.append(f"planner {point.name!r} of {package} is ignored: the name is taken")
+            continue
         try:
-            found.setdefault(point.name, point.load())
+            found[point.name] = point.load()
         except Exception as error:  # third-party code may fail in any way
-            package = point.dist.name if point.dist else point.value
-            raise ConfigError(
-                f"planner {point.name!r} of {package} can't be loaded: {error}"
-            ) from error
-    return found
+            text = f"planner {point.name!r} of {package} can't be loaded: {error!r}"
+            warnings.append(text[:MAX_WORDS])
+    return found, tuple(warnings)
+
+
+def planners() -> Mapping[str, Planner]:
+    """The built-in planners and those of installed packages that can be loaded, by name."""
+    return _registered()[0]
 
 
 def choose(
@@ -75,62 +88,95 @@ def choose(
 
     Raises:
         ConfigError: ``only`` is not a known algorithm.
+        ValueError: ``sizes`` is empty.
     """
     if only is not None and only not in planners():
         raise ConfigError(f"unknown algorithm {only!r}; known are {', '.join(planners())}")
-    largest = max(sizes)
-    least = bound(graph, largest)
+    if not sizes:
+        raise ValueError("a step without buckets needs no plan")
+    least = bound(graph, max(sizes))
+    plans, warnings = _candidates(graph, max(sizes), least)
     factors = calibration or {}
     timed = sorted(
-        (
-            (_step_s(plan, graph, sizes) * factors.get(plan.algorithm, 1.0), plan)
-            for plan in _candidates(graph, largest, least)
-        ),
+        ((_step_s(plan, graph, sizes) * factors.get(plan.algorithm, 1.0), plan) for plan in plans),
         key=lambda item: (item[0], item[1].algorithm != Algorithm.NATIVE, item[1].algorithm),
     )
     native_s = next(seconds for seconds, plan in timed if plan.algorithm == Algorithm.NATIVE)
-    chosen = _winner(timed, native_s, margin, only)
-    candidates = tuple(
-        replace(plan, reason=_reason(plan, plan is chosen, seconds, native_s, margin, only))
-        for seconds, plan in timed
-    )
+    best = _winner(timed, native_s, margin, only)
+    candidates = []
+    for seconds, plan in timed:
+        words = reason(
+            plan,
+            chosen=plan is best,
+            speed=native_s / seconds if seconds else 1.0,
+            margin=margin,
+            asked_for=only == plan.algorithm,
+        )
+        candidates.append(replace(plan, reason=words))
+    [chosen] = (plan for plan in candidates if plan.algorithm == best.algorithm)
     return Choice(
         graph_version=graph.version,
-        nbytes=largest,
+        nbytes=max(sizes),
         chosen=chosen.algorithm,
-        candidates=candidates,
-        explain=tuple(_explain(least, candidates, chosen.algorithm, graph)),
+        candidates=tuple(candidates),
+        explain=(*choice_words(graph, least, candidates, chosen), *warnings),
     )
 
 
-def _candidates(graph: LinkGraph, nbytes: int, least: Bound) -> list[Plan]:
+def _candidates(graph: LinkGraph, nbytes: int, least: Bound) -> tuple[list[Plan], list[str]]:
+    """All plans that apply, and warnings of what was left out."""
+    known, unloaded = _registered()
     found: list[Plan] = []
-    for planner in planners().values():
-        plan = planner(graph, nbytes)
-        if plan is None:
+    warnings = list(unloaded)
+    for name, planner in known.items():
+        try:
+            plan = _candidate(planner, graph, nbytes, least)
+            if plan is not None and plan.algorithm != name:
+                raise PlanError(f"its plan is called {plan.algorithm!r}")
+        except Exception as error:
+            if name in BUILT_IN:
+                raise
+            # Third-party code may fail in any way, and must not stop the job's planning.
+            warnings.append(f"planner {name!r} is left out: {error!r}"[:MAX_WORDS])
             continue
-        validate(plan, graph.world_size)
-        plan = replace(
-            plan,
-            nbytes=nbytes,
-            bound_s=least.time_s,
-            bound_kind=least.kind,
-            bound_cut=least.cut,
-            graph_version=graph.version,
-        )
-        if plan.algorithm in tuple(Algorithm):
-            prediction = predict(plan, graph, nbytes)
-            plan = replace(plan, predicted_s=prediction.time_s, bottleneck=prediction.bottleneck)
-        found.append(plan)
-    return found
+        if plan is not None:
+            found.append(plan)
+    return found, warnings
+
+
+def _candidate(planner: Planner, graph: LinkGraph, nbytes: int, least: Bound) -> Plan | None:
+    """One planner's plan, proven, predicted and held against the bound."""
+    plan = planner(graph, nbytes)
+    if plan is None:
+        return None
+    validate(plan, graph.world_size)
+    if plan.algorithm in BUILT_IN:
+        prediction = predict(plan, graph, nbytes)
+        plan = replace(plan, predicted_s=prediction.time_s, bottleneck=prediction.bottleneck)
+    elif not least.time_s <= plan.predicted_s < math.inf:
+        raise PlanError(f"predicted_s is {plan.predicted_s}, the bound is {least.time_s} s")
+    return replace(
+        plan,
+        nbytes=nbytes,
+        bottleneck=plan.bottleneck[:MAX_BOTTLENECK],
+        bound_s=least.time_s,
+        bound_kind=least.kind,
+        bound_cut=_smaller_side(least.cut, graph),
+        graph_version=graph.version,
+    )
+
+
+def _smaller_side(cut: Sequence[str], graph: LinkGraph) -> tuple[str, ...]:
+    others = {node.name for node in graph.nodes}.difference(cut)
+    return tuple(cut) if len(cut) <= len(others) else tuple(sorted(others))
 
 
 def _step_s(plan: Plan, graph: LinkGraph, sizes: Sequence[int]) -> float:
     """Predicted time of a step's buckets, one after the other."""
-    try:
+    if plan.algorithm in BUILT_IN:
         return sum(predict(plan, graph, nbytes).time_s for nbytes in sizes)
-    except PlanError:  # a plug-in's algorithm: scale its own figure
-        return plan.predicted_s * sum(sizes) / max(sizes)
+    # A plug-in's messages are not known: scale its own figure.
+    return plan.predicted_s * sum(sizes) / max(1, *sizes)
 
 
 def _winner(
@@ -144,68 +190,3 @@ def _winner(
     if best.algorithm != Algorithm.NATIVE and best_s < (1 - margin) * native_s:
         return best
     return next(plan for _, plan in timed if plan.algorithm == Algorithm.NATIVE)
-
-
-def _reason(
-    plan: Plan, chosen: bool, seconds: float, native_s: float, margin: float, only: str | None
-) -> str:
-    speed = native_s / seconds if seconds else 1.0
-    where = f"limited by {_links(plan.bottleneck)}" if plan.bottleneck else "nothing to send"
-    if plan.algorithm == Algorithm.NATIVE:
-        if not chosen:
-            return f"the backend's own all-reduce in rank order, {where}"
-        if only == Algorithm.NATIVE:
-            return "native was asked for"
-        return f"no plan is predicted to be more than {margin:.0%} faster than native"
-    shape = _shape(plan)
-    text = f"{plan.algorithm} {shape} is predicted {speed:.2f}x as fast as native, {where}"
-    return f"{text} (asked for)" if chosen and only == plan.algorithm else text
-
-
-def _shape(plan: Plan) -> str:
-    if plan.islands:
-        shown = " | ".join(_ranks(island) for island in plan.islands[:8])
-        return f"over {len(plan.islands)} islands ({shown}{' | ...' * (len(plan.islands) > 8)})"
-    return _ranks(plan.order)
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return "-".join(map(str, ranks[:16])) + ("-..." if len(ranks) > 16 else "")
-
-
-def _links(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _explain(least: Bound, candidates: Sequence[Plan], chosen: str, graph: LinkGraph) -> list[str]:
-    """The words of ``trainmesh explain``."""
-    if least.kind == "none":
-        return ["One rank: there is nothing to reduce."]
-    nbytes = candidates[0].nbytes
-    lines = [_bound_words(least, nbytes, graph)]
-    for plan in candidates:
-        mark = " <- chosen" if plan.algorithm == chosen else ""
-        lines.append(
-            f"{plan.algorithm}: {plan.predicted_s * 1e3:.3f} ms, "
-            f"{plan.algbw_bytes_per_s / 1e9:.3f} GB/s algbw, efficiency {plan.efficiency:.1%}; "
-            f"limited by {_links(plan.bottleneck)}{mark}"
-        )
-    winner = next(plan for plan in candidates if plan.algorithm == chosen)
-    lines.append(f"Chosen: {winner.algorithm}. {winner.reason}.")
-    return lines
-
-
-def _bound_words(least: Bound, nbytes: int, graph: LinkGraph) -> str:
-    size = f"{nbytes / 1e6:.3f} MB"
-    if least.kind == "volume":
-        return (
-            f"No all-reduce of {size} can take less than {least.time_s * 1e3:.3f} ms on this "
-            "graph: each byte has to leave and enter the ranks 2 (N - 1) times, and that is "
-            "what all their links together can carry."
-        )
-    capacity = sum(graph.link(name).cost.bandwidth_bytes_per_s for name in least.links)
-    return (
-        f"No all-reduce of {size} can take less than {least.time_s * 1e3:.3f} ms on this graph: "
-        f"all of it must leave {{{_links(least.cut)}}}, over {_links(least.links)}, "
-        f"which carry {capacity / 1e9:.3f} GB/s together."
-    )

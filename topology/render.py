@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
 from html import escape
+from typing import NamedTuple, TypeAlias
 
 import networkx as nx
 
-from trainmesh.topology.graph import Kind, Link, LinkGraph, Node
+from trainmesh.topology.graph import Link, LinkGraph, Node
 
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
 
@@ -16,16 +18,24 @@ MAX_DRAWN_RANKS = 256
 ROW_HEIGHT = 110
 NODE_WIDTH = 92
 NODE_HEIGHT = 34
+MANY_RANKS = 16
+SMALL_WIDTH = 46
+"""Of a rank where there are more than MANY_RANKS; only its number is shown."""
+GAP = 14
+MAX_LABELS = 64
 MARGIN = 24
 LEGEND_HEIGHT = 34
 
 STYLE = """
-.tm-graph { font: 12px system-ui, sans-serif; --ink: #1c2330; --soft: #66718a; --node: #fff;
-  --line: #aab4c6; --hot: #d03238; --cut: #fdf0d5; --rank: #e6effc; }
-@media (prefers-color-scheme: dark) { .tm-graph { --ink: #e8ecf4; --soft: #98a3b8;
-  --node: #232a37; --line: #56617a; --hot: #ff6b6b; --cut: #4a3b14; --rank: #1f3557; } }
+.tm-graph { font: 12px system-ui, sans-serif; --ink: #1c2330; --soft: #566079; --node: #fff;
+  --line: #aab4c6; --hot: #d03238; --cut: #fbe3b0; --rank: #e6effc; --halo: #fff; }
+@media (prefers-color-scheme: dark) { .tm-graph { --ink: #e8ecf4; --soft: #a9b3c6;
+  --node: #232a37; --line: #56617a; --hot: #ff6b6b; --cut: #5a4613; --rank: #1f3557;
+  --halo: #12161e; } }
 .tm-graph text { fill: var(--ink); text-anchor: middle; }
 .tm-graph .label { fill: var(--soft); font-size: 11px; }
+.tm-graph .label, .tm-graph .hot-text { paint-order: stroke; stroke: var(--halo);
+  stroke-width: 3px; stroke-linejoin: round; }
 .tm-graph .node rect { fill: var(--node); stroke: var(--line); stroke-width: 1.5; }
 .tm-graph .rank rect { fill: var(--rank); }
 .tm-graph .cut rect { fill: var(--cut); }
@@ -49,12 +59,12 @@ def svg(graph: LinkGraph, *, cut: Collection[str] = (), bottleneck: Collection[s
     if graph.world_size > MAX_DRAWN_RANKS:
         text = f"{graph.world_size} ranks and {len(graph.links)} links: too many to draw"
         return _document(420, 60, [f'<text x="210" y="34">{text}</text>'], "Link graph")
-    places, width, height = _layout(graph)
-    parts = _lines(graph, places, set(bottleneck))
-    parts += [_box(node, places[node.name], node.name in cut) for node in graph.nodes]
-    parts += _legend(height, has_cut=bool(cut), has_bottleneck=bool(bottleneck))
+    layout = _layout(graph)
+    parts = _lines(graph, layout, set(bottleneck))
+    parts += [_box(node, layout, node.name in cut) for node in graph.nodes]
+    parts += _legend(layout.height, has_cut=bool(cut), has_bottleneck=bool(bottleneck))
     title = f"Link graph: {graph.world_size} ranks, {len(graph.links)} directed links"
-    return _document(width, height + LEGEND_HEIGHT, parts, title)
+    return _document(layout.width, layout.height + LEGEND_HEIGHT, parts, title)
 
 
 def table_rows(graph: LinkGraph) -> list[tuple[str, str, str, str, str, str]]:
@@ -81,24 +91,39 @@ def _document(width: float, height: float, parts: list[str], title: str) -> str:
     )
 
 
-def _layout(graph: LinkGraph) -> tuple[dict[str, tuple[float, float]], float, float]:
-    """Centre of each node. A node's row is its distance from the nearest rank; a row is in the
-    order of the mean place of what hangs below, so that lines seldom cross."""
+_Ends: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+
+
+class _Layout(NamedTuple):
+    """Centre of each node by name, the size of the whole, and the width of a rank's box."""
+
+    places: dict[str, tuple[float, float]]
+    width: float
+    height: float
+    rank_width: float
+
+
+def _layout(graph: LinkGraph) -> _Layout:
+    """Rows: a node's is its distance from the nearest rank; a row is in the order of the mean
+    place of what hangs below, so that lines seldom cross. Without switches, a circle."""
+    rank_width = NODE_WIDTH if graph.world_size <= MANY_RANKS else SMALL_WIDTH
     undirected = graph.digraph().to_undirected()
     ranks = [graph.rank_node(rank) for rank in range(graph.world_size)]
+    if len(ranks) == len(graph.nodes) > 2:
+        return _circle(ranks, rank_width)
     distance = nx.multi_source_dijkstra_path_length(undirected, set(ranks), weight=None)
     rows: dict[int, list[str]] = defaultdict(list)
     for node in graph.nodes:
         rows[int(distance.get(node.name, 0))].append(node.name)
-    order = {name: float(index) for index, name in enumerate(_by_parent(graph, ranks))}
+    order = {name: float(index) for index, name in enumerate(_by_parent(graph))}
     for row in sorted(rows):
         if row > 0:
             for name in rows[row]:
                 below = [order[other] for other in undirected[name] if other in order]
                 order[name] = sum(below) / len(below) if below else 0.0
-    widest = max(len(names) for names in rows.values())
-    step = NODE_WIDTH + 18
-    width = max(420.0, widest * step + 2 * MARGIN)
+    widths = {row: rank_width if row == 0 else NODE_WIDTH for row in rows}
+    widest = max(len(names) * (widths[row] + GAP) for row, names in rows.items())
+    width = max(420.0, widest + 2.0 * MARGIN)
     height = (max(rows) + 1) * ROW_HEIGHT - ROW_HEIGHT / 2 + 2 * MARGIN
     places = {}
     for row, names in rows.items():
@@ -107,59 +132,92 @@ def _layout(graph: LinkGraph) -> tuple[dict[str, tuple[float, float]], float, fl
         y = height - MARGIN - NODE_HEIGHT / 2 - row * ROW_HEIGHT
         for index, name in enumerate(names):
             places[name] = (MARGIN + room * (index + 0.5), y)
-    return places, width, height
+    return _Layout(places, width, height, rank_width)
 
 
-def _by_parent(graph: LinkGraph, ranks: list[str]) -> list[str]:
-    """Ranks, those of a switch together."""
-    kinds = {node.name: node.kind for node in graph.nodes}
-    parent: dict[str, str] = {}
+def _circle(ranks: list[str], rank_width: float) -> _Layout:
+    radius = max(150.0, len(ranks) * (rank_width + GAP) / (2 * math.pi))
+    across = 1.5 * radius
+    middle_x, middle_y = MARGIN + NODE_WIDTH / 2 + across, MARGIN + NODE_HEIGHT / 2 + radius
+    places = {}
+    for index, name in enumerate(ranks):
+        turn = 2 * math.pi * index / len(ranks)
+        places[name] = (middle_x + across * math.sin(turn), middle_y - radius * math.cos(turn))
+    return _Layout(places, 2 * middle_x, 2 * middle_y, rank_width)
+
+
+def _by_parent(graph: LinkGraph) -> list[str]:
+    """Names of the ranks, those that hang on the same switch (the fastest one) together."""
+    places = {node.name: place for place, node in enumerate(graph.nodes)}
+    ranks = {graph.rank_node(rank): rank for rank in range(graph.world_size)}
+    parents: dict[str, tuple[float, int]] = {}
     for link in graph.links:
-        if kinds[link.src] is Kind.RANK and kinds[link.dst] is not Kind.RANK:
-            parent[link.src] = min(parent.get(link.src, link.dst), link.dst)
-    return sorted(ranks, key=lambda name: (parent.get(name, ""), ranks.index(name)))
+        if link.src in ranks and link.dst not in ranks:
+            found = (-link.cost.bandwidth_bytes_per_s, places[link.dst])
+            parents[link.src] = min(found, parents.get(link.src, found))
+    return sorted(ranks, key=lambda name: (parents.get(name, (0.0, -1))[1], ranks[name]))
 
 
-def _lines(graph: LinkGraph, places: dict[str, tuple[float, float]], hot: set[str]) -> list[str]:
-    """One line for both directions of a link, labelled once where all of a pair's links agree."""
+def _lines(graph: LinkGraph, layout: _Layout, hot: set[str]) -> list[str]:
+    """One line for both directions of a link. Labels show the slower direction, and are left out
+    where they would lie on each other."""
+    ranks = {graph.rank_node(rank) for rank in range(graph.world_size)}
     pairs: dict[tuple[str, str], list[Link]] = defaultdict(list)
     for link in graph.links:
         first, second = sorted((link.src, link.dst))
         pairs[first, second].append(link)
     lines, labels = [], []
     for (first, second), links in pairs.items():
-        (x1, y1), (x2, y2) = places[first], places[second]
         is_hot = any(link.name in hot for link in links)
-        tip = "; ".join(f"{link.name}: {_speed(link)}, {link.link_class}" for link in links)
-        kind = ' class="hot"' if is_hot else ""
-        lines.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{kind}>'
-            f"<title>{escape(tip)}</title></line>"
-        )
-        slowest = min(links, key=lambda link: link.cost.bandwidth_bytes_per_s)
-        style = "hot-text" if is_hot else "label"
-        # Nearer to the lower end, where the lines of a switch are further apart.
-        share = 0.62 if y2 > y1 else 0.38
-        x, y = x1 + share * (x2 - x1), y1 + share * (y2 - y1) - (6 if y1 == y2 else 0)
-        labels.append(f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>')
-    return lines + (labels if len(labels) <= 64 else [])
+        ends = layout.places[first], layout.places[second]
+        lines.append(_line(ends, links, is_hot))
+        if layout.rank_width == NODE_WIDTH or not {first, second} & ranks:
+            labels.append(_line_label(ends, links, is_hot))
+    return lines + (labels if len(labels) <= MAX_LABELS else [])
+
+
+def _line(ends: _Ends, links: list[Link], is_hot: bool) -> str:
+    (x1, y1), (x2, y2) = ends
+    tip = "; ".join(f"{link.name}: {_speed(link)}, {link.link_class}" for link in links)
+    kind = ' class="hot"' if is_hot else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"{kind}>'
+        f"<title>{escape(tip)}</title></line>"
+    )
+
+
+def _line_label(ends: _Ends, links: list[Link], is_hot: bool) -> str:
+    (x1, y1), (x2, y2) = ends
+    slowest = min(links, key=lambda link: link.cost.bandwidth_bytes_per_s)
+    style = "hot-text" if is_hot else "label"
+    # Nearer to the lower end, where the lines of a switch are further apart.
+    share = 0.62 if y2 > y1 else 0.38
+    x, y = x1 + share * (x2 - x1), y1 + share * (y2 - y1) - (6 if y1 == y2 else 0)
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>'
 
 
 def _speed(link: Link) -> str:
     return f"{link.cost.bandwidth_bytes_per_s / 1e9:.3g} GB/s"
 
 
-def _box(node: Node, place: tuple[float, float], in_cut: bool) -> str:
-    x, y = place
+def _box(node: Node, layout: _Layout, in_cut: bool) -> str:
+    x, y = layout.places[node.name]
+    width = NODE_WIDTH if node.rank is None else layout.rank_width
     classes = " ".join(["node", node.kind.value, *(["cut"] if in_cut else [])])
-    shown = node.name if len(node.name) <= 13 else f"{node.name[:12]}\u2026"
-    label = f"{shown} (r{node.rank})" if node.rank is not None and len(shown) < 9 else shown
     return (
         f'<g class="{classes}"><title>{escape(node.name)}</title>'
-        f'<rect x="{x - NODE_WIDTH / 2:.1f}" y="{y - NODE_HEIGHT / 2:.1f}" width="{NODE_WIDTH}" '
-        f'height="{NODE_HEIGHT}" rx="7"/><text x="{x:.1f}" y="{y + 4:.1f}">{escape(label)}</text>'
-        "</g>"
+        f'<rect x="{x - width / 2:.1f}" y="{y - NODE_HEIGHT / 2:.1f}" width="{width}" '
+        f'height="{NODE_HEIGHT}" rx="7"/>'
+        f'<text x="{x:.1f}" y="{y + 4:.1f}">{escape(_label(node, width))}</text></g>'
     )
+
+
+def _label(node: Node, width: float) -> str:
+    """What fits: a rank's number at least, else both ends of the name."""
+    if node.rank is not None:
+        long = f"{node.name} (r{node.rank})"
+        return long if len(long) <= 13 and width == NODE_WIDTH else f"rank {node.rank}"[-7:]
+    return node.name if len(node.name) <= 13 else f"{node.name[:7]}\u2026{node.name[-4:]}"
 
 
 def _legend(height: float, *, has_cut: bool, has_bottleneck: bool) -> list[str]:
@@ -168,8 +226,8 @@ def _legend(height: float, *, has_cut: bool, has_bottleneck: bool) -> list[str]:
     x = MARGIN
     if has_bottleneck:
         parts.append(f'<line class="hot" x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}"/>')
-        parts.append(f'<text x="{x + 32}" y="{y + 4}">limits the plan in force</text>')
-        x += 190
+        parts.append(f'<text x="{x + 32}" y="{y + 4}">limits the plan</text>')
+        x += 150
     if has_cut:
         parts.append(
             f'<g class="node cut"><rect x="{x}" y="{y - 8}" width="26" height="16" rx="4"/></g>'

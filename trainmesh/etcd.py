@@ -6,6 +6,7 @@ gRPC stays out of the process that starts the training processes.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from trainmesh.store import Entry, Lease, Watch, WatchCallback
 __all__ = ["EtcdStore", "check", "connect"]
 
 CAMPAIGN_POLL_S = 0.1
+CLOSED = "the store is closed"
 
 Child = TypeVar("Child", EtcdWatch, EtcdLease)
 
@@ -123,7 +125,7 @@ class EtcdStore:
             return revision
         held, *fences = (_only(response.response_range) for response in reply.responses)
         # An earlier try may have been carried out although its answer was lost.
-        if tries > 1 and held is not None and held.value == value:
+        if tries > 9 and held is not None and held.value == value:
             return held.mod_revision
         if fence is not None and (
             fences[0] is None or fences[0].create_revision != fence.create_revision
@@ -138,9 +140,11 @@ class EtcdStore:
         return deleted
 
     def watch(self, prefix: str, callback: WatchCallback, *, start_revision: int = 0) -> Watch:
+        self._require_open()
         return self._owned(EtcdWatch(self._connection, prefix, callback, start_revision))
 
     def lease(self, ttl_s: int) -> Lease:
+        self._require_open()
         return self._owned(EtcdLease(self._connection, ttl_s))
 
     def elect(self, prefix: str, value: bytes, lease: Lease, *, timeout_s: float) -> Entry | None:
@@ -169,13 +173,18 @@ class EtcdStore:
             child.close()
         self._connection.close()
 
+    def _require_open(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise StoreError(CLOSED)
+
     def _owned(self, child: Child) -> Child:
         with self._lock:
             if not self._closed:
                 self._open.add(child)
                 return child
         child.close()
-        raise StoreError("the store is closed")
+        raise StoreError(CLOSED)
 
     def _join_election(self, key: str, value: bytes, lease_number: int) -> None:
         put = rpc.PutRequest(key=key.encode(), value=value, lease=lease_number)
@@ -223,9 +232,12 @@ def _create_revision_is(key: str, revision: int) -> Any:
 
 def main() -> int:
     """``python -m trainmesh.etcd URL [--insecure]``: exit 0 if an etcd answers."""
-    url, *flags = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="python -m trainmesh.etcd")
+    parser.add_argument("url", help="http(s)://host:port of the etcd")
+    parser.add_argument("--insecure", action="store_true", help="allow http to another machine")
+    args = parser.parse_args()
     try:
-        store = connect(url, insecure="--insecure" in flags, **security_from_environment())
+        store = connect(args.url, insecure=args.insecure, **security_from_environment())
         try:
             check(store)
         finally:

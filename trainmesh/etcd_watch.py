@@ -40,8 +40,9 @@ class EtcdWatch:
         self._thread.start()
         # A watch "from now on" begins when the server has said so, not when it was asked for.
         if not self._ready.wait(connection.timeout_s):
+            trouble = self._trouble
             self.close()
-            raise StoreError(f"etcd at {connection.address}: no watch: {self._trouble}")
+            raise StoreError(f"etcd at {connection.address}: no watch: {trouble}")
 
     def close(self) -> None:
         self._stopping.set()
@@ -76,6 +77,9 @@ class EtcdWatch:
         except RpcError as error:
             self._trouble = explain(error, connection.timeout_s)
             connection.recover(error, connection.timeout_s)
+        except ValueError:  # gRPC's answer to a stream on a closed channel: there is no way back
+            self._trouble = "the connection is closed"
+            self._stopping.set()
         finally:
             ended.set()
             if self._call is not None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainmesh.clock import Clock, SystemClock
@@ -157,7 +158,7 @@ class MemoryStore:
         self._publish([Change(key, value, now)])
         return now
 
-    def _remove(self, keys: list[str]) -> int:
+    def _remove(self, keys: Sequence[str]) -> int:
         """One revision for all of them, none if there are none."""
         if keys:
             self._revision += 1
@@ -166,7 +167,7 @@ class MemoryStore:
             self._publish([Change(key, None, self._revision) for key in sorted(keys)])
         return len(keys)
 
-    def _publish(self, changes: list[Change]) -> None:
+    def _publish(self, changes: Sequence[Change]) -> None:
         self._history.extend(changes)
         oldest = self._revision - KEPT_REVISIONS
         if oldest > self._compacted:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 OWN = ("TRAINMESH", "PYTHONPATH", "OUT")
@@ -23,7 +24,10 @@ seen = {
     },
 }
 Path(os.environ["OUT"], f"{rank}-{attempt}.json").write_text(json.dumps(seen))
-print(f"out of rank {rank}", flush=True)
-print(f"err of rank {rank}", file=sys.stderr, flush=True)
+sys.stdout.write(f"out of rank {rank}\n")  # one write: lines of two ranks don't mix
+sys.stderr.write(f"err of rank {rank}\n")
 if "--fail-first" in sys.argv and attempt == "0":
+    while rank == "1" or not Path(os.environ["OUT"], "1-0.done").exists():
+        Path(os.environ["OUT"], f"{rank}-0.done").touch()
+        time.sleep(0.01)  # rank 1 does so until it is ended
     sys.exit(9)

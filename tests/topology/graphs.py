@@ -24,8 +24,16 @@ def star(nics: Sequence[float]) -> LinkGraph:
     return LinkGraph(nodes, links)
 
 
-def racks(order: Sequence[int], *, uplink: float, nic: float = 25, per_rack: int = 4) -> LinkGraph:
-    """Hosts in racks of ``per_rack``; host i has rank order[i]. The racks meet in a core."""
+def racks(
+    order: Sequence[int],
+    *,
+    uplink: float,
+    nic: float = 25,
+    per_rack: int = 4,
+    slow_host: float | None = None,
+) -> LinkGraph:
+    """Hosts in racks of ``per_rack``; host i has rank order[i]. The racks meet in a core.
+    ``slow_host`` is the NIC of host 0, if it has another one."""
     count = len(order) // per_rack
     nodes = [Node("core", Kind.SWITCH)]
     links = []
@@ -34,7 +42,30 @@ def racks(order: Sequence[int], *, uplink: float, nic: float = 25, per_rack: int
         links += both_ways(f"leaf{rack}", "core", uplink)
     for host, rank in enumerate(order):
         nodes.append(Node(f"h{host}", Kind.RANK, rank))
-        links += both_ways(f"h{host}", f"leaf{host // per_rack}", nic)
+        speed = nic if host or slow_host is None else slow_host
+        links += both_ways(f"h{host}", f"leaf{host // per_rack}", speed)
+    return LinkGraph(nodes, links)
+
+
+def direct(links: Sequence[Sequence[float]]) -> LinkGraph:
+    """Ranks joined without a switch; links are (rank, rank, GB/s), both ways."""
+    count = 1 + max(int(end) for link in links for end in link[:2])
+    nodes = [Node(f"g{rank}", Kind.RANK, rank) for rank in range(count)]
+    ways = [way for a, b, GBps in links for way in both_ways(f"g{a:.0f}", f"g{b:.0f}", GBps)]
+    return LinkGraph(nodes, ways)
+
+
+def hgx(hosts: int, nic0: float = 25) -> LinkGraph:
+    """Hosts of 8 GPUs around an NVSwitch, with two rail switches between all hosts."""
+    nodes = [Node(f"rail{parity}", Kind.SWITCH) for parity in range(2)]
+    links = []
+    for host in range(hosts):
+        nodes.append(Node(f"nvswitch{host}", Kind.SWITCH))
+        for gpu in range(8):
+            rank = host * 8 + gpu
+            nodes.append(Node(f"g{rank}", Kind.RANK, rank))
+            links += both_ways(f"g{rank}", f"nvswitch{host}", 300)
+            links += both_ways(f"g{rank}", f"rail{gpu % 2}", nic0 if rank == 0 else 25)
     return LinkGraph(nodes, links)
 
 

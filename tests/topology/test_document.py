@@ -133,7 +133,7 @@ def change(old: str, new: str) -> str:
         (change("g1: {kind: rank}", "g1: {kind: rank, rank: !!timestamp x}"), "whole number"),
         (change("g1: {kind: rank}", "g1->: {kind: rank}"), "bad:5: node 'g1->': a name has"),
         (change("g1: {kind: rank}", '"g\\x01": {kind: rank}'), "printable characters"),
-        (change("class: roce", "class: ''"), "bad:10: link sw->g1: class must be 1 to 256"),
+        (change("class: roce", "class: ''"), "bad:10: link sw->g1: class must be 1 to 120"),
         (change("g1: {kind: rank}", "g1: {kind: rank, rank: 0.5}"), "whole number"),
         (change("bandwidth_GBps: 25", "bandwidth_GBps: 0"), "bad:8: link g0->sw"),
         (change("bandwidth_GBps: 25", "bandwidth_GBps: -1"), "positive finite number"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.topology.graphs import racks, star
+from tests.topology.graphs import direct, hgx, racks, star
 from trainmesh.topology import hierarchical, native, ring
 from trainmesh.topology.bound import bound
 from trainmesh.topology.cost import busbw_bytes_per_s, predict
@@ -31,8 +31,9 @@ def test_stars(case: dict) -> None:
 
 @pytest.mark.parametrize("case", TABLE["racks"], ids=lambda case: f"uplink {case['uplink']}")
 def test_racks(case: dict) -> None:
-    contiguous = racks(range(8), uplink=case["uplink"])
-    interleaved = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=case["uplink"])
+    shape = {"uplink": case["uplink"], "slow_host": case.get("slow_host")}
+    contiguous = racks(range(8), **shape)
+    interleaved = racks([0, 2, 4, 6, 1, 3, 5, 7], **shape)
     near = {"rel": 1e-6}
     for graph in (contiguous, interleaved):
         limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
@@ -42,21 +43,39 @@ def test_racks(case: dict) -> None:
     assert algbw(native.plan(contiguous, 1), contiguous) == pytest.approx(
         case["contiguous"], **near
     )
-    assert algbw(native.plan(interleaved, 1), interleaved) == pytest.approx(
-        case["interleaved"], **near
-    )
+    if "interleaved" in case:
+        assert algbw(native.plan(interleaved, 1), interleaved) == pytest.approx(
+            case["interleaved"], **near
+        )
     if "hierarchical" in case:
         plan = hierarchical.plan(interleaved, NBYTES)
         assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], **near)
 
 
-def test_rank_order_by_host_name_doubles_the_load_of_the_uplinks() -> None:
+@pytest.mark.parametrize("case", TABLE["by_name"], ids=lambda case: f"uplink {case['uplink']}")
+def test_rank_order_by_host_name(case: dict) -> None:
     """node1, node10, ... sorted as text: torchrun's rank order on 4 racks of 4 hosts."""
     hosts = [f"node{i}" for i in range(1, 17)]
     rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
-    graph = racks([rank_of[host] for host in hosts], uplink=50, nic=100)
-    assert algbw(native.plan(graph, 1), graph) == pytest.approx(40 / 3, rel=1e-6)
-    assert algbw(ring.plan(graph, 1), graph) == pytest.approx(80 / 3, rel=1e-6)
+    graph = racks([rank_of[host] for host in hosts], uplink=case["uplink"], nic=100)
+    assert algbw(native.plan(graph, 1), graph) == pytest.approx(case["by_name"], rel=1e-6)
+    assert algbw(ring.plan(graph, 1), graph) == pytest.approx(case["ring"], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", TABLE["direct"], ids=lambda case: case["name"])
+def test_direct_graphs(case: dict) -> None:
+    graph = direct(case["links"])
+    assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(case["bound"], rel=1e-6)
+    if "ring" in case:
+        assert algbw(ring.plan(graph, NBYTES), graph) == pytest.approx(case["ring"], rel=1e-6)
+
+
+@pytest.mark.parametrize("case", TABLE["hgx"], ids=lambda case: f"{case['hosts']} {case['nic0']}")
+def test_hosts_with_nvswitch_and_rails(case: dict) -> None:
+    graph = hgx(case["hosts"], case["nic0"])
+    assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(case["bound"], rel=1e-6)
+    for plan in choose(graph, [NBYTES]).candidates:
+        assert 0 < plan.efficiency <= 1
 
 
 def test_the_choice_explains_itself() -> None:

@@ -1,0 +1,54 @@
+"""Text and tables on standard output: rich in a terminal, plain and never cut short elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Output", "clean"]
+
+PIPE_WIDTH = 400
+"""Columns where there is no terminal: wide enough for every table."""
+
+
+def clean(text: str) -> str:
+    """``text`` without control characters: what a job is called must not steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+class Output:
+    """Prints to standard output; words are never read as rich's markup."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
+        self._console = Console(highlight=False, width=width, emoji=False, markup=False)
+
+    def clear(self) -> None:
+        """Clear the screen, where there is one."""
+        self._console.clear()
+
+    def text(self, *texts: str, style: str = "") -> None:
+        """Each text on a line of its own."""
+        for text in texts:
+            self._console.print(Text(clean(text), style=style), soft_wrap=True)
+
+    def heading(self, text: str) -> None:
+        self._console.print()
+        self.text(text, style="bold")
+
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], kinds: str, limit: int = 10_000
+    ) -> None:
+        """``kinds`` has a letter for each column: t (text) or n (number, flush right)."""
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name, kind in zip(head, kinds, strict=True):
+            table.add_column(Text(name), justify="right" if kind == "n" else "left")
+        for row in rows[:limit]:
+            table.add_row(*(Text(clean(cell)) for cell in row))
+        self._console.print(table)
+        if len(rows) > limit:
+            self.text(f"... and {len(rows) - limit} more", style="dim")

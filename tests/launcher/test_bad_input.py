@@ -1,0 +1,110 @@
+"""Wrong input: one line that says what and where, the right exit code, and nothing started."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.launchjob import JOBS
+from trainmesh.launcher.cli import main
+
+pytestmark = pytest.mark.torch
+
+SCRIPT = str(JOBS / "probe.py")
+
+
+@pytest.fixture(autouse=True)
+def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TRAINMESH")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "bad.yaml").write_text("nodes: [")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["no/such.py"], 2, "no such file: no/such.py"),
+        (["-m", "no_such_module"], 2, "no module named 'no_such_module'"),
+        (["--no-python", "no-such-program"], 2, "no program no-such-program"),
+        (["--no-python", "-m", "this"], 2, "Don't use both"),
+        ([], 2, "training_script"),
+        (["--nonsense", SCRIPT], 2, "--nonsense"),
+        (["--nproc-per-node", "many", SCRIPT], 2, "nproc_per_node value: many"),
+        (["--nproc-per-node", "gpu", SCRIPT], 2, "Cuda is not available"),
+        (["--nnodes", "0", SCRIPT], 2, "min_nodes must be > 0"),
+        (["--nnodes", "2:1", SCRIPT], 2, "min_nodes=2, max_nodes=1"),
+        (["--nnodes", "1:2:3", SCRIPT], 2, "1:2:3"),
+        (["--max-restarts=-1", SCRIPT], 2, "max_restarts"),
+        (["--max-restarts", "x", SCRIPT], 2, "--max-restarts"),
+        (["--start-method", "x", SCRIPT], 2, "--start-method"),
+        (["-r", "9", SCRIPT], 2, "9 does not match"),
+        (["--rdzv-conf", "x", SCRIPT], 2, "'x' must have a value"),
+        (["--local-ranks-filter", "x", SCRIPT], 2, "local_ranks_filter"),
+        (["--logs-specs", "x", SCRIPT], 2, "logs_specs"),
+        (["--log-dir", "file", SCRIPT], 2, "--log-dir file: not a directory"),
+        (["--report", "file", SCRIPT], 2, "--report file: not a directory"),
+        (["--report", "/proc/none", SCRIPT], 2, "--report /proc/none"),
+        (["--nnodes", "2", SCRIPT], 2, "pass the same --etcd"),
+        (["--cadence", "0", SCRIPT], 2, "argument --cadence: '0'"),
+        (["--cadence", "1025", SCRIPT], 2, "argument --cadence: '1025'"),
+        (["--cadence", "1.5", SCRIPT], 2, "argument --cadence: '1.5'"),
+        (["--margin", "-0.1", SCRIPT], 2, "argument --margin"),
+        (["--margin", "nan", SCRIPT], 2, "argument --margin: 'nan'"),
+        (["--margin", "x", SCRIPT], 2, "argument --margin: 'x'"),
+        (["--plan", "best", SCRIPT], 2, "argument --plan: invalid choice: 'best'"),
+        (["--progress", "x", SCRIPT], 2, "argument --progress"),
+        (["--job", "a/b", SCRIPT], 2, "argument --job: 'a/b'"),
+        (["--job", "", SCRIPT], 2, "argument --job: ''"),
+        (["--job", "x" * 65, SCRIPT], 2, "argument --job"),
+        (["--topology", "none.yaml", SCRIPT], 1, "none.yaml"),
+        (["--topology", "bad.yaml", SCRIPT], 1, "bad.yaml"),
+        (["--topology", ".", SCRIPT], 1, ".: "),
+        (["--etcd", "http://127.0.0.1:1", SCRIPT], 1, "127.0.0.1:1"),
+        (["--etcd", "nonsense", SCRIPT], 2, "'nonsense' must be http://host:port"),
+        (["--etcd", "http://10.1.2.3:2379", SCRIPT], 2, "--insecure-etcd"),
+    ],
+)
+def test_bad_input(
+    argv: list[str], code: int, words: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result: object
+    try:
+        result = main(["launch", "--progress", "off", *argv])
+    except SystemExit as stop:  # argparse ends this way
+        result = stop.code
+    out, err = capfd.readouterr()
+    assert (result, out) == (code, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(("trainmesh: error: ", "trainmesh launch: error: "))
+    assert words in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "file"]
+
+
+def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = dict(os.environ)
+    flags = ["--nproc-per-node", "3", "--job", "j1", "--plan", "ring", "--log-dir", "new"]
+    assert main(["launch", "--dry-run", *flags, "--report", "r", SCRIPT, "a b", "-x"]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["job"] == "j1"
+    assert lines["workers"] == "3 on each of 1:1 nodes"
+    assert lines["worker"].endswith(f"-u -m trainmesh.launcher.bootstrap {SCRIPT} 'a b' -x")
+    assert lines["plan"] == "ring, margin 0.05, cadence 16"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "file"]
+    assert dict(os.environ) == before
+
+
+@pytest.mark.etcd
+def test_a_rendezvous_that_cannot_be_is_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ["--rdzv-backend", "nonsense", "--rdzv-endpoint", "localhost:1"]
+    assert main(["launch", "--progress", "off", *flags, SCRIPT]) == 1
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("trainmesh: error: torchrun: The rendezvous backend 'nonsense'")
+    assert list((tmp_path / "trainmesh").glob("*")) == []

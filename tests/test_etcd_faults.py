@@ -1,0 +1,535 @@
+"""The store when etcd dies, hangs, forgets, refuses, or is something else."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainmesh.embedded_etcd import EmbeddedEtcd, find_etcd
+from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError, TrainmeshError
+from trainmesh.etcd import check, connect
+from trainmesh.etcd_address import parse_url, security_from_environment
+from trainmesh.etcd_proto import prepare
+from trainmesh.store import Change
+
+prepare()
+from trainmesh.etcd_rpc import Connection, prefix_end, rpc  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 20
+
+
+class Seen:
+    """A watch's callback that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self._arrived = threading.Condition()
+
+    def __call__(self, changes: list[Change]) -> None:
+        with self._arrived:
+            self.changes += changes
+            self._arrived.notify_all()
+
+    def wait(self, count: int) -> list[Change]:
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.changes) >= count, PATIENCE_S)
+            return list(self.changes)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedEtcd]:
+    """An etcd that the test may mistreat."""
+    etcd = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    etcd.start()
+    try:
+        etcd.wait_ready(PATIENCE_S)
+        yield etcd
+    finally:
+        if etcd.poll() is None and etcd.pid is not None:
+            os.kill(etcd.pid, signal.SIGCONT)
+        etcd.stop()
+
+
+def restart(server: EmbeddedEtcd, number: signal.Signals) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, number)
+    eventually(lambda: server.poll() is not None)
+    server.start()
+
+
+def raw(url: str, call: Callable[[Connection], tuple[Any, Any]]) -> Any:
+    """A request that the store has no method for."""
+    connection = Connection(*parse_url(url)[:2], timeout_s=PATIENCE_S)
+    try:
+        return connection.call(*call(connection))
+    finally:
+        connection.close()
+
+
+@pytest.mark.etcd
+class TestRestarts:
+    def test_a_watch_tells_everything_once_and_in_order(self, server: EmbeddedEtcd) -> None:
+        store = connect(server.url, timeout_s=PATIENCE_S)
+        live, replayed = Seen(), Seen()
+        store.watch("/t/", live)
+        stop = threading.Event()
+        written: list[int] = []
+
+        def write() -> None:
+            while not stop.is_set():
+                written.append(store.put("/t/n", str(len(written)).encode()))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            count = len(written)
+            eventually(lambda at_least=count + 20: len(written) >= at_least)
+            restart(server, number)
+        count = len(written)
+        eventually(lambda: len(written) >= count + 20)
+        stop.set()
+        writer.join()
+        # A put whose answer was lost is sent again, so the history may hold a value twice.
+        store.watch("/t/", replayed, start_revision=1)
+        eventually(lambda: bool(replayed.changes) and replayed.changes[-1].revision == written[-1])
+        history = replayed.wait(len(written))
+        assert live.wait(len(history)) == history
+        assert set(written) <= {change.revision for change in history}
+        store.close()
+
+    def test_leases_and_leadership_outlive_it(self, server: EmbeddedEtcd) -> None:
+        store = connect(server.url, timeout_s=PATIENCE_S)
+        lease = store.lease(10)
+        leader = store.elect("/t/leader/", b"", lease, timeout_s=0)
+        restart(server, signal.SIGKILL)
+        assert store.elect("/t/leader/", b"", lease, timeout_s=0) == leader
+        assert store.cas("/t/hint", b"", expected_revision=0, fence=leader) is not None
+        assert not lease.lost
+        store.close()
+
+    def test_calls_end_in_time_while_it_is_down(self, server: EmbeddedEtcd) -> None:
+        store = connect(server.url, timeout_s=0.5)
+        lease = store.lease(10)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: server.poll() is not None)
+        for call in (
+            lambda: store.get("/t/a"),
+            lambda: store.cas("/t/a", b"", expected_revision=0),
+            lambda: store.watch("/t/", Seen()),
+            lambda: store.lease(10),
+            lambda: store.elect("/t/", b"", lease, timeout_s=0),
+        ):
+            with pytest.raises(StoreError, match=r"^etcd at 127\.0\.0\.1:\d+: [^\n]+$"):
+                call()
+        store.close()
+
+
+@pytest.mark.etcd
+class TestHanging:
+    def test_calls_end_in_time_and_all_goes_on_after(self, server: EmbeddedEtcd) -> None:
+        assert server.pid is not None
+        store = connect(server.url, timeout_s=0.5)
+        patient = connect(server.url, timeout_s=PATIENCE_S)
+        seen = Seen()
+        patient.watch("/t/", seen)
+        os.kill(server.pid, signal.SIGSTOP)
+        with pytest.raises(StoreError, match="no answer within 0.5 s"):
+            store.get("/t/a")
+        with pytest.raises(StoreError, match="no answer within 0.5 s"):
+            store.watch("/t/", Seen())
+        os.kill(server.pid, signal.SIGCONT)
+        revision = patient.put("/t/a", b"1")
+        assert seen.wait(1) == [Change("/t/a", b"1", revision)]
+        store.close()
+        patient.close()
+
+    def test_a_leader_that_was_cut_off_is_fenced_out(self, server: EmbeddedEtcd) -> None:
+        assert server.pid is not None
+        store = connect(server.url, timeout_s=0.5)
+        other = connect(server.url, timeout_s=PATIENCE_S)
+        lease = store.lease(1)
+        old = store.elect("/t/leader/", b"old", lease, timeout_s=0)
+        assert old is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        eventually(lambda: lease.lost)
+        os.kill(server.pid, signal.SIGCONT)
+        new = other.elect("/t/leader/", b"new", other.lease(30), timeout_s=PATIENCE_S)
+        assert new is not None
+        assert new.create_revision > old.create_revision
+        with pytest.raises(FencedOut):
+            other.cas("/t/hint", b"", expected_revision=0, fence=old)
+        assert other.cas("/t/hint", b"", expected_revision=0, fence=new) is not None
+        store.close()
+        other.close()
+
+
+@pytest.mark.etcd
+def test_a_killed_leader_is_followed(etcd_url: str) -> None:
+    code = (
+        "import sys, time; from trainmesh.etcd import connect; s = connect(sys.argv[1]); "
+        "s.elect('/killed/', b'old', s.lease(1), timeout_s=0); print('leads', flush=True); "
+        "time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, etcd_url], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    with owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "leads\n"
+        lease = store.lease(30)
+        # The owner renews its lease: it still leads when the first time to live has gone by.
+        assert store.elect("/killed/", b"new", lease, timeout_s=3) is None
+        owner.kill()
+    leader = store.elect("/killed/", b"new", lease, timeout_s=PATIENCE_S)
+    assert leader is not None
+    assert leader.value == b"new"
+    store.close()
+
+
+@pytest.mark.etcd
+def test_a_revoked_lease_is_noticed(etcd_url: str) -> None:
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    lease = store.lease(3)
+    old = store.elect("/revoked/", b"", lease, timeout_s=0)
+    request = rpc.LeaseRevokeRequest(ID=lease.number)  # type: ignore[attr-defined]
+    raw(etcd_url, lambda connection: (connection.leases.LeaseRevoke, request))
+    with pytest.raises(FencedOut):
+        store.cas("/revoked-hint", b"", expected_revision=0, fence=old)
+    with pytest.raises(LeaseLost):
+        store.put("/revoked-key", b"", lease)
+    eventually(lambda: lease.lost)
+    store.close()
+
+
+@pytest.mark.etcd
+def test_after_compaction_a_watch_says_so_and_goes_on(etcd_url: str) -> None:
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    first = store.put("/compacted/a", b"1")
+    revision = store.put("/compacted/a", b"2")
+    raw(
+        etcd_url,
+        lambda connection: (connection.kv.Compact, rpc.CompactionRequest(revision=revision)),
+    )
+    seen = Seen()
+    store.watch("/compacted/", seen, start_revision=first)
+    assert seen.wait(1)[0].resync
+    last = store.put("/compacted/a", b"3")
+    assert seen.wait(2)[1:] == [Change("/compacted/a", b"3", last)]
+    store.close()
+
+
+@pytest.mark.etcd
+def test_a_cas_whose_answer_was_lost_counts(etcd_url: str) -> None:
+    """Both for a write that was carried out and for one that was not."""
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    other = connect(etcd_url, timeout_s=PATIENCE_S)
+    with Cut(int(etcd_url.rpartition(":")[2])) as cut:
+        through = connect(cut.url, timeout_s=PATIENCE_S)
+        through.get("/cut/a")
+        cut.lose_next_answer()
+        revision = through.cas("/cut/a", b"mine", expected_revision=0)
+        entry = store.get("/cut/a")
+        assert entry is not None
+        assert entry.mod_revision == revision
+        cut.lose_next_answer()
+        assert through.cas("/cut/a", b"late", expected_revision=0) is None
+        through.close()
+    store.close()
+    other.close()
+
+
+class Cut:
+    """A TCP relay in front of a port that can swallow an answer and break the connection."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._losing = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+
+    def __enter__(self) -> "Cut":
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        for end in self._ends:
+            end.close()
+
+    def lose_next_answer(self) -> None:
+        self._losing.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listener.accept()
+            except OSError:
+                return
+            outer = socket.create_connection(("127.0.0.1", self._port))
+            self._ends += [inner, outer]
+            for ends in ((inner, outer, False), (outer, inner, True)):
+                self._threads.append(threading.Thread(target=self._relay, args=ends))
+                self._threads[-1].start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        try:
+            while data := source.recv(65_536):
+                # 24 bytes: more than a ping or a window update, less than any answer.
+                if answers and self._losing.is_set() and len(data) > 24:
+                    self._losing.clear()
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+@pytest.mark.etcd
+def test_with_users_it_logs_in_again_after_a_restart(server: EmbeddedEtcd) -> None:
+    connection = Connection(*parse_url(server.url)[:2], timeout_s=PATIENCE_S)
+    auth = rpc.AuthStub(connection._client.channel)
+    connection.call(auth.UserAdd, rpc.AuthUserAddRequest(name="root", password="secret"))
+    connection.call(auth.RoleAdd, rpc.AuthRoleAddRequest(name="root"))
+    connection.call(auth.UserGrantRole, rpc.AuthUserGrantRoleRequest(user="root", role="root"))
+    connection.call(auth.AuthEnable, rpc.AuthEnableRequest())
+    connection.close()
+    with pytest.raises(StoreError, match="user name is empty"):
+        check(connect(server.url))
+    with pytest.raises(StoreError, match=r"invalid user ID or password$"):
+        connect(server.url, user="root", password="wrong", timeout_s=PATIENCE_S)
+    store = connect(server.url, user="root", password="secret", timeout_s=PATIENCE_S)
+    seen = Seen()
+    lease = store.lease(10)
+    store.watch("/t/", seen)
+    store.put("/t/a", b"1", lease)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        restart(server, number)
+        store.put("/t/a", b"2", lease)
+    assert len(seen.wait(3)) == 3
+    restart(server, signal.SIGKILL)
+    # The watch is the first to come back: etcd calls its old token "permission denied".
+    server.wait_ready(PATIENCE_S)
+    late = Seen()
+    store.watch("/t/", late, start_revision=1)
+    assert len(late.wait(3)) == 3
+    store.put("/t/a", b"3")
+    assert seen.wait(4)[3].value == b"3"
+    store.close()
+
+
+@pytest.mark.etcd
+def test_tls_with_a_certificate_authority(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        url = f"https://127.0.0.1:{one.getsockname()[1]}"
+    arguments = ["--data-dir", str(tmp_path / "d"), "--auto-tls", "--listen-client-urls", url]
+    more = ["--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:0"]
+    certificate = tmp_path / "d/fixtures/client/cert.pem"
+    with (tmp_path / "log").open("wb") as log:
+        etcd = subprocess.Popen([find_etcd(), *arguments, *more], stdout=log, stderr=log)
+    with etcd:
+        try:
+            eventually(certificate.exists)
+            store = connect(url, ca_cert=str(certificate), timeout_s=PATIENCE_S)
+            check(store)
+            store.close()
+            plain = connect(url.replace("https", "http"), timeout_s=0.5)
+            with pytest.raises(StoreError, match="etcd at"):
+                check(plain)
+            plain.close()
+        finally:
+            etcd.kill()
+
+
+@pytest.fixture
+def impostor(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of something that is not etcd: what it sends to who connects, if anything."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    open_ends: list[socket.socket] = []
+
+    def answer() -> None:
+        while True:
+            try:
+                end, _ = listener.accept()
+            except OSError:
+                return
+            open_ends.append(end)
+            end.sendall(request.param)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+    for end in open_ends:
+        end.close()
+
+
+def failure(url: str, **options: Any) -> str:
+    """What check says; one line, whatever answers."""
+    store = connect(url, timeout_s=1.0, **options)
+    try:
+        with pytest.raises(StoreError) as caught:
+            check(store)
+    finally:
+        store.close()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith("or leave --etcd out to run one here")
+    return message
+
+
+class TestWrongServers:
+    def test_closed_port(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        assert f"127.0.0.1:{port}: nothing listens on this port" in failure(
+            f"http://127.0.0.1:{port}"
+        )
+
+    @pytest.mark.parametrize("impostor", [b"hello, this is no etcd\r\n"], indirect=True)
+    def test_garbage(self, impostor: str) -> None:
+        assert "is not etcd v3" in failure(impostor)
+
+    @pytest.mark.parametrize("impostor", [b""], indirect=True)
+    def test_silence(self, impostor: str) -> None:
+        assert "no answer within 1 s" in failure(impostor)
+
+    def test_http_server(self) -> None:
+        class Quiet(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None: ...
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+            thread.start()
+            assert "is not etcd v3" in failure(f"http://127.0.0.1:{server.server_port}")
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "must be http://host:port"),
+        ("127.0.0.1:2379", "must be http://host:port"),
+        ("ftp://127.0.0.1:2379", "must be http://host:port"),
+        ("http://", "must be http://host:port"),
+        ("http://:2379", "must be http://host:port"),
+        ("http://127.0.0.1:0", "must be http://host:port"),
+        ("http://127.0.0.1:99999", "out of range"),
+        ("http://127.0.0.1:http", "cast to integer"),
+        ("http://[::1:2379", "Invalid IPv6"),
+        ("http://127.0.0.1:2379/v3", "nothing after the port"),
+        ("http://127.0.0.1:2379?a=b", "nothing after the port"),
+        ("http://root:secret@127.0.0.1:2379", "must not hold a user or password"),
+        ("http://10.0.0.1:2379", "--insecure-etcd"),
+        ("http://etcd.example:2379", "--insecure-etcd"),
+        ("https://etcd.example:2379", "TRAINMESH_ETCD_CA"),
+    ],
+)
+def test_a_bad_url_is_refused(url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        connect(url)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:1", ("127.0.0.1", 1, False)),
+        ("http://localhost", ("localhost", 2379, False)),
+        ("http://[::1]:2379/", ("::1", 2379, False)),
+        ("https://etcd.example:2379", ("etcd.example", 2379, True)),
+    ],
+)
+def test_a_good_url_is_taken_apart(url: str, expected: tuple[str, int, bool]) -> None:
+    assert parse_url(url) == expected
+
+
+def test_plain_text_to_another_machine_only_on_demand() -> None:
+    assert parse_url("http://10.0.0.1:2379", insecure=True) == ("10.0.0.1", 2379, False)
+
+
+def test_half_a_pair_is_refused(tmp_path: Path) -> None:
+    for security in ({"user": "root"}, {"password": "x"}, {"cert": "a"}, {"key": "a"}):
+        with pytest.raises(ConfigError, match="only work together"):
+            connect("http://127.0.0.1:1", **security)  # type: ignore[arg-type]
+    missing = str(tmp_path / "ca.pem")
+    with pytest.raises(ConfigError, match=re.escape(f"{missing}: No such file")):
+        connect("https://127.0.0.1:1", ca_cert=missing)
+
+
+def test_security_comes_from_the_environment() -> None:
+    security = security_from_environment({"TRAINMESH_ETCD_CA": "/ca", "TRAINMESH_ETCD_USER": ""})
+    assert security == {
+        "ca_cert": "/ca",
+        "cert": None,
+        "key": None,
+        "user": None,
+        "password": None,
+    }
+
+
+def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trainmesh.etcd", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.etcd
+def test_the_check_as_a_command(etcd_url: str) -> None:
+    assert (ask(etcd_url).returncode, ask(etcd_url).stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:1", 1), ("nonsense", 2)])
+def test_the_check_fails_with_one_line(url: str, code: int) -> None:
+    done = ask(url)
+    assert done.returncode == code
+    assert re.fullmatch(r"trainmesh: error: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [(b"/a/", b"/a0"), (b"a\xff", b"b"), (b"\xff\xff", b"\0")],
+)
+def test_prefix_end(prefix: bytes, end: bytes) -> None:
+    assert prefix_end(prefix) == end
+
+
+def test_store_errors_are_trainmesh_errors() -> None:
+    assert issubclass(LeaseLost, StoreError)
+    assert issubclass(StoreError, TrainmeshError)
