@@ -77,9 +77,9 @@ class HierarchicalExecutor:
         if padded is not buffer:
             padded[: buffer.numel()].copy_(buffer)
             padded[buffer.numel() :].zero_()
-        dist.reduce_scatter_tensor(shard, padded, group=self._inside)
+        dist.reduce_scatter_single(shard, padded, group=self._inside)
         dist.all_reduce(shard, group=self._across)
-        dist.all_gather_into_tensor(padded, shard, group=self._inside)
+        dist.all_gather_single(padded, shard, group=self._inside)
         if padded is not buffer:
             buffer.copy_(padded[: buffer.numel()])
 

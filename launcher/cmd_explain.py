@@ -8,6 +8,7 @@ import sys
 import msgspec
 
 from trainmesh.launcher import jobs
+from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
 __all__ = ["add_arguments", "run", "words"]
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     status = jobs.find_job(args)
     if status is None:
-        print("no job is running")
+        print("null" if args.json else "no job is running")
     elif args.json:
         fields = {
             "job": status.job,
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         }
         sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
     else:
-        print("\n".join(words(status)))
+        Output().text(*words(status))
     return 0
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.topology.graphs import racks
-from trainmesh.coordinator import Coordinator, Effects, Settings
+from trainmesh.coordinator import Coordinator, Effects, Settings, harm
+from trainmesh.measure import MeasuredStep
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import (
     BucketTiming,
@@ -141,6 +142,24 @@ def test_a_plan_that_does_harm_is_taken_back_once_and_for_all() -> None:
     assert len(job.hints) == 2
     assert "revert" in job.kinds()
     assert first.plan.algorithm != "native"
+
+
+def test_a_plan_that_slows_the_step_without_speeding_its_buckets_is_taken_back() -> None:
+    def window(step_ms: float, transfer_ms: float) -> list[MeasuredStep]:
+        return [MeasuredStep(9, 0, step_ms / 1e3, 0.1, ((1, transfer_ms / 1e3),))] * 3
+
+    settings = Settings()
+    for step_ms, transfer_ms, expected in [
+        (100, 10, False),
+        (112, 10, True),  # costs more than it brings
+        (112, 5, False),  # the buckets did become faster: something else slowed the step
+        (108, 10, False),  # noise
+        (101, 13, True),
+        (99, 13, False),  # no step became slower
+    ]:
+        harmful, words = harm(window(100, 10), window(step_ms, transfer_ms), settings)
+        assert harmful is expected, (step_ms, transfer_ms)
+        assert f"{step_ms:.2f} ms" in words
 
 
 def test_noise_is_no_harm() -> None:

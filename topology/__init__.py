@@ -1,6 +1,6 @@
 """Graph in, plan out: the link graph, the bound, the planners, the proof. No torch, no I/O.
 
-Reading order: ``graph``, ``ring``, ``validate``, ``bound``, ``planner``.
+Reading order: ``graph``, ``bound``, ``cost``, ``ring``, ``validate``, ``planner``.
 
 A *link* is a directed edge with alpha (s), bandwidth (bytes/s) and a class. A *cut* is a set of
 nodes that separates some rank from another; what leaves it bounds every all-reduce. *bound* is

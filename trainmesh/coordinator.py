@@ -37,7 +37,7 @@ from trainmesh.types import (
     StepReport,
 )
 
-__all__ = ["Coordinator", "Effects", "Settings"]
+__all__ = ["Coordinator", "Effects", "Settings", "harm"]
 
 MAX_EVENTS = 50
 
@@ -47,14 +47,16 @@ class Settings:
     """What the user may choose, and how much evidence a decision needs.
 
     ``min_steps`` trades a quick decision against noise: a median over that many steps.
-    ``harm_ratio`` is how much slower than before a plan may be measured before it is taken back;
-    it must be well above the noise of a shared machine.
+    ``harm_ratio`` is how much longer than before a step's buckets, and ``step_harm_ratio`` how
+    much longer a step, may be measured to take before a plan is taken back; both must be above
+    the noise of a shared machine.
     """
 
     margin: float = 0.05
     only: str | None = None
     min_steps: int = 16
     harm_ratio: float = 1.2
+    step_harm_ratio: float = 1.1
 
 
 class Phase(StrEnum):
@@ -275,19 +277,9 @@ class Coordinator:
 
     def _verify(self, steps: list[MeasuredStep], now_unix_s: float, effects: Effects) -> None:
         """Compare with what was measured before the switch; go back if the plan does harm."""
-        plan = self._plans[self._epoch]
-        before_s, after_s = (
-            median(step.transfer_s for step in window) for window in (self._before, steps)
-        )
-        slower_step = median(step.step_time_s for step in steps) > median(
-            step.step_time_s for step in self._before
-        )
+        harmful, words = harm(self._before, steps, self._settings)
+        words = f"{self._plans[self._epoch].algorithm}: {words}"
         self._phase = Phase.SETTLED
-        words = (
-            f"{plan.algorithm} moves a step's buckets in {after_s * 1e3:.2f} ms, "
-            f"before it was {before_s * 1e3:.2f} ms"
-        )
-        harmful = after_s > self._settings.harm_ratio * before_s and slower_step
         if not harmful or self._settings.only is not None or self._choice is None:
             self._log(effects, now_unix_s, "fit", f"{words}; it stays")
             return
@@ -346,6 +338,33 @@ class Coordinator:
         )
         self._events.append(event)
         effects.lines.append(RecordLine(event=event))
+
+
+def harm(
+    before: Sequence[MeasuredStep], after: Sequence[MeasuredStep], settings: Settings
+) -> tuple[bool, str]:
+    """Whether a plan made things worse, and the numbers in words.
+
+    It did if steps take longer although their buckets are hardly faster (the plan costs
+    more than it brings), or if the buckets themselves take much longer and the steps too.
+    """
+    transfer_before_s, transfer_after_s = (
+        median(step.transfer_s for step in window) for window in (before, after)
+    )
+    step_before_s, step_after_s = (
+        median(step.step_time_s for step in window) for window in (before, after)
+    )
+    step_ratio = step_after_s / step_before_s
+    transfer_ratio = transfer_after_s / transfer_before_s if transfer_before_s else 1.0
+    harmful = (transfer_ratio > settings.harm_ratio and step_ratio > 1.0) or (
+        step_ratio > settings.step_harm_ratio and transfer_ratio > 1 / settings.step_harm_ratio
+    )
+    words = (
+        f"a step's buckets take {transfer_after_s * 1e3:.2f} ms, before the switch "
+        f"{transfer_before_s * 1e3:.2f} ms; a step {step_after_s * 1e3:.2f} ms, before "
+        f"{step_before_s * 1e3:.2f} ms"
+    )
+    return harmful, words
 
 
 def _native_plan(world_size: int) -> Plan:

@@ -125,7 +125,7 @@ class EtcdStore:
             return revision
         held, *fences = (_only(response.response_range) for response in reply.responses)
         # An earlier try may have been carried out although its answer was lost.
-        if tries > 9 and held is not None and held.value == value:
+        if tries > 1 and held is not None and held.value == value:
             return held.mod_revision
         if fence is not None and (
             fences[0] is None or fences[0].create_revision != fence.create_revision

@@ -23,6 +23,7 @@ __all__ = ["main"]
 TICK_S = 0.5
 LEASE_TTL_S = 5
 FINISH_S = 2.0
+AGENT_GRACE_S = 5.0
 MAX_WAITING_CHANGES = 10_000
 
 
@@ -39,6 +40,7 @@ class Shell:
         self._hint_revision = 0
         self._leader: Entry | None = None
         self._document: dict[str, object] | None = None
+        self._agents_gone_s: dict[str, float] = {}
 
     def session(self, store: Store, stop: Stop) -> None:
         """Serve until ``stop``, or until the lease is lost (then the caller comes again)."""
@@ -113,10 +115,10 @@ class Shell:
     def _apply(self, change: Change, coordinator: Coordinator) -> None:
         key = change.key.removeprefix(self._prefix)
         try:
-            if change.value is None:
-                if key.startswith("agents/"):
-                    node = key.removeprefix("agents/")
-                    self._do(coordinator.log("agent", f"the agent of {node} is gone", _now()))
+            if key.startswith("agents/"):
+                self._see_agent(key.removeprefix("agents/"), present=change.value is not None)
+            elif change.value is None:
+                return
             elif key.startswith("reports/"):
                 self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
             elif key == "hint":
@@ -125,6 +127,20 @@ class Shell:
                 self._do(coordinator.hint_seen(hint, _now()))
         except WireError as error:
             print(f"ignored: {error}", file=sys.stderr, flush=True)
+
+    def _see_agent(self, node: str, *, present: bool) -> None:
+        if present:
+            self._agents_gone_s.pop(node, None)
+        else:
+            self._agents_gone_s[node] = time.monotonic()
+
+    def _report_missing_agents(self, coordinator: Coordinator) -> None:
+        """Not at once: at the end of a job agents leave just before the coordinator, and one
+        that has crashed is soon started again."""
+        for node, since_s in list(self._agents_gone_s.items()):
+            if time.monotonic() - since_s > AGENT_GRACE_S:
+                del self._agents_gone_s[node]
+                self._do(coordinator.log("agent", f"the agent of {node} is gone", _now()))
 
     def _take_report(self, report: NodeReport, coordinator: Coordinator) -> None:
         if report.sequence > self._sequences.get(report.node, 0):
@@ -138,6 +154,7 @@ class Shell:
         """The leader decides and publishes; a follower does nothing."""
         if self._leader is None:
             return
+        self._report_missing_agents(coordinator)
         try:
             effects = coordinator.decide(_now())
             self._do(effects)

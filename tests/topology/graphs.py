@@ -15,12 +15,12 @@ def both_ways(a: str, b: str, GBps: float, alpha_us: float = 0.0) -> list[Link]:
     return [Link(a, b, cost), Link(b, a, cost)]
 
 
-def star(nics: Sequence[float]) -> LinkGraph:
+def star(nics: Sequence[float], *, alpha_us: float = 0.0) -> LinkGraph:
     nodes = [Node("switch", Kind.SWITCH)]
     links = []
     for rank, speed in enumerate(nics):
         nodes.append(Node(f"g{rank}", Kind.RANK, rank))
-        links += both_ways(f"g{rank}", "switch", speed)
+        links += both_ways(f"g{rank}", "switch", speed, alpha_us)
     return LinkGraph(nodes, links)
 
 
@@ -56,8 +56,8 @@ def direct(links: Sequence[Sequence[float]]) -> LinkGraph:
 
 
 def hgx(hosts: int, nic0: float = 25) -> LinkGraph:
-    """Hosts of 8 GPUs around an NVSwitch, with two rail switches between all hosts."""
-    nodes = [Node(f"rail{parity}", Kind.SWITCH) for parity in range(2)]
+    """Hosts of 8 GPUs around an NVSwitch; two rail switches join the hosts."""
+    nodes = [Node(f"rail{parity}", Kind.SWITCH) for parity in range(2 if hosts > 1 else 0)]
     links = []
     for host in range(hosts):
         nodes.append(Node(f"nvswitch{host}", Kind.SWITCH))
@@ -65,7 +65,8 @@ def hgx(hosts: int, nic0: float = 25) -> LinkGraph:
             rank = host * 8 + gpu
             nodes.append(Node(f"g{rank}", Kind.RANK, rank))
             links += both_ways(f"g{rank}", f"nvswitch{host}", 300)
-            links += both_ways(f"g{rank}", f"rail{gpu % 2}", nic0 if rank == 0 else 25)
+            if hosts > 1:
+                links += both_ways(f"g{rank}", f"rail{gpu % 2}", 25 if rank else nic0)
     return LinkGraph(nodes, links)
 
 

@@ -172,6 +172,13 @@ def test_bad_documents_are_one_clear_line(text: str, words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(st.sampled_from("{}[]:,-?!&*|>#'\"% \n\tabv1.\0\u00e9")))
+def test_any_noise_is_one_clear_line(text: str) -> None:
+    with pytest.raises(GraphError, match=r"^noise[:0-9]*: [^\n]+$"):
+        load(text, source="noise")
+
+
 def test_a_million_links_are_refused_while_they_are_read() -> None:
     links = "- {}\n" * 1_000_000
     with pytest.raises(GraphError, match=r"^big:500004: more than 500000 entries$"):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.topology.graphs import racks
+from tests.topology.graphs import racks, star
+from trainmesh.errors import GraphError
 from trainmesh.topology import native
 from trainmesh.topology.cost import predict
 from trainmesh.topology.fit import fit_class, fit_line
@@ -64,6 +65,26 @@ def test_a_declared_class_never_becomes_faster_than_declared(factor: float) -> N
     assert fit is not None
     assert fit.measured.bandwidth_bytes_per_s == pytest.approx(1e9 * factor)
     assert fit.planned.bandwidth_bytes_per_s == pytest.approx(1e9 * min(1, factor))
+
+
+def test_the_links_of_a_class_keep_their_ratios() -> None:
+    """Hosts at 1 GB/s and one at 0.5, all really at 80 % and 20 us later than declared."""
+    nics = (1.0, 1.0, 1.0, 0.5)
+    declared = star(nics)
+    real = star([0.8 * nic for nic in nics], alpha_us=20)
+    fit = fit_class(native.plan(declared, 1), declared, times(real))
+    assert fit is not None
+    assert fit.planned.bandwidth_bytes_per_s == pytest.approx(0.4e9)
+    learned = declared.with_class_cost(fit.link_class, fit.planned)
+    for link in real.links:
+        cost = learned.link(link.name).cost
+        assert cost.bandwidth_bytes_per_s == pytest.approx(link.cost.bandwidth_bytes_per_s)
+        assert cost.alpha_s == pytest.approx(link.cost.alpha_s)
+
+
+def test_a_cost_for_a_class_that_is_not_there_is_refused() -> None:
+    with pytest.raises(GraphError, match="no link has class 'nvlink'"):
+        star([1, 1]).with_class_cost("nvlink", LinkCost(alpha_s=0.0, bandwidth_bytes_per_s=1.0))
 
 
 def test_a_fitted_class_says_that_it_was_measured() -> None:

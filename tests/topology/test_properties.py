@@ -2,12 +2,13 @@
 
 from itertools import combinations, permutations
 
+import networkx as nx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.topology.graphs import GB, both_ways, random_graphs
+from tests.topology.graphs import GB, both_ways, racks, random_graphs
 from trainmesh.errors import PlanError
 from trainmesh.topology import ring
 from trainmesh.topology.bound import bound
@@ -47,6 +48,37 @@ def brute_force_bound_s(graph: LinkGraph) -> float:
 @given(random_graphs(max_ranks=5))
 def test_bound_agrees_with_brute_force(graph: LinkGraph) -> None:
     assert bound(graph, NBYTES).time_s == pytest.approx(brute_force_bound_s(graph), rel=1e-9)
+
+
+@thorough
+@given(random_graphs(max_ranks=12))
+def test_no_max_flow_that_is_skipped_would_have_changed_the_bound(graph: LinkGraph) -> None:
+    digraph, first = graph.digraph(), graph.rank_node(0)
+    others = [graph.rank_node(rank) for rank in range(1, graph.world_size)]
+    least = min(
+        nx.minimum_cut_value(digraph, *ends)
+        for other in others
+        for ends in ((first, other), (other, first))
+    )
+    found = bound(graph, NBYTES)
+    if found.kind == "cut":
+        assert found.time_s == pytest.approx(NBYTES / least)
+        leaving = sum(graph.link(name).cost.bandwidth_bytes_per_s for name in found.links)
+        assert leaving == pytest.approx(least)
+    else:
+        assert found.time_s >= NBYTES / least
+
+
+@thorough
+@given(st.permutations(range(12)), st.sampled_from([5.0, 25.0, 100.0]))
+def test_any_numbering_of_racks_gets_a_ring_that_crosses_each_uplink_once(
+    order: list[int], uplink: float
+) -> None:
+    graph = racks(order, uplink=uplink)
+    plan = ring.plan(graph, NBYTES)
+    assert plan is not None
+    [stage] = predict(plan, graph, NBYTES).stages
+    assert stage.transfer_s(1) == pytest.approx(2 * 11 / 12 / (min(uplink, 25) * GB))
 
 
 @thorough
@@ -107,9 +139,6 @@ def test_one_link_more_never_makes_the_bound_worse(graph: LinkGraph, data: st.Da
 @thorough
 @given(random_graphs(max_ranks=5), st.sampled_from([0.5, 3.0]))
 def test_the_bound_scales_with_the_links(graph: LinkGraph, factor: float) -> None:
-    faster = graph
-    for link_class in {link.link_class for link in graph.links}:
-        assert link_class == "ethernet"
     links = [
         type(link)(
             link.src,
@@ -121,7 +150,6 @@ def test_the_bound_scales_with_the_links(graph: LinkGraph, factor: float) -> Non
     faster = LinkGraph(graph.nodes, links)
     expected = bound(graph, NBYTES).time_s / factor
     assert bound(faster, NBYTES).time_s == pytest.approx(expected)
-    assert min(link.cost.bandwidth_bytes_per_s for link in links) >= 0.5 * GB
 
 
 def plan(algorithm: str, order: tuple[int, ...], *islands: tuple[int, ...]) -> Plan:

@@ -2,8 +2,10 @@
 
 import xml.etree.ElementTree as ElementTree
 
-from tests.topology.graphs import both_ways, racks
-from trainmesh.topology.graph import Kind, LinkGraph, Node
+import pytest
+
+from tests.topology.graphs import both_ways, direct, racks
+from trainmesh.topology.graph import Kind, LinkGraph, Node, host_graph
 from trainmesh.topology.render import MAX_DRAWN_RANKS, svg, table_rows
 
 NS = "{http://www.w3.org/2000/svg}"
@@ -23,6 +25,19 @@ def test_the_bottleneck_and_the_cut_are_marked() -> None:
     assert "leaf0->core" in titles[0]
 
 
+def test_ranks_without_switches_stand_in_a_circle() -> None:
+    graph = direct([(i, (i + 1) % 8, 25) for i in range(8)])
+    root = ElementTree.fromstring(svg(graph))
+    heights = {rect.get("y") for rect in root.iter(f"{NS}rect")}
+    assert len(heights) > 3
+
+
+def test_a_rank_always_shows_its_number() -> None:
+    graph = host_graph({"a-very-long-host-name.example.org": range(40)})
+    shown = {text.text for text in ElementTree.fromstring(svg(graph)).iter(f"{NS}text")}
+    assert {f"rank {rank}" for rank in range(40)} <= shown
+
+
 def test_names_are_escaped() -> None:
     nodes = [Node("<b>&", Kind.RANK, 0), Node('"x"', Kind.RANK, 1)]
     picture = svg(LinkGraph(nodes, both_ways("<b>&", '"x"', 1)))
@@ -30,12 +45,21 @@ def test_names_are_escaped() -> None:
     assert "<b>" not in picture
 
 
-def test_no_two_boxes_lie_on_each_other() -> None:
-    root = ElementTree.fromstring(svg(racks(range(16), uplink=1)))
-    places = [(float(rect.get("x", 0)), float(rect.get("y", 0))) for rect in root.iter(f"{NS}rect")]
-    for i, (x1, y1) in enumerate(places):
-        for x2, y2 in places[i + 1 :]:
-            assert abs(x1 - x2) >= 92 or abs(y1 - y2) >= 34
+@pytest.mark.parametrize(
+    "graph",
+    [racks(range(16), uplink=1), racks(range(64), uplink=1), direct([(0, 1, 1), (1, 2, 1)])],
+    ids=["16 ranks", "64 ranks", "3 ranks without a switch"],
+)
+def test_no_two_boxes_lie_on_each_other(graph: LinkGraph) -> None:
+    root = ElementTree.fromstring(svg(graph))
+    boxes = [
+        [float(rect.get(name, 0)) for name in ("x", "y", "width", "height")]
+        for rect in root.iter(f"{NS}rect")
+    ]
+    for i, (x1, y1, width1, height1) in enumerate(boxes):
+        for x2, y2, width2, height2 in boxes[i + 1 :]:
+            beside = x1 + width1 <= x2 or x2 + width2 <= x1
+            assert beside or y1 + height1 <= y2 or y2 + height2 <= y1
 
 
 def test_what_is_too_large_to_draw_says_so() -> None:

@@ -1,0 +1,268 @@
+"""The numbers of a report, against a record that was worked out by hand (``records``)."""
+
+import pytest
+from msgspec.structs import replace
+
+from tests.launcher.records import (
+    MS,
+    NUM_STEPS,
+    SWITCH_STEP,
+    analysed,
+    event,
+    graph,
+    hello,
+    lines,
+    report,
+    steps,
+)
+from trainmesh.launcher.analysis import analyse, split_of
+from trainmesh.launcher.analysis_types import Spread
+from trainmesh.launcher.findings import Tone, headline
+from trainmesh.launcher.run_sample import MAX_EVENTS, StepSample, collect
+from trainmesh.types import BucketTiming, RecordLine, StepReport
+
+
+def test_the_run_is_described() -> None:
+    run = analysed()
+    assert (run.world_size, run.backend, run.device, run.job) == (4, "gloo", "cpu", "job")
+    assert [(node.node, node.ranks) for node in run.nodes] == [
+        ("host-a", (0, 1)),
+        ("host-b", (2, 3)),
+    ]
+    assert (run.num_steps, run.last_step, run.num_starts, run.num_modules) == (20, 19, 1, 1)
+    assert run.duration_s == pytest.approx(10 * 0.1 + 10 * 0.09)
+    assert run.missing == ()
+    assert run.link_sources == {"declared": 10}
+
+
+def test_step_time_leaves_out_the_first_two_steps() -> None:
+    slow = [replace(report(rank, 0), end_ns=report(rank, 0).begin_ns + 10**12) for rank in range(4)]
+    run = analysed([*lines(), *(RecordLine(step=step) for step in slow)])
+    # 8 steps of 100 ms and 10 of 90 ms
+    assert run.step_time == Spread(median_s=0.09, p5_s=0.09, p95_s=0.1, num_samples=18)
+
+
+def test_percentiles_are_interpolated() -> None:
+    spread = Spread.of([4.0, 1.0, 3.0, 2.0, 5.0])
+    assert (spread.median_s, spread.num_samples) == (3.0, 5)
+    assert spread.p5_s == pytest.approx(1.2)
+    assert spread.p95_s == pytest.approx(4.8)
+    assert Spread.of([7.0]) == Spread(median_s=7.0, p5_s=7.0, p95_s=7.0, num_samples=1)
+
+
+def test_where_the_time_went_on_one_rank() -> None:
+    # rank 1 under native: ready at 34 and 64, ends at 50 and 70, step 100
+    split = split_of([report(1, 5)])
+    assert split is not None
+    parts = (split.compute_s, split.hidden_s, split.exposed_s, split.rest_s)
+    assert parts == pytest.approx((0.048, 0.016, 0.006, 0.030))
+    assert split.exposed_share == pytest.approx(0.06)
+
+
+def test_overlapping_buckets_are_hidden_once() -> None:
+    buckets = (
+        BucketTiming(0, 1, 10 * MS, 10 * MS, 40 * MS),
+        BucketTiming(1, 1, 20 * MS, 20 * MS, 30 * MS),
+        BucketTiming(2, 1, 50 * MS, 50 * MS, 70 * MS),
+    )
+    split = split_of([StepReport(0, 0, 5, 0, 0, 80 * MS, None, buckets)])
+    assert split is not None
+    parts = (split.compute_s, split.hidden_s, split.exposed_s, split.rest_s)
+    assert parts == pytest.approx((0.020, 0.030, 0.020, 0.010))
+
+
+def test_a_result_before_the_last_gradient_exposes_nothing() -> None:
+    buckets = (BucketTiming(0, 1, 10 * MS, 10 * MS, 5 * MS),)
+    split = split_of([StepReport(0, 0, 5, 0, 0, 20 * MS, None, buckets)])
+    assert split is not None
+    assert (split.exposed_s, split.hidden_s) == (0.0, 0.0)
+    assert split.step_s == pytest.approx(0.020)
+
+
+def test_split_per_rank_and_overall() -> None:
+    run = analysed()
+    assert [item.rank for item in run.rank_splits] == [0, 1, 2, 3]
+    # rank 0: exposed 10 ms in 8 steps, 6 ms in 10
+    assert run.rank_splits[0].split.exposed_s == pytest.approx((8 * 0.010 + 10 * 0.006) / 18)
+    assert run.split is not None
+    assert run.split.step_s == pytest.approx((8 * 0.1 + 10 * 0.09) / 18)
+
+
+def test_bucket_times_do_not_count_waiting_for_the_late_rank() -> None:
+    found = {(b.epoch, b.index): b for b in analysed().buckets}
+    assert set(found) == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    # rank 1 is last: ready at 34 of 50, at 64 of 70; under ring at 34 of 40, at 64 of 66
+    assert found[0, 0].transfer_s == pytest.approx(0.016)
+    assert found[0, 1].transfer_s == pytest.approx(0.006)
+    assert found[1, 0].transfer_s == pytest.approx(0.006)
+    assert found[1, 1].transfer_s == pytest.approx(0.002)
+    assert found[0, 0].algbw_bytes_per_s == pytest.approx(250e6)
+    assert found[0, 0].busbw_bytes_per_s == pytest.approx(375e6)
+    assert (found[0, 0].nbytes, found[0, 0].num_samples) == (4_000_000, 8)
+
+
+def test_skew_on_two_hosts_with_different_clocks() -> None:
+    run = analysed()
+    assert run.num_clocks == 2
+    assert [skew.median_s for skew in run.skew] == pytest.approx([0.0, 0.004, 0.002, 0.0])
+    assert [skew.node for skew in run.skew] == ["host-a", "host-a", "host-b", "host-b"]
+
+
+def test_plans_predicted_and_measured() -> None:
+    native, ring = analysed().plans
+    assert (native.algorithm, native.first_step, native.last_step) == ("native", 2, 9)
+    assert (ring.algorithm, ring.first_step, ring.last_step) == ("ring", 10, 19)
+    assert native.plan is not None
+    assert native.plan.efficiency == pytest.approx(1 / 3)
+    assert native.measured_efficiency == pytest.approx(4 / 16)
+    assert ring.measured_efficiency == pytest.approx(4 / 6)
+    assert native.switch is None
+    effect = ring.switch
+    assert effect is not None
+    assert (effect.transfer_before_s, effect.transfer_after_s) == pytest.approx((0.022, 0.008))
+    assert (effect.step_before_s, effect.step_after_s) == pytest.approx((0.1, 0.09))
+    assert effect.transfer_speedup == pytest.approx(2.75)
+
+
+def test_the_series_holds_each_step_and_the_mean_loss() -> None:
+    series = analysed().series
+    assert [point.step for point in series] == list(range(2, NUM_STEPS))
+    assert [point.epoch for point in series].index(1) == SWITCH_STEP - 2
+    assert series[0].loss == pytest.approx(4.0 - 0.2 + 1.5)
+
+
+def test_other_modules_are_counted_only() -> None:
+    others = [RecordLine(step=report(rank, 5, module=1)) for rank in range(4)]
+    assert replace(analysed([*lines(), *others]), num_modules=1, lines=0) == replace(
+        analysed(), lines=0
+    )
+
+
+def test_after_a_restart_the_last_start_with_steps_counts() -> None:
+    again = [RecordLine(hello=hello(rank, pid=900 + rank)) for rank in range(4)]
+    run = analysed([*lines(), *again, *steps(range(5))])
+    assert (run.num_starts, run.num_steps, run.last_step) == (2, 5, 4)
+    assert any("started 2 times" in text for text in run.missing)
+    only_greeted = analysed([*lines(), *again])
+    assert (only_greeted.num_starts, only_greeted.num_steps) == (2, 20)
+
+
+def test_a_repeated_report_counts_once() -> None:
+    run = analysed([*lines(), *steps([5])])
+    assert run.step_time is not None
+    assert run.step_time.num_samples == 18
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([], "No step was recorded"),
+        ([RecordLine(hello=hello(0))], "No step was recorded"),
+        (list(steps(range(2))), "Only steps 0 to 1"),
+        ([*lines()[:4], *steps(ranks=[0, 2])], "No step of ranks 1, 3 was recorded"),
+        ([*lines()[:4], *steps([3], [0, 1]), *steps([4], [2, 3])], "recorded by all ranks"),
+    ],
+)
+def test_what_is_missing_is_said(record: list[RecordLine], words: str) -> None:
+    run = analysed(record)
+    assert any(words in text for text in run.missing)
+    assert run.skew == ()
+    assert headline(run).advice
+
+
+def test_steps_without_bucket_times_still_have_a_step_time() -> None:
+    bare = [RecordLine(step=replace(report(rank, 5), buckets=())) for rank in range(4)]
+    run = analysed([*lines()[:4], *bare])
+    assert run.step_time is not None
+    assert (run.split, run.buckets, run.skew) == (None, (), ())
+    assert any("built-in" in text for text in run.missing)
+
+
+def test_one_rank_is_not_compared_with_anybody() -> None:
+    record = [
+        RecordLine(hello=hello(0, world_size=1)),
+        *(RecordLine(step=report(0, step, world_size=1)) for step in range(6)),
+    ]
+    run = analysed(record)
+    assert run.skew == ()
+    assert run.buckets[0].busbw_bytes_per_s == 0
+    assert headline(run).title == "One rank: there was nothing to communicate"
+
+
+def test_corrupt_lines_are_counted() -> None:
+    run = analyse(collect(lines()), corrupt_lines=3)
+    assert run.corrupt_lines == 3
+    assert run.missing[0].startswith("3 lines of the record could not be read")
+
+
+def test_events_are_bounded_and_the_ends_are_kept() -> None:
+    run = analysed([event("note", step, "x") for step in range(MAX_EVENTS + 100)])
+    assert (len(run.events), run.events_omitted) == (MAX_EVENTS, 100)
+    assert (run.events[0].step, run.events[-1].step) == (0, MAX_EVENTS + 99)
+
+
+def test_steps_are_bounded_and_short_epochs_stay_whole() -> None:
+    sample = StepSample(max_timings=600)
+    for step in range(8):
+        sample.add(replace(report(0, step), epoch=1))
+    for step in range(8, 2_000):
+        for rank in range(2):
+            sample.add(replace(report(rank, step), epoch=2))
+    groups = sample.groups()
+    assert sum(len(group) * 3 for _, _, group in groups) <= 600
+    assert [step for step, epoch, _ in groups if epoch == 1] == list(range(8))
+    long = [(step, len(group)) for step, epoch, group in groups if epoch == 2]
+    assert len(long) > 40
+    assert {ranks for _, ranks in long} == {2}
+    strides = {b - a for (a, _), (b, _) in zip(long, long[1:], strict=False)}
+    assert len(strides) == 1
+
+
+def test_headline_of_a_switch_that_helped() -> None:
+    found = headline(analysed())
+    assert found.tone is Tone.GOOD
+    assert found.title == (
+        "All ranks moved to ring at step 10, and communication became 2.75x as fast"
+    )
+    assert any("no link was measured" in point for point in found.points)
+
+
+def test_headline_of_a_switch_that_did_harm() -> None:
+    record = [
+        RecordLine(
+            step=replace(
+                line.step,
+                epoch=1 - line.step.epoch,
+            )
+        )
+        if line.step is not None
+        else line
+        for line in lines()
+    ]
+    # The fast steps now run as epoch 0 and come first.
+    record = [
+        RecordLine(step=replace(line.step, step=(line.step.step + 10) % 20)) if line.step else line
+        for line in record
+    ]
+    found = headline(analysed(record))
+    assert found.tone is Tone.BAD
+    assert "slower" in found.title
+
+
+def test_measured_links_are_not_called_declared() -> None:
+    run = analysed([*lines(), RecordLine(graph=graph("measured"))])
+    assert any("10 of its 10 links" in point for point in headline(run).points)
+
+
+def test_a_straggler_is_named() -> None:
+    found = headline(analysed())
+    assert found.advice.startswith("Rank 1 is ready 4.00 ms after the earliest rank")
+
+
+def test_little_waiting_needs_no_advice_on_the_network() -> None:
+    quick = []
+    for rank in range(4):
+        for step in range(10):
+            told = report(rank, step)
+            quick.append(RecordLine(step=replace(told, end_ns=told.begin_ns + 1_000 * MS)))
+    assert "Look at compute" in headline(analysed([*lines()[:4], *quick])).advice

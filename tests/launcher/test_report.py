@@ -1,0 +1,217 @@
+"""report.json, report.html and ``trainmesh report``."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from tests.launcher.records import HINT, analysed, event, hello, lines, report, steps
+from trainmesh.errors import ConfigError
+from trainmesh.launcher.cli import main
+from trainmesh.launcher.report import SCHEMA, load_report, write_report
+from trainmesh.types import RecordLine
+from trainmesh.wire import encode
+
+EVIL = "<script>alert('x')</script>&\"'"
+
+
+def write(path: Path, record: list[RecordLine], tail: bytes = b"") -> Path:
+    path.write_bytes(b"".join(encode(line) + b"\n" for line in record) + tail)
+    return path
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    out = tmp_path / "made" / "report"
+    write_report(write(tmp_path / "record.jsonl", lines()), out)
+    return out
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects text, tags and attributes."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_json_round_trips(reported: Path) -> None:
+    loaded = load_report(reported)
+    assert loaded.schema == SCHEMA
+    assert loaded.run == analysed()
+    assert msgspec.json.decode((reported / "report.json").read_bytes(), type=type(loaded)) == loaded
+    assert sorted(path.name for path in reported.iterdir()) == ["report.html", "report.json"]
+
+
+def test_report_html_is_one_well_formed_file_without_anything_from_outside(reported: Path) -> None:
+    html = (reported / "report.html").read_text()
+    page = Page(html)
+    assert "script" not in page.tags
+    assert not {"src", "href", "srcset"} & {name for name, _ in page.attributes}
+    assert "url(" not in html
+    assert "@import" not in html
+    assert {"http://www.w3.org/2000/svg"} == set(re.findall(r"https?://[^\"'\s<]+", html))
+    assert "prefers-color-scheme: dark" in html
+    assert "$" not in html
+
+
+def test_report_html_shows_every_part(reported: Path) -> None:
+    text = Page((reported / "report.html").read_text()).text
+    for words in (
+        "communication became 2.75x as fast",
+        "What to do next.",
+        "Where the step time went",
+        "Step time over the run",
+        "Loss (mean over ranks)",
+        "Plans against the bound",
+        "The links and their bottleneck",
+        "375 MB/s",
+        "Who arrives late",
+        "hosts' clocks were aligned",
+        "step 10: all 4 ranks switched to ring (epoch 1)",
+        "no link was measured",
+    ):
+        assert words in text
+
+
+def test_everything_from_the_record_is_escaped(tmp_path: Path) -> None:
+    plan = replace(HINT.plan, algorithm=EVIL, reason=EVIL)
+    record = [
+        *(RecordLine(hello=replace(hello(rank), node=EVIL, backend=EVIL)) for rank in range(4)),
+        *lines()[4:],
+        RecordLine(hint=replace(HINT, job=EVIL, plan=plan, reason=EVIL)),
+        event(EVIL, 3, EVIL),
+    ]
+    write_report(write(tmp_path / "r", record), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert EVIL in page.text
+    assert "script" not in page.tags
+    assert "<script" not in html
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"step":[0,0,21,', b"\xff\xfe\n", b"[]\n", b'{"step":{}}\n', b"\x00" * 100]
+)
+def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path, tail: bytes) -> None:
+    write_report(write(tmp_path / "r", lines(), tail), tmp_path)
+    run = load_report(tmp_path).run
+    assert run.corrupt_lines == 1
+    assert run.num_steps == 20
+    assert "could not be read" in (tmp_path / "report.html").read_text()
+
+
+def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainmesh.launcher.report.MAX_LINE_BYTES", 4_096)
+    record = write(tmp_path / "r", lines())
+    record.write_bytes(b"x" * 10_000 + b"\n" + record.read_bytes())
+    write_report(record, tmp_path)
+    assert load_report(tmp_path).run.corrupt_lines == 1
+    assert load_report(tmp_path).run.num_steps == 20
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        lines()[:6],
+        list(steps([3, 4], [0])),
+        [*lines()[:4], RecordLine(step=report(0, 5))],
+        [*lines(), RecordLine(graph={"version": 1, "nodes": "no"})],
+    ],
+)
+def test_any_record_gives_a_report(tmp_path: Path, record: list[RecordLine]) -> None:
+    write_report(write(tmp_path / "r", record), tmp_path)
+    Page((tmp_path / "report.html").read_text())
+    assert main(["report", str(tmp_path)]) == 0
+
+
+def test_no_record_at_all_gives_a_report_that_says_so(tmp_path: Path) -> None:
+    write_report(tmp_path / "nothing", tmp_path)
+    assert "Nothing was measured" in (tmp_path / "report.html").read_text()
+
+
+def test_the_terminal_version_is_plain_and_whole_without_a_terminal(
+    reported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(reported)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\u2026" not in shown
+    assert "communication became 2.75x as fast" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["0", "0", "4.00", "MB", "16.0", "ms", "250", "MB/s", "375", "MB/s", "8"] in rows
+    assert ["1", "host-a", "4.00", "ms", "4.00", "ms"] in rows
+
+
+def test_json_of_the_terminal_version_is_the_file(
+    reported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(reported), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((reported / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"", "not a report"),
+        (b"{}", "not a report"),
+        (b'{"schema":"trainmesh.report/9"}', "this trainmesh reads"),
+        (b'{"schema":"trainmesh.report/1","run":3}', "not a report"),
+    ],
+)
+def test_a_bad_report_directory_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load_report(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("trainmesh: error: ")
+    assert error.count("\n") == 1
+
+
+def test_names_cannot_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = "\x1b[31m[bold]x"
+    record = [
+        *(RecordLine(hello=replace(hello(rank), node=node)) for rank in range(4)),
+        *lines()[4:],
+    ]
+    write_report(write(tmp_path / "r", record), tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "?[31m[bold]x" in shown

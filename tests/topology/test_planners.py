@@ -1,0 +1,166 @@
+"""What each planner does with graphs made for it, and planners of third parties."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.topology.graphs import both_ways, direct, hgx, racks, star
+from trainmesh.errors import ConfigError, GraphError
+from trainmesh.topology import hierarchical, planner
+from trainmesh.topology.cost import predict
+from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
+from trainmesh.topology.planner import choose
+from trainmesh.types import Choice, LinkCost, Plan
+from trainmesh.wire import decode, encode
+
+NBYTES = 10**9
+
+
+def test_paths_go_through_ranks_only_where_nothing_else_leads_there() -> None:
+    line = direct([(0, 1, 1), (1, 2, 1)])
+    assert [link.name for link in line.path(0, 2)] == ["g0->g1", "g1->g2"]
+    nodes = [*line.nodes, Node("slow", Kind.SWITCH)]
+    links = [*line.links, *both_ways("g0", "slow", 0.001), *both_ways("slow", "g2", 0.001)]
+    assert [link.name for link in LinkGraph(nodes, links).path(0, 2)] == ["g0->slow", "slow->g2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bandwidth", "alpha_s", "words"),
+    [
+        ("a->b", 1.0, 0.0, "printable"),
+        ("", 1.0, 0.0, "printable"),
+        ("a\n", 1.0, 0.0, "printable"),
+        ("a", float("nan"), 0.0, "bandwidth must be positive"),
+        ("a", 0.0, 0.0, "bandwidth must be positive"),
+        ("a", 1.0, -1.0, "alpha must be non-negative"),
+        ("a", 1.0, float("inf"), "alpha must be non-negative"),
+    ],
+)
+def test_a_graph_made_in_code_is_checked_too(
+    name: str, bandwidth: float, alpha_s: float, words: str
+) -> None:
+    cost = LinkCost(alpha_s=alpha_s, bandwidth_bytes_per_s=bandwidth)
+    nodes = [Node(name, Kind.RANK, 0), Node("other", Kind.RANK, 1)]
+    with pytest.raises(GraphError, match=words):
+        LinkGraph(nodes, [Link(name, "other", cost), Link("other", name, cost)])
+
+
+def test_islands_are_those_of_the_fastest_switch() -> None:
+    """By name the rail switches come first; the NVSwitch is what the GPUs are near to."""
+    assert hierarchical.islands(hgx(2))[0] == (tuple(range(8)), tuple(range(8, 16)))
+
+
+def test_islands_are_found_without_switches() -> None:
+    fast = [(0, 1, 50), (2, 3, 50), (4, 5, 50)]
+    graph = direct([*fast, (1, 2, 5), (3, 4, 5), (5, 0, 5)])
+    assert ((0, 1), (2, 3), (4, 5)) in hierarchical.islands(graph)
+
+
+def test_the_ring_across_follows_the_fabric() -> None:
+    """Four racks in two pods, racks of the pods interleaved: the pods are crossed once."""
+    nodes = [Node("core", Kind.SWITCH)]
+    links = []
+    for pod in range(2):
+        nodes.append(Node(f"pod{pod}", Kind.SWITCH))
+        links += both_ways(f"pod{pod}", "core", 5)
+    for rack in range(4):
+        nodes.append(Node(f"leaf{rack}", Kind.SWITCH))
+        links += both_ways(f"leaf{rack}", f"pod{rack % 2}", 5)
+        for rank in (2 * rack, 2 * rack + 1):
+            nodes.append(Node(f"g{rank}", Kind.RANK, rank))
+            links += both_ways(f"g{rank}", f"leaf{rack}", 25)
+    plan = hierarchical.plan(LinkGraph(nodes, links), NBYTES)
+    assert plan is not None
+    order = [island[0] // 2 % 2 for island in plan.islands]
+    assert order in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1])
+
+
+def test_cost_of_unequal_islands_by_hand() -> None:
+    """Gloo on islands of 3 and 1 ranks around one switch at 1 GB/s, 1 GB: reduce-scatter 2/3 s,
+    two parts of 1/3 to the leader 2/3 s, a ring of two leaders 1 s, broadcast in 2 rounds 2 s."""
+    plan = Plan(
+        algorithm="hierarchical", world_size=4, order=(0, 1, 2, 3), islands=((0, 1, 2), (3,))
+    )
+    graph = star([1, 1, 1, 1], alpha_us=1)
+    prediction = predict(plan, graph, NBYTES)
+    assert prediction.time_s - prediction.latency_s == pytest.approx(2 / 3 + 2 / 3 + 1 + 2)
+    assert prediction.latency_s == pytest.approx((2 + 1 + 2 + 2) * 2e-6)
+
+
+def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="native, ring, hierarchical"):
+        choose(star([1, 1]), [NBYTES], only="magic")
+
+
+def test_the_choice_for_a_large_cluster_fits_a_value_of_the_store() -> None:
+    graph = host_graph({f"node{i:03d}.cluster": range(8 * i, 8 * i + 8) for i in range(64)})
+    choice = choose(graph, [25_000_000] * 4)
+    assert decode(encode(choice), Choice, what="choice") == choice
+
+
+MODULE = """
+from msgspec.structs import replace
+from trainmesh.topology import native
+
+def good(graph, nbytes):
+    return replace(native.plan(graph, nbytes), algorithm="good", predicted_s=1.0)
+
+def raises(graph, nbytes):
+    raise KeyError("no such thing")
+
+def malformed(graph, nbytes):
+    return replace(good(graph, nbytes), algorithm="malformed", order=(0, 0, 1))
+
+def too_good(graph, nbytes):
+    return replace(native.plan(graph, nbytes), algorithm="too_good", predicted_s=1e-9)
+
+def native_again(graph, nbytes):
+    return native.plan(graph, nbytes)
+
+def nothing(graph, nbytes):
+    return None
+"""
+
+
+@pytest.fixture
+def guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed distribution with planners of every kind."""
+    names = ("good", "raises", "malformed", "too_good", "native_again", "nothing", "missing")
+    (tmp_path / "guest_planners.py").write_text(MODULE)
+    info = tmp_path / "guest-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1.0\n")
+    lines = [f"{name} = guest_planners:{name}" for name in names]
+    lines.append("ring = guest_planners:good")
+    (info / "entry_points.txt").write_text("\n".join(["[trainmesh.planners]", *lines]) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    planner._registered.cache_clear()
+    yield
+    planner._registered.cache_clear()
+
+
+@pytest.mark.usefixtures("guests")
+def test_planners_of_third_parties_are_candidates_or_are_left_out_with_a_warning() -> None:
+    graph = star([10] * 3)
+    choice = choose(graph, [NBYTES], only="good")
+    assert choice.chosen == "good"
+    assert {plan.algorithm for plan in choice.candidates} == {"native", "ring", "good"}
+    words = "\n".join(choice.explain)
+    for part in (
+        "planner 'raises' is left out: KeyError",
+        "planner 'malformed' is left out: PlanError",
+        "planner 'too_good' is left out: PlanError",
+        "its plan is called",
+        "planner 'missing' of guest can't be loaded",
+        "planner 'ring' of guest is ignored: the name is taken",
+    ):
+        assert part in words
+    assert choose(graph, [NBYTES]).chosen == "native"
+
+
+def test_without_guests_there_are_the_built_in_planners() -> None:
+    assert set(planner.planners()) >= {"native", "ring", "hierarchical"}
+    graph = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=10)
+    algorithms = [plan.algorithm for plan in choose(graph, [NBYTES]).candidates]
+    assert sorted(algorithms) == ["hierarchical", "native", "ring"]
