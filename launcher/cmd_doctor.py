@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-etcd",
         action="store_true",
-        help="allow an http:// etcd URL of another machine",
+        help="send etcd's password to another machine in plain text",
     )
     parser.add_argument(
         "--nproc-per-node", metavar="N", type=int, help="ranks that are to run on this machine"

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainmesh.errors import ConfigError, StoreError
+from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import signals, target
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
+from trainmesh.launcher.supervisor import say
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -47,7 +49,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--insecure-etcd",
         action="store_true",
-        help="allow an http:// etcd URL of another machine",
+        help="send etcd's password to another machine in plain text",
     )
     add("--job", metavar="NAME", type=_job, help="the job's name (default: made from the flags)")
     add("--topology", metavar="FILE", type=Path, help="the link graph this job runs on")
@@ -97,6 +99,7 @@ def run(args: Namespace) -> int:
         _make_writable(Path(args.log_dir), "--log-dir")
     if settings.etcd is not None:
         _check_etcd(settings.etcd, insecure=settings.insecure_etcd)
+        _warn_of_plain_text(settings.etcd)
     return session.run(args, settings)
 
 
@@ -180,6 +183,12 @@ def _check_etcd(url: str, *, insecure: bool) -> None:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         message = words[-1].removeprefix("trainmesh: error: ")
         raise (ConfigError if done.returncode == ConfigError.exit_code else StoreError)(message)
+
+
+def _warn_of_plain_text(url: str) -> None:
+    host, _, with_tls = parse_url(url)
+    if not with_tls and not is_loopback(host):
+        say(f"warning: etcd at {host} is reached in plain text; use https:// on a shared network")
 
 
 def _job(text: str) -> str:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--insecure-etcd",
         action="store_true",
-        help="allow plain http to an etcd on another machine",
+        help="send etcd's password to another machine in plain text",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -4,7 +4,7 @@ set -euo pipefail
 python=$1 venv=$2
 
 fail() { echo "setup: $1" >&2; exit 1; }
-[ -n "$python" ] || fail "no python3 found; install Python 3.11 or newer"
+[ -n "$python" ] || fail "no Python 3.11 or newer found; install one, or run make PYTHON=/path/to/python3.11"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
   || fail "$("$python" --version) at $python is too old; install Python 3.11 or newer, or run make PYTHON=/path/to/python3.11"
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError, TrainmeshError
-from trainmesh.etcd_address import parse_url, security_from_environment
+from trainmesh.etcd_address import is_loopback, parse_url, security_from_environment
 from trainmesh.etcd_lease import EtcdLease
 from trainmesh.etcd_rpc import Connection, prefix_end, rpc
 from trainmesh.etcd_watch import EtcdWatch
@@ -45,16 +45,22 @@ def connect(
 
     Raises:
         ConfigError: a bad URL, https without ``ca_cert``, half a pair of certificate and key or
-            of user and password, or a certificate that can't be read.
+            of user and password, a certificate that can't be read, or a password that would go
+            to another machine in plain text without ``insecure``.
         StoreError: the user is refused.
     """
-    host, port, with_tls = parse_url(url, insecure=insecure)
+    host, port, with_tls = parse_url(url)
     if with_tls and ca_cert is None:
         raise ConfigError(f"etcd URL {url!r} needs a CA certificate; set TRAINMESH_ETCD_CA")
     if (cert is None) != (key is None):
         raise ConfigError("TRAINMESH_ETCD_CERT and TRAINMESH_ETCD_KEY only work together")
     if (user is None) != (password is None):
         raise ConfigError("TRAINMESH_ETCD_USER and TRAINMESH_ETCD_PASSWORD only work together")
+    if user is not None and not (with_tls or insecure or is_loopback(host)):
+        raise ConfigError(
+            f"the password for etcd at {host} would be sent in plain text; use https://, or pass "
+            "--insecure-etcd if the network is yours alone"
+        )
     tls = (ca_cert, cert, key) if with_tls and ca_cert is not None else None
     credentials = (user, password) if user is not None and password is not None else None
     connection = Connection(host, port, timeout_s=timeout_s, tls=tls, user=credentials)
@@ -234,7 +240,7 @@ def main() -> int:
     """``python -m trainmesh.etcd URL [--insecure]``: exit 0 if an etcd answers."""
     parser = argparse.ArgumentParser(prog="python -m trainmesh.etcd")
     parser.add_argument("url", help="http(s)://host:port of the etcd")
-    parser.add_argument("--insecure", action="store_true", help="allow http to another machine")
+    parser.add_argument("--insecure", action="store_true", help="send a password in plain text")
     args = parser.parse_args()
     try:
         store = connect(args.url, insecure=args.insecure, **security_from_environment())

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from trainmesh.errors import ConfigError
 
-__all__ = ["Security", "parse_url", "security_from_environment"]
+__all__ = ["Security", "is_loopback", "parse_url", "security_from_environment"]
 
 DEFAULT_PORT = 2379
 
@@ -25,12 +25,11 @@ class Security(TypedDict):
     password: str | None
 
 
-def parse_url(url: str, *, insecure: bool = False) -> tuple[str, int, bool]:
+def parse_url(url: str) -> tuple[str, int, bool]:
     """Host, port and whether TLS is wanted.
 
     Raises:
-        ConfigError: not ``http(s)://host[:port]``; or plain http to another machine without
-            ``insecure``.
+        ConfigError: not ``http(s)://host[:port]``.
     """
     try:
         parts = urlsplit(url)
@@ -46,11 +45,6 @@ def parse_url(url: str, *, insecure: bool = False) -> tuple[str, int, bool]:
         raise ConfigError(_expected(url))
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError(f"{_expected(url)}, with nothing after the port")
-    if parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
-        raise ConfigError(
-            f"etcd at {parts.hostname} would be reached in plain text; use https://, or pass "
-            "--insecure-etcd if the network is yours alone"
-        )
     return parts.hostname, port, parts.scheme == "https"
 
 
@@ -58,7 +52,8 @@ def _expected(url: str) -> str:
     return f"etcd URL {url!r} must be http://host:port or https://host:port"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (a name or an address) is this machine."""
     if host == "localhost":
         return True
     try:

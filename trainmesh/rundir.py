@@ -74,12 +74,7 @@ class RunDir:
         """
         root = runs_root()
         try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if root.stat().st_uid != os.getuid():
-                raise ConfigError(
-                    f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours"
-                )
-            path = Path(tempfile.mkdtemp(prefix=f"{job_slug(info.job)[:24]}-", dir=root))
+            path = _make_under(root, f"{job_slug(info.job)[:24]}-")
         except OSError as error:
             raise ConfigError(
                 f"can't make a run directory under {root}: {error.strerror}; set "
@@ -97,7 +92,28 @@ class RunDir:
             return None
 
     def remove(self) -> None:
+        """Remove it, and the root if no other run is left in it."""
         shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            pass  # other runs are in it
+
+
+def _make_under(root: Path, prefix: str) -> Path:
+    """A new private directory; a launch that ends just now may take the root away once."""
+    for last_try in (False, True):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if root.stat().st_uid != os.getuid():
+                raise ConfigError(
+                    f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours"
+                )
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        except FileNotFoundError:
+            if last_try:
+                raise
+    raise AssertionError("unreachable")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

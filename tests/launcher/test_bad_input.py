@@ -64,7 +64,6 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--topology", ".", SCRIPT], 1, ".: "),
         (["--etcd", "http://127.0.0.1:1", SCRIPT], 1, "127.0.0.1:1"),
         (["--etcd", "nonsense", SCRIPT], 2, "'nonsense' must be http://host:port"),
-        (["--etcd", "http://10.1.2.3:2379", SCRIPT], 2, "--insecure-etcd"),
     ],
 )
 def test_bad_input(

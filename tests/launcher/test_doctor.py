@@ -1,0 +1,144 @@
+"""``trainmesh doctor``: each finding, and what it says to do."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from trainmesh.launcher import doctor
+from trainmesh.launcher.cli import main
+from trainmesh.launcher.doctor import Check, State
+
+GOOD = {"torch": "2.13.0+cpu", "gloo": True, "nccl": False, "cuda_devices": 0, "hooked_buckets": 1}
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_this_machine_can_run_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert list(checks) == [
+        *("python", "torch", "gloo", "nccl", "comm hook", "etcd client", "etcd server"),
+        *("interface", "gpus", "run directory", "shared memory", "open files", "datagrams", "cpus"),
+    ]
+    assert set(checks["python"]) == {"name", "state", "text", "fix"}
+    assert checks["comm hook"]["state"] == "ok"
+    assert checks["etcd server"]["text"].startswith("3.")
+
+
+def test_a_fail_is_told_with_its_cure_and_the_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINMESH_ETCD", "http://127.0.0.1:1")
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "fail  etcd server" in shown
+    assert "-> start etcd 3.4 or newer there" in shown
+    assert shown.endswith("1 problem to solve\n")
+
+
+def test_python() -> None:
+    assert doctor.python_check((3, 11, 2)).state is State.OK
+    old = doctor.python_check((3, 10, 9))
+    assert (old.state, old.text) == (State.FAIL, "3.10.9")
+
+
+def test_torch_facts() -> None:
+    found = by_name(doctor.torch_checks(GOOD))
+    assert {name: check.state for name, check in found.items()} == dict.fromkeys(
+        ("torch", "gloo", "nccl", "comm hook"), State.OK
+    )
+    assert "none" in found["nccl"].text
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "state"),
+    [
+        ({"error": "No module named 'torch'"}, "torch", State.FAIL),
+        (GOOD | {"torch": "2.4.1"}, "torch", State.WARN),
+        (GOOD | {"torch": "3.0.0"}, "torch", State.WARN),
+        (GOOD | {"gloo": False}, "gloo", State.FAIL),
+        (GOOD | {"cuda_devices": 2}, "nccl", State.WARN),
+        (GOOD | {"hooked_buckets": 0}, "comm hook", State.FAIL),
+        (
+            {**GOOD, "hooked_buckets": None, "hook_error": "TypeError: no"},
+            "comm hook",
+            State.FAIL,
+        ),
+    ],
+)
+def test_what_is_wrong_with_torch(facts: dict[str, object], name: str, state: State) -> None:
+    check = by_name(doctor.torch_checks(facts))[name]
+    assert check.state is state
+    assert check.fix
+
+
+def test_a_probe_that_cannot_start_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('broken torch')")
+    facts = doctor.run_probe({**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert facts == {"error": "ImportError: broken torch"}
+
+
+def test_the_interface_that_was_chosen_must_exist() -> None:
+    check = doctor.interface_check({"GLOO_SOCKET_IFNAME": "nosuch0"})
+    assert check.state is State.FAIL
+    assert "lo" in check.fix
+    assert doctor.interface_check({"GLOO_SOCKET_IFNAME": "lo"}).state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("address", "state"), [("127.0.1.1", State.OK), ("10.1.2.3", State.OK), (None, State.WARN)]
+)
+def test_the_interface_that_the_host_name_leads_to(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, state: State
+) -> None:
+    def resolve(host: str) -> str:
+        if address is None:
+            raise socket.gaierror("unknown")
+        return address
+
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    check = doctor.interface_check({})
+    assert check.state is state
+    assert bool(check.fix) == (address != "10.1.2.3")
+
+
+def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert doctor.run_directory_check().state is State.OK
+    assert list((tmp_path / "trainmesh").iterdir()) == []
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    check = doctor.run_directory_check()
+    assert check.state is State.FAIL
+    assert "107 are allowed" in check.text
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "trainmesh").write_text("in the way")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
+    assert doctor.run_directory_check().state is State.FAIL
+
+
+def test_small_limits_are_warned_of(tmp_path: Path) -> None:
+    limit = tmp_path / "qlen"
+    assert doctor.datagram_check(limit).state is State.WARN
+    limit.write_text("4\n")
+    assert doctor.datagram_check(limit).state is State.WARN
+    limit.write_text("512\n")
+    assert doctor.datagram_check(limit).state is State.OK
+    assert doctor.shared_memory_check(tmp_path / "none").state is State.WARN
+
+
+def test_more_ranks_than_cpus_are_warned_of() -> None:
+    assert doctor.cpu_check(4, None).state is State.OK
+    assert doctor.cpu_check(4, 4).state is State.OK
+    assert doctor.cpu_check(4, 5).state is State.WARN
+
+
+def test_a_wrong_number_of_ranks_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--nproc-per-node", "0"]) == 2
+    assert "--nproc-per-node 0" in capsys.readouterr().err

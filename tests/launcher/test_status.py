@@ -1,0 +1,209 @@
+"""``trainmesh status`` and ``trainmesh explain``, on this machine and through etcd."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from tests.launcher.records import CHOICE, FIT, HINT, RING, graph
+from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.etcd import connect
+from trainmesh.launcher.cli import main
+from trainmesh.rundir import RunDir, RunInfo, process_start_ticks, write_atomically
+from trainmesh.store import job_prefix
+from trainmesh.types import Event, JobStatus, RankStatus
+from trainmesh.wire import encode
+
+RANK = RankStatus(
+    rank=0, node="host-a", pid=4242, step=70, epoch=1, skew_s=0.004, exposed_share=0.25
+)
+STATUS = JobStatus(
+    job="alpha",
+    updated_unix_s=time.time(),
+    world_size=1,
+    step=70,
+    step_time_s=0.0125,
+    exposed_share=0.25,
+    loss=1.5,
+    backend="gloo",
+    epoch=1,
+    plan=RING,
+    hint=HINT,
+    choice=CHOICE,
+    fits=(FIT,),
+    ranks=(RANK,),
+    events=(Event(unix_s=1.0, step=64, kind="switch", text="step 64: all ranks switched"),),
+)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("TRAINMESH_ETCD", raising=False)
+
+
+def running(job: str, status: JobStatus | None, *, etcd: str = "", pid: int = 0) -> RunDir:
+    """A run directory of this process (or of a dead one)."""
+    info = RunInfo(
+        job=job,
+        pid=pid or os.getpid(),
+        start_ticks=(process_start_ticks(os.getpid()) or 0) + bool(pid),
+        etcd=etcd,
+        created_unix_s=time.time(),
+    )
+    run = RunDir.create(info)
+    if status is not None:
+        write_atomically(run.status, encode(status))
+    return run
+
+
+def test_no_job_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, empty in (("status", "[]\n"), ("explain", "null\n")):
+        assert main([command]) == 0
+        assert capsys.readouterr().out == "no job is running\n"
+        assert main([command, "--json"]) == 0
+        assert capsys.readouterr().out == empty
+
+
+@pytest.mark.parametrize("command", ["status", "explain"])
+def test_an_unknown_job_is_one_line(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    running("alpha", STATUS)
+    assert main([command, "beta"]) == 1
+    error = capsys.readouterr().err
+    assert error == ("trainmesh: error: no job 'beta' is running on this machine; running: alpha\n")
+
+
+def test_status_shows_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", STATUS)
+    running("dead", replace(STATUS, job="dead"), pid=2**22 + 1)
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "job alpha: 1 rank, step 70, 12.5 ms a step, 25.0 % of it waiting" in shown
+    assert "plan ring (epoch 1), loss 1.5000, as of" in shown
+    assert "step 64: switch: step 64: all ranks switched" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["0", "host-a", "4242", "70", "1", "4.00", "ms", "25.0", "%"] in rows
+    assert "dead" not in shown
+    assert "\x1b" not in shown
+
+
+def test_status_of_a_job_that_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", None)
+    run = running("beta", None)
+    run.status.write_bytes(b"damaged")
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "job alpha: starting" in shown
+    assert "job beta: starting" in shown
+
+
+def test_a_plan_on_its_way_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", replace(STATUS, epoch=0, plan=None, loss=None))
+    assert main(["status", "alpha"]) == 0
+    shown = capsys.readouterr().out
+    assert "plan native (epoch 0), ring (epoch 1) on its way, loss not known" in shown
+
+
+def test_json_is_a_list_of_job_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", STATUS)
+    assert main(["status", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out, type=list[JobStatus]) == [STATUS]
+
+
+def test_explain_says_what_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", STATUS)
+    assert main(["explain"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Job alpha runs ring (epoch 1) at step 70.",
+        f"Why: {HINT.reason}.",
+        *CHOICE.explain,
+        "Measured on links of class uplink: 1.000 GB/s and 100 us a message, from 9 bucket "
+        "times; planned with 1.000 GB/s.",
+    ]
+
+
+def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", STATUS)
+    assert main(["explain", "alpha", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"job", "epoch", "plan", "hint", "choice", "fits"}
+    assert told["plan"]["algorithm"] == "ring"
+    assert told["hint"]["reason"] == HINT.reason
+
+
+def test_explain_wants_a_name_where_several_jobs_run(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", STATUS)
+    running("beta", replace(STATUS, job="beta"))
+    assert main(["explain"]) == 2
+    assert "several jobs are running; name one of alpha, beta" in capsys.readouterr().err
+    assert main(["explain", "beta"]) == 0
+    assert "Job beta runs" in capsys.readouterr().out
+
+
+def test_an_etcd_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--etcd", "http://127.0.0.1:1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("trainmesh: error: etcd")
+    assert error.count("\n") == 1
+    assert main(["status", "--etcd", "127.0.0.1"]) == 2
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[str]:
+    server = EmbeddedEtcd(tmp_path / "etcd", tmp_path / "etcd.log")
+    server.start()
+    try:
+        server.wait_ready(30)
+        yield server.url
+    finally:
+        server.stop()
+
+
+@pytest.mark.etcd
+def test_jobs_of_other_machines_are_found_in_etcd(
+    etcd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = connect(etcd)
+    try:
+        for job in ("alpha", "beta"):
+            store.put(f"{job_prefix(job)}status", encode(replace(STATUS, job=job)))
+        store.put(f"{job_prefix('alpha')}graph", encode(graph()))
+        store.put(f"{job_prefix('alpha')}reports/n", b"{}")
+    finally:
+        store.close()
+    running("local", STATUS)
+    assert main(["status", "--etcd", etcd]) == 0
+    shown = capsys.readouterr().out
+    assert "job alpha" in shown
+    assert "job beta" in shown
+    assert "job local" not in shown
+    assert main(["status", "gamma", "--etcd", etcd]) == 1
+    assert f"no job 'gamma' is running in {etcd}; running: alpha, beta" in capsys.readouterr().err
+    assert main(["explain", "beta", "--etcd", etcd]) == 0
+    assert "Job beta runs ring" in capsys.readouterr().out
+
+    picture = tmp_path / "graph.svg"
+    assert main(["topology", "show", "alpha", "--etcd", etcd, "--draw", str(picture)]) == 0
+    assert "4 ranks, 2 other nodes, 10 directed links" in capsys.readouterr().out
+    assert 'class="hot"' in picture.read_text()
+    assert main(["topology", "show", "beta", "--etcd", etcd]) == 0
+    assert "not known yet" in capsys.readouterr().out
+
+
+@pytest.mark.etcd
+def test_the_graph_of_a_local_job_comes_from_its_own_etcd(
+    etcd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = connect(etcd)
+    try:
+        store.put(f"{job_prefix('alpha')}graph", encode(graph()))
+    finally:
+        store.close()
+    running("alpha", STATUS, etcd=etcd)
+    assert main(["topology", "show", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["links"]) == 10
