@@ -8,9 +8,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> int:
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
     commands = [
         [sys.executable, "benchmarks/dispatcher.py"],
         [sys.executable, "benchmarks/overhead.py"],
+        [*torchrun, "--nproc-per-node", "4", "benchmarks/executors.py"],
     ]
     return max(subprocess.run(command, cwd=ROOT, check=False).returncode for command in commands)
 

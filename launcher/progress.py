@@ -33,6 +33,8 @@ IMPORTANT = ("plan", "switch", "revert", "mismatch", "rejected", "warning")
 
 def status_line(status: JobStatus) -> str:
     """Step, loss, step time, share of communication and plan, on one line."""
+    if not status.world_size:
+        return "trainmesh: waiting for the ranks"
     plan = status.plan.algorithm if status.plan is not None else "native"
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
     return clean(

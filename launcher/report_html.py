@@ -238,13 +238,14 @@ def _plans(run: RunAnalysis) -> str:
                 duration(plan.predicted_s),
                 rate(plan.algbw_bytes_per_s),
                 percent(plan.efficiency),
-                plan.reason,
             ]
             for plan in run.choice.candidates[:MAX_ROWS]
         ]
         parts.append(f"<h3>What was compared, for {escape(size(run.choice.nbytes))}</h3>")
-        head = ["candidate", "predicted", "algbw", "efficiency", "why"]
-        parts.append(_table(head, rows, "tnnnw"))
+        parts.append(_table(["candidate", "predicted", "algbw", "efficiency"], rows, "tnnn"))
+        parts.append(
+            _note(*(f"{plan.algorithm}: {plan.reason}." for plan in run.choice.candidates[:8]))
+        )
     return _section("Plans against the bound", *parts)
 
 

@@ -346,7 +346,8 @@ def test_with_users_a_watch_logs_in_again_by_itself(server: EmbeddedEtcd) -> Non
     """etcd tells a watch "permission denied" when it only has forgotten its token."""
     add_root(server.url)
     store = connect(server.url, user="root", password="secret", timeout_s=5)
-    restart(server, signal.SIGKILL)
+    # In order: after a crash etcd replays its log, and with it the newest tokens.
+    restart(server, signal.SIGTERM)
     server.wait_ready(PATIENCE_S)
     seen = Seen()
     store.watch("/t/", seen)

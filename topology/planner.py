@@ -22,9 +22,12 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.validate import validate
 from trainmesh.types import Algorithm, Choice, Plan
 
-__all__ = ["GROUP", "Planner", "choose", "planners"]
+__all__ = ["CALIBRATION", "GROUP", "Planner", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
+CALIBRATION: Mapping[str, float] = {Algorithm.HIERARCHICAL: 1.6}
+"""Measured / predicted time of executors against native's, where links are equal: what their
+own work costs (benchmarks/executors.py; gloo, 4 ranks on one machine)."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000

@@ -50,7 +50,8 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_the_line() -> None:
     assert status_line(STATUS) == LINE
-    assert "loss" not in status_line(JobStatus(job="j", updated_unix_s=0.0, loss=None))
+    assert "loss" not in status_line(JobStatus(job="j", updated_unix_s=0.0, world_size=1))
+    assert status_line(JobStatus(job="j", updated_unix_s=0.0)) == "trainmesh: waiting for the ranks"
 
 
 def test_an_event_names_its_step_once() -> None:
