@@ -19,7 +19,7 @@ from trainmesh.measure import MeasuredStep, StepWindow, exposed_s
 from trainmesh.topology.document import dump
 from trainmesh.topology.fit import fit_class
 from trainmesh.topology.graph import LinkGraph, host_graph
-from trainmesh.topology.planner import choose
+from trainmesh.topology.planner import CALIBRATION, choose
 from trainmesh.types import (
     Algorithm,
     Choice,
@@ -255,7 +255,13 @@ class Coordinator:
         assert self._graph is not None  # noqa: S101 - decide() checked
         self._fit(steps, effects)
         sizes = [nbytes for nbytes, _ in steps[-1].transfers]
-        choice = choose(self._graph, sizes, margin=self._settings.margin, only=self._settings.only)
+        choice = choose(
+            self._graph,
+            sizes,
+            calibration=CALIBRATION,
+            margin=self._settings.margin,
+            only=self._settings.only,
+        )
         self._choice = choice
         effects.lines.append(RecordLine(choice=choice))
         plan = next(plan for plan in choice.candidates if plan.algorithm == choice.chosen)
