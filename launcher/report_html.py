@@ -25,6 +25,7 @@ from trainmesh.launcher.findings import Headline
 from trainmesh.launcher.format import count, duration, percent, rate, size
 from trainmesh.topology.document import load
 from trainmesh.topology.render import svg
+from trainmesh.types import Plan
 
 __all__ = ["page"]
 
@@ -243,10 +244,14 @@ def _plans(run: RunAnalysis) -> str:
         ]
         parts.append(f"<h3>What was compared, for {escape(size(run.choice.nbytes))}</h3>")
         parts.append(_table(["candidate", "predicted", "algbw", "efficiency"], rows, "tnnn"))
-        parts.append(
-            _note(*(f"{plan.algorithm}: {plan.reason}." for plan in run.choice.candidates[:8]))
-        )
+        parts.append(_note(*map(_why, run.choice.candidates[:8])))
     return _section("Plans against the bound", *parts)
+
+
+def _why(plan: Plan) -> str:
+    """Most reasons begin with the algorithm's name."""
+    named = plan.reason.startswith(plan.algorithm)
+    return f"{plan.reason}." if named else f"{plan.algorithm}: {plan.reason}."
 
 
 def _plan_row(plan: PlanOutcome) -> list[str]:

@@ -144,22 +144,29 @@ def test_a_plan_that_does_harm_is_taken_back_once_and_for_all() -> None:
     assert first.plan.algorithm != "native"
 
 
-def test_a_plan_that_slows_the_step_without_speeding_its_buckets_is_taken_back() -> None:
-    def window(step_ms: float, transfer_ms: float) -> list[MeasuredStep]:
-        return [MeasuredStep(9, 0, step_ms / 1e3, 0.1, ((1, transfer_ms / 1e3),))] * 3
+@pytest.mark.parametrize(
+    ("step_ms", "waiting_ms", "transfer_ms", "expected"),
+    [
+        (100, 20, 10, False),
+        (112, 32, 10, True),  # costs more than it brings
+        (112, 32, 5, False),  # the buckets did become faster: something else makes it wait
+        (130, 25, 10, False),  # a busy machine: the compute part grew
+        (105, 25, 10, False),  # noise
+        (101, 21, 13, True),  # the buckets take much longer
+        (99, 19, 13, False),  # but nothing waits for them
+    ],
+)
+def test_harm_is_longer_waiting_for_no_faster_buckets(
+    step_ms: float, waiting_ms: float, transfer_ms: float, expected: bool
+) -> None:
+    def window(step_ms: float, waiting_ms: float, transfer_ms: float) -> list[MeasuredStep]:
+        step = MeasuredStep(9, 0, step_ms / 1e3, waiting_ms / step_ms, ((1, transfer_ms / 1e3),))
+        return [step] * 3
 
-    settings = Settings()
-    for step_ms, transfer_ms, expected in [
-        (100, 10, False),
-        (112, 10, True),  # costs more than it brings
-        (112, 5, False),  # the buckets did become faster: something else slowed the step
-        (108, 10, False),  # noise
-        (101, 13, True),
-        (99, 13, False),  # no step became slower
-    ]:
-        harmful, words = harm(window(100, 10), window(step_ms, transfer_ms), settings)
-        assert harmful is expected, (step_ms, transfer_ms)
-        assert f"{step_ms:.2f} ms" in words
+    after = window(step_ms, waiting_ms, transfer_ms)
+    harmful, words = harm(window(100, 20, 10), after, Settings())
+    assert harmful is expected
+    assert f"{step_ms:.2f} ms" in words
 
 
 def test_noise_is_no_harm() -> None:

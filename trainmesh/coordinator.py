@@ -47,16 +47,16 @@ class Settings:
     """What the user may choose, and how much evidence a decision needs.
 
     ``min_steps`` trades a quick decision against noise: a median over that many steps.
-    ``harm_ratio`` is how much longer than before a step's buckets, and ``step_harm_ratio`` how
-    much longer a step, may be measured to take before a plan is taken back; both must be above
-    the noise of a shared machine.
+    A plan is taken back if a step's buckets take ``harm_ratio`` times as long as before, or if the
+    step waits longer by the share ``harm_share`` of itself; both must be above the noise of a
+    shared machine.
     """
 
     margin: float = 0.05
     only: str | None = None
     min_steps: int = 16
-    harm_ratio: float = 1.2
-    step_harm_ratio: float = 1.1
+    harm_ratio: float = 1.25
+    harm_share: float = 0.1
 
 
 class Phase(StrEnum):
@@ -351,23 +351,30 @@ def harm(
 ) -> tuple[bool, str]:
     """Whether a plan made things worse, and the numbers in words.
 
-    It did if steps take longer although their buckets are hardly faster (the plan costs
-    more than it brings), or if the buckets themselves take much longer and the steps too.
+    It did if steps wait longer for communication, by more than a share of the whole step, although
+    their buckets are hardly faster (the plan costs more than it brings); or if the buckets
+    themselves take much longer. Waiting, not step time, is compared: a machine that becomes busy
+    with something else slows the compute part too, and that is not the plan's doing.
     """
     transfer_before_s, transfer_after_s = (
         median(step.transfer_s for step in window) for window in (before, after)
     )
+    exposed_before_s, exposed_after_s = (
+        median(step.exposed_s for step in window) for window in (before, after)
+    )
     step_before_s, step_after_s = (
         median(step.step_time_s for step in window) for window in (before, after)
     )
-    step_ratio = step_after_s / step_before_s
+    growth = (exposed_after_s - exposed_before_s) / step_before_s
     transfer_ratio = transfer_after_s / transfer_before_s if transfer_before_s else 1.0
-    harmful = (transfer_ratio > settings.harm_ratio and step_ratio > 1.0) or (
-        step_ratio > settings.step_harm_ratio and transfer_ratio > 1 / settings.step_harm_ratio
+    harmful = growth > 0 and (
+        transfer_ratio > settings.harm_ratio
+        or (growth > settings.harm_share and transfer_ratio > 1 - settings.harm_share)
     )
     words = (
         f"a step's buckets take {transfer_after_s * 1e3:.2f} ms, before the switch "
-        f"{transfer_before_s * 1e3:.2f} ms; a step {step_after_s * 1e3:.2f} ms, before "
+        f"{transfer_before_s * 1e3:.2f} ms; a step waits {exposed_after_s * 1e3:.2f} ms of "
+        f"{step_after_s * 1e3:.2f} ms, before {exposed_before_s * 1e3:.2f} ms of "
         f"{step_before_s * 1e3:.2f} ms"
     )
     return harmful, words

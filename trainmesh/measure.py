@@ -33,6 +33,10 @@ class MeasuredStep:
     transfers: tuple[tuple[int, float], ...]
 
     @property
+    def exposed_s(self) -> float:
+        return self.exposed_share * self.step_time_s
+
+    @property
     def transfer_s(self) -> float:
         return sum(seconds for _, seconds in self.transfers)
 

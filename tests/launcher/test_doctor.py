@@ -18,6 +18,11 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+@pytest.fixture(autouse=True)
+def own_etcd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINMESH_ETCD", raising=False)
+
+
 def test_this_machine_can_run_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
