@@ -1,7 +1,6 @@
-"""The store when etcd dies, hangs, forgets, refuses, or is something else."""
+"""The store when etcd dies, hangs, is cut off, forgets or refuses."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -9,21 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainmesh.embedded_etcd import EmbeddedEtcd, find_etcd
-from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError, TrainmeshError
+from trainmesh.errors import FencedOut, LeaseLost, StoreError
 from trainmesh.etcd import check, connect
-from trainmesh.etcd_address import parse_url, security_from_environment
-from trainmesh.etcd_proto import prepare
+from trainmesh.etcd_address import parse_url
+from trainmesh.etcd_rpc import Connection, rpc
 from trainmesh.store import Change
-
-prepare()
-from trainmesh.etcd_rpc import Connection, prefix_end, rpc  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20
@@ -256,12 +251,28 @@ def test_a_cas_whose_answer_was_lost_counts(etcd_url: str) -> None:
     store.close()
 
 
+@pytest.mark.etcd
+@pytest.mark.soak  # pings are 10 s apart
+def test_an_idle_watch_notices_that_it_is_cut_off(etcd_url: str) -> None:
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    with Cut(int(etcd_url.rpartition(":")[2])) as cut:
+        through = connect(cut.url, timeout_s=PATIENCE_S)
+        seen = Seen()
+        through.watch("/idle/", seen)
+        cut.freeze()
+        revision = store.put("/idle/a", b"1")
+        assert seen.wait(1) == [Change("/idle/a", b"1", revision)]
+        through.close()
+    store.close()
+
+
 class Cut:
-    """A TCP relay in front of a port that can swallow an answer and break the connection."""
+    """A TCP relay in front of a port that can lose an answer, or go quiet."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._losing = threading.Event()
+        self._frozen = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._ends: list[socket.socket] = []
@@ -282,6 +293,10 @@ class Cut:
     def lose_next_answer(self) -> None:
         self._losing.set()
 
+    def freeze(self) -> None:
+        """Carry nothing any more on the connections there are; later ones work."""
+        self._frozen = len(self._ends)
+
     def _accept(self) -> None:
         while True:
             try:
@@ -290,18 +305,22 @@ class Cut:
                 return
             outer = socket.create_connection(("127.0.0.1", self._port))
             self._ends += [inner, outer]
+            number = len(self._ends)
             for ends in ((inner, outer, False), (outer, inner, True)):
-                self._threads.append(threading.Thread(target=self._relay, args=ends))
+                self._threads.append(threading.Thread(target=self._relay, args=(number, *ends)))
                 self._threads[-1].start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+    def _relay(
+        self, number: int, source: socket.socket, sink: socket.socket, answers: bool
+    ) -> None:
         try:
             while data := source.recv(65_536):
                 # 24 bytes: more than a ping or a window update, less than any answer.
                 if answers and self._losing.is_set() and len(data) > 24:
                     self._losing.clear()
                     break
-                sink.sendall(data)
+                if number > self._frozen:
+                    sink.sendall(data)
         except OSError:
             pass
         for end in (source, sink):
@@ -371,169 +390,3 @@ def test_tls_with_a_certificate_authority(tmp_path: Path) -> None:
             plain.close()
         finally:
             etcd.kill()
-
-
-@pytest.fixture
-def impostor(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of something that is not etcd: what it sends to who connects, if anything."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    open_ends: list[socket.socket] = []
-
-    def answer() -> None:
-        while True:
-            try:
-                end, _ = listener.accept()
-            except OSError:
-                return
-            open_ends.append(end)
-            end.sendall(request.param)
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
-    for end in open_ends:
-        end.close()
-
-
-def failure(url: str, **options: Any) -> str:
-    """What check says; one line, whatever answers."""
-    store = connect(url, timeout_s=1.0, **options)
-    try:
-        with pytest.raises(StoreError) as caught:
-            check(store)
-    finally:
-        store.close()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.endswith("or leave --etcd out to run one here")
-    return message
-
-
-class TestWrongServers:
-    def test_closed_port(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        assert f"127.0.0.1:{port}: nothing listens on this port" in failure(
-            f"http://127.0.0.1:{port}"
-        )
-
-    @pytest.mark.parametrize("impostor", [b"hello, this is no etcd\r\n"], indirect=True)
-    def test_garbage(self, impostor: str) -> None:
-        assert "is not etcd v3" in failure(impostor)
-
-    @pytest.mark.parametrize("impostor", [b""], indirect=True)
-    def test_silence(self, impostor: str) -> None:
-        assert "no answer within 1 s" in failure(impostor)
-
-    def test_http_server(self) -> None:
-        class Quiet(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None: ...
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-            thread.start()
-            assert "is not etcd v3" in failure(f"http://127.0.0.1:{server.server_port}")
-            server.shutdown()
-            thread.join()
-
-
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("", "must be http://host:port"),
-        ("127.0.0.1:2379", "must be http://host:port"),
-        ("ftp://127.0.0.1:2379", "must be http://host:port"),
-        ("http://", "must be http://host:port"),
-        ("http://:2379", "must be http://host:port"),
-        ("http://127.0.0.1:0", "must be http://host:port"),
-        ("http://127.0.0.1:99999", "out of range"),
-        ("http://127.0.0.1:http", "cast to integer"),
-        ("http://[::1:2379", "Invalid IPv6"),
-        ("http://127.0.0.1:2379/v3", "nothing after the port"),
-        ("http://127.0.0.1:2379?a=b", "nothing after the port"),
-        ("http://root:secret@127.0.0.1:2379", "must not hold a user or password"),
-        ("https://etcd.example:2379", "TRAINMESH_ETCD_CA"),
-    ],
-)
-def test_a_bad_url_is_refused(url: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
-        connect(url)
-    assert "\n" not in str(caught.value)
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://127.0.0.1:1", ("127.0.0.1", 1, False)),
-        ("http://localhost", ("localhost", 2379, False)),
-        ("http://[::1]:2379/", ("::1", 2379, False)),
-        ("https://etcd.example:2379", ("etcd.example", 2379, True)),
-    ],
-)
-def test_a_good_url_is_taken_apart(url: str, expected: tuple[str, int, bool]) -> None:
-    assert parse_url(url) == expected
-
-
-def test_a_password_goes_to_another_machine_in_plain_text_only_on_demand() -> None:
-    with pytest.raises(ConfigError, match="--insecure-etcd"):
-        connect("http://etcd.example:2379", user="root", password="secret")
-    connect("http://etcd.example:2379").close()
-
-
-def test_half_a_pair_is_refused(tmp_path: Path) -> None:
-    for security in ({"user": "root"}, {"password": "x"}, {"cert": "a"}, {"key": "a"}):
-        with pytest.raises(ConfigError, match="only work together"):
-            connect("http://127.0.0.1:1", **security)  # type: ignore[arg-type]
-    missing = str(tmp_path / "ca.pem")
-    with pytest.raises(ConfigError, match=re.escape(f"{missing}: No such file")):
-        connect("https://127.0.0.1:1", ca_cert=missing)
-
-
-def test_security_comes_from_the_environment() -> None:
-    security = security_from_environment({"TRAINMESH_ETCD_CA": "/ca", "TRAINMESH_ETCD_USER": ""})
-    assert security == {
-        "ca_cert": "/ca",
-        "cert": None,
-        "key": None,
-        "user": None,
-        "password": None,
-    }
-
-
-def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trainmesh.etcd", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.etcd
-def test_the_check_as_a_command(etcd_url: str) -> None:
-    assert (ask(etcd_url).returncode, ask(etcd_url).stderr) == (0, "")
-
-
-@pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:1", 1), ("nonsense", 2)])
-def test_the_check_fails_with_one_line(url: str, code: int) -> None:
-    done = ask(url)
-    assert done.returncode == code
-    assert re.fullmatch(r"trainmesh: error: .+\n", done.stderr)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "end"),
-    [(b"/a/", b"/a0"), (b"a\xff", b"b"), (b"\xff\xff", b"\0")],
-)
-def test_prefix_end(prefix: bytes, end: bytes) -> None:
-    assert prefix_end(prefix) == end
-
-
-def test_store_errors_are_trainmesh_errors() -> None:
-    assert issubclass(LeaseLost, StoreError)
-    assert issubclass(StoreError, TrainmeshError)

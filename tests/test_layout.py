@@ -62,3 +62,15 @@ def imported_by(statement: str) -> set[str]:
 )
 def test_imports_stay_light(statement: str, absent: set[str]) -> None:
     assert not imported_by(statement) & absent
+
+
+def test_imports_go_one_way() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 kept, 0 broken" in done.stdout

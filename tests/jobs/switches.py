@@ -25,6 +25,7 @@ from trainmesh.hooks import patch  # noqa: E402
 patch.install()
 
 import torch  # noqa: E402
+from msgspec.structs import replace  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
@@ -55,6 +56,16 @@ class Delivery(threading.Thread):
         self.done = threading.Event()
         self._epoch = current_epoch
 
+    def _unusable(self, epoch: int, hint: Hint) -> bytes:
+        """Something that only this rank finds in its file, and must not act on."""
+        return [
+            b'{"epoch":',
+            encode(replace(hint, job="another")),
+            encode(replace(hint, plan=replace(hint.plan, world_size=WORLD + 1))),
+            encode(replace(hint, epoch=max(1, epoch - 1))),
+            encode(hint).replace(b'"order":[', b'"order":[70000,'),
+        ][epoch // 3 % 5]
+
     def run(self) -> None:
         plans = random.Random(1)
         delays = random.Random(100 + RANK)
@@ -62,6 +73,8 @@ class Delivery(threading.Thread):
             hint = Hint(
                 job="test", epoch=epoch, effective_step=0, plan=random_plan(plans), reason="test"
             )
+            if epoch % 3 == 0 and RANK == epoch % WORLD:
+                write_atomically(RUN / "hint.json", self._unusable(epoch, hint))
             if self.done.wait(delays.uniform(0, 0.03)):
                 return
             write_atomically(RUN / "hint.json", encode(hint))
