@@ -57,6 +57,9 @@ class Dispatcher:
         self._step = -1
         self._epoch = 0
         self._rejected = 0
+        """Epoch of the newest hint that all ranks held and some rank could not carry out."""
+        self._unusable: Hint | None = None
+        """The newest hint that only this rank refused; a good one of its epoch may follow."""
         self._split_epoch = 0
 
     def forward(self) -> None:
@@ -138,7 +141,9 @@ class Dispatcher:
             check_shape(hint.plan, self._fabric.world_size)
             load(hint.plan.algorithm)
         except PlanError as error:
-            self._reject(hint, str(error))
+            if hint is not self._unusable:
+                self._unusable = hint
+                self._note_rejected(hint, str(error))
             return None
         return hint
 
@@ -162,6 +167,9 @@ class Dispatcher:
 
     def _reject(self, hint: Hint, why: str) -> None:
         self._rejected = hint.epoch
+        self._note_rejected(hint, why)
+
+    def _note_rejected(self, hint: Hint, why: str) -> None:
         self._context.note(
             "rejected",
             f"plan {hint.plan.algorithm} of epoch {hint.epoch}: {why}",

@@ -59,7 +59,7 @@ def test_a_transformer_on_another_plan_ends_within_rounding(here: Place) -> None
     ("kind", "words"),
     [
         ("none", "never communicated through DistributedDataParallel"),
-        ("own", "own communication hook bf16_compress_hook is kept and timed"),
+        ("own", "own communication hook fp16_compress_hook is kept and timed"),
         ("builtin", "built-in communication hook is kept"),
     ],
 )

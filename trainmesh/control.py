@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd import connect
+from trainmesh.etcd_address import security_from_environment
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.store import Store
 
@@ -124,7 +125,11 @@ def run_with_store(
     backoff_s, failing = 0.1, False
     while True:
         try:
-            store = connect(environment.etcd, insecure=environment.insecure_etcd)
+            store = connect(
+                environment.etcd,
+                insecure=environment.insecure_etcd,
+                **security_from_environment(),
+            )
             try:
                 store.get("/trainmesh/alive")
                 if failing:

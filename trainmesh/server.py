@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 import time
 
 from trainmesh.control import ControlEnvironment, Stop, run_with_store
@@ -40,6 +41,8 @@ class Shell:
         self._hint_revision = 0
         self._leader: Entry | None = None
         self._document: dict[str, object] | None = None
+        self._overflown = threading.Event()
+        """Changes were dropped: the store must be listed again."""
         self._agents_gone_s: dict[str, float] = {}
 
     def session(self, store: Store, stop: Stop) -> None:
@@ -98,6 +101,7 @@ class Shell:
             try:
                 self._changes.put_nowait(change)
             except queue.Full:
+                self._overflown.set()
                 return
 
     def _work(self, store: Store, coordinator: Coordinator, until_s: float) -> None:
@@ -107,7 +111,8 @@ class Shell:
                 change = self._changes.get(timeout=left_s)
             except queue.Empty:
                 return
-            if change.resync:
+            if change.resync or self._overflown.is_set():
+                self._overflown.clear()
                 self._refresh(store, coordinator)
             else:
                 self._apply(change, coordinator)

@@ -4,14 +4,14 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 dist.init_process_group("gloo")
 if sys.argv[1] != "none":
     model = DDP(torch.nn.Linear(3, 3))
     if sys.argv[1] == "own":
-        model.register_comm_hook(None, bf16_compress_hook)
+        model.register_comm_hook(None, fp16_compress_hook)
     else:
         model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
     for _ in range(5):

@@ -25,8 +25,8 @@ from trainmesh.hooks import patch  # noqa: E402
 patch.install()
 
 import torch  # noqa: E402
-from msgspec.structs import replace  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from msgspec.structs import replace  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
@@ -73,7 +73,7 @@ class Delivery(threading.Thread):
             hint = Hint(
                 job="test", epoch=epoch, effective_step=0, plan=random_plan(plans), reason="test"
             )
-            if epoch % 3 == 0 and RANK == epoch % WORLD:
+            if epoch % 3 == 0 and epoch % WORLD == RANK:
                 write_atomically(RUN / "hint.json", self._unusable(epoch, hint))
             if self.done.wait(delays.uniform(0, 0.03)):
                 return
