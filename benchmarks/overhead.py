@@ -5,7 +5,8 @@
 Each pair runs the same script under plain torchrun and under ``trainmesh launch`` one after the
 other, in alternating order; the ratio is taken within the pair. Step time is measured in the
 script's process by the same probe for both: the time between DDP forward passes, median over the
-run without the first tenth. Start-up is the time from the command to the first backward pass.
+run without its first third, in which the control plane starts. Start-up is the time from the
+command to the first backward pass.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from benchmarks.machine import describe, spread  # noqa: E402
 
 RANKS = 2
 EXAMPLES = {
-    "digits": ["examples/digits.py", "--epochs", "12"],
-    "chars": ["examples/chars.py", "--steps", "120"],
+    "digits": ["examples/digits.py", "--epochs", "60"],
+    "chars": ["examples/chars.py", "--steps", "300"],
 }
 
 
@@ -52,16 +53,19 @@ def run(kind: str, script: list[str]) -> dict[str, float]:
         )
         probe = json.loads(out.read_text())
     times = probe["forward_s"]
-    steps = [b - a for a, b in zip(times, times[1:], strict=False)][len(times) // 10 :]
+    steps = [b - a for a, b in zip(times, times[1:], strict=False)][len(times) // 3 :]
     return {"step_s": median(steps), "startup_s": probe["first_backward_unix_s"] - started_s}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--only", choices=list(EXAMPLES))
     args = parser.parse_args()
     print(describe())
     for name, script in EXAMPLES.items():
+        if args.only not in (None, name):
+            continue
         ratios, added, plain_ms = [], [], []
         for pair in range(args.pairs):
             kinds = ["torchrun", "trainmesh"]

@@ -26,7 +26,7 @@ from trainmesh.wire import MAX_BYTES, decode, encode
 
 __all__ = ["main", "thin"]
 
-PUBLISH_EVERY_S = 0.5
+PUBLISH_EVERY_S = 1.0
 LEASE_TTL_S = 10
 DETAILED_STEPS_A_REPORT = 8
 MAX_WAITING_REPORTS = 4_096

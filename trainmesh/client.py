@@ -25,7 +25,7 @@ MAX_WAITING_STEPS = 512
 MAX_WAITING_NOTES = 64
 MAX_BUCKETS_A_DATAGRAM = 1_000
 """About 45 kB of JSON: a Unix datagram holds some 200 kB by default."""
-FLUSH_EVERY_S = 0.2
+FLUSH_EVERY_S = 0.5
 
 
 class Reporter(Protocol):

@@ -111,7 +111,7 @@ class EmbeddedEtcd:
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", f"trainmesh={peer}", "--socket-reuse-port"),
             # A job's own store: quick to start again; its state dies with the job.
-            *("--heartbeat-interval=50", "--election-timeout=300", "--unsafe-no-fsync"),
+            *("--heartbeat-interval=100", "--election-timeout=500", "--unsafe-no-fsync"),
             *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
         ]
         wrapper = [sys.executable, "-I", "-S", "-c", TIES_TO_PARENT, str(os.getpid())]

@@ -21,9 +21,11 @@ from trainmesh.wire import decode, encode
 
 __all__ = ["main"]
 
-TICK_S = 0.5
+TICK_S = 1.0
 LEASE_TTL_S = 5
 FINISH_S = 2.0
+QUIET_S = 0.4
+"""Nothing has come for this long: the agents have sent everything."""
 AGENT_GRACE_S = 5.0
 MAX_WAITING_CHANGES = 10_000
 
@@ -181,9 +183,9 @@ class Shell:
     def _finish(self, store: Store, coordinator: Coordinator) -> None:
         """Take what the agents have still sent; the last one to leave clears the job's keys."""
         end_s = time.monotonic() + FINISH_S
-        while not self._changes.empty() or time.monotonic() < end_s - FINISH_S + TICK_S:
-            self._work(store, coordinator, min(end_s, time.monotonic() + TICK_S / 2))
-            if time.monotonic() >= end_s:
+        while time.monotonic() < end_s:
+            self._work(store, coordinator, min(end_s, time.monotonic() + QUIET_S))
+            if self._changes.empty():
                 break
         if self._leader is not None and not store.list(f"{self._prefix}agents/")[0]:
             store.delete(self._prefix)
