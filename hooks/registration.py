@@ -61,6 +61,9 @@ def _wrap(name: str, *, before: Wrapper, after: Wrapper = _nothing) -> None:
 
     @functools.wraps(original)
     def wrapped(module: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
+        # torch.compile traces DDP's forward pass; what we do there would break its graph.
+        if torch.compiler.is_compiling():
+            return original(module, *args, **kwargs)
         before(module)
         result = original(module, *args, **kwargs)
         after(module)
@@ -158,7 +161,8 @@ def _watch_join() -> None:
     @functools.wraps(original)
     def notify(joinable: Any) -> Any:
         work = original(joinable)
-        joinable.__dict__["_trainmesh_join"] = work
+        if not torch.compiler.is_compiling():
+            joinable.__dict__["_trainmesh_join"] = work
         return work
 
     Join.notify_join_context = staticmethod(notify)  # type: ignore[method-assign]
@@ -176,7 +180,10 @@ def _active(module: DistributedDataParallel) -> int | None:
 
 def _close_all() -> None:
     if not _hooked and not hasattr(sys, "last_type"):
-        say("the script never communicated through DistributedDataParallel; it ran untouched")
+        say(
+            "the script never communicated through DistributedDataParallel, or only through a "
+            "compiled one; it ran untouched"
+        )
     for reference in _hooked:
         module = reference()
         if module is not None:

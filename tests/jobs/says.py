@@ -1,4 +1,4 @@
-"""Scripts about which trainmesh has something to say: says.py none|own|builtin."""
+"""Scripts about which trainmesh has something to say: says.py none|own|builtin|compiled."""
 
 import sys
 
@@ -12,6 +12,8 @@ if sys.argv[1] != "none":
     model = DDP(torch.nn.Linear(3, 3))
     if sys.argv[1] == "own":
         model.register_comm_hook(None, fp16_compress_hook)
+    elif sys.argv[1] == "compiled":
+        model = torch.compile(model, backend="eager")
     else:
         model._register_builtin_comm_hook(dist.BuiltinCommHookType.ALLREDUCE)
     for _ in range(5):
