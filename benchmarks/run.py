@@ -11,6 +11,7 @@ def main() -> int:
     torchrun = [sys.executable, "-m", "torch.distributed.run"]
     commands = [
         [sys.executable, "benchmarks/dispatcher.py"],
+        [sys.executable, "benchmarks/planner.py"],
         [sys.executable, "benchmarks/overhead.py"],
         [*torchrun, "--nproc-per-node", "4", "benchmarks/executors.py"],
     ]
