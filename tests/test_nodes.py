@@ -58,7 +58,7 @@ def test_two_nodes_switch_together_and_leave_nothing_in_etcd(here: Place, etcd: 
         here.start(
             *LAUNCH,
             *("--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "2"),
-            *("--master-addr", "127.0.0.1", "--master-port", str(port)),
+            *("--rdzv-endpoint", f"127.0.0.1:{port}"),
             *("--etcd", etcd, "--plan", "ring", "--cadence", "4"),
             *("--topology", "graph.yaml", "--report", f"report{node}"),
             SCRIPT,
