@@ -24,7 +24,10 @@ COMMANDS = {
     "launch": "run a training script as torchrun does, with measured and planned collectives",
     "report": "print the report of a finished run",
     "status": "what the jobs on this machine do now",
-    "topology": "show or check a link graph",
+    "topology": "show, check or measure a link graph",
+    "ping": "round trips to a node of a running job",
+    "trace": "the path between two ranks, hop by hop",
+    "plan": "the bound and the best plan for a topology file, without a job",
     "explain": "the plan in force, and why",
     "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
 }

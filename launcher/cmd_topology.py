@@ -1,4 +1,4 @@
-"""``trainmesh topology show | validate``: look at a link graph."""
+"""``trainmesh topology show | validate | probe``: look at a link graph, or measure it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
-from trainmesh.launcher import jobs
+from trainmesh.launcher import jobs, probe_topology
 from trainmesh.launcher.format import count, duration, rate, size
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import write_atomically
-from trainmesh.topology.bound import bound
+from trainmesh.topology.bounds import bound
 from trainmesh.topology.document import dump, load, load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.render import svg, table_rows
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw it into this file")
     validate = actions.add_parser("validate", help="check a topology file")
     validate.add_argument("file", type=Path)
+    words = "measure round trips and bandwidth between a running job's nodes"
+    probe_topology.add_arguments(actions.add_parser("probe", help=words, description=words))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         graph = load_file(args.file)
         Output().text(f"{args.file}: valid; {_size(graph)}", _limit(graph))
         return 0
+    if args.action == "probe":
+        return probe_topology.run(args)
     if args.file is not None and args.job is not None:
         raise ConfigError("give a job or --file, not both")
     found = (load_file(args.file), None) if args.file else _of_job(args)

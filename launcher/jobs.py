@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from trainmesh.errors import ConfigError, TrainmeshError, WireError
 from trainmesh.rundir import RunDir, live_runs
@@ -11,7 +13,7 @@ from trainmesh.store import Store, job_prefix
 from trainmesh.types import JobStatus
 from trainmesh.wire import decode
 
-__all__ = ["add_arguments", "find_job", "find_jobs", "graph_document"]
+__all__ = ["add_arguments", "find_job", "find_jobs", "graph_document", "opened_store"]
 
 JOBS = "/trainmesh/jobs/"
 
@@ -69,17 +71,29 @@ def find_job(args: argparse.Namespace) -> JobStatus | None:
 
 def graph_document(args: argparse.Namespace, job: str) -> bytes | None:
     """The link graph of ``job`` as its JSON document; None if there is none yet."""
+    with opened_store(args, job) as store:
+        entry = store.get(f"{job_prefix(job)}graph") if store is not None else None
+        return entry.value if entry is not None else None
+
+
+@contextmanager
+def opened_store(args: argparse.Namespace, job: str) -> Iterator[Store | None]:
+    """The etcd of ``job``; None while the job's launcher has not started it yet.
+
+    Raises:
+        StoreError: etcd does not answer.
+    """
     if args.etcd:
         url, insecure = args.etcd, args.insecure_etcd
     else:
         # Whether this address may be used was decided when the job was launched.
         url, insecure = next((info.etcd for _, info in live_runs() if info.job == job), ""), True
     if not url:
-        return None
+        yield None
+        return
     store = _connect(url, insecure)
     try:
-        entry = store.get(f"{job_prefix(job)}graph")
-        return entry.value if entry is not None else None
+        yield store
     finally:
         store.close()
 

@@ -1,71 +1,208 @@
 """Alpha-beta cost of a plan: what its messages load on which links, and how long that takes.
 
-A plan runs as stages, one after the other. In a stage all flows run at once, in ``rounds``
-rounds of one message each; the stage takes ``rounds * alpha`` of its longest path plus the
-longest transfer of any link: bytes on the link / its bandwidth. Rings: Patarasuk and Yuan 2009;
-hierarchical: BlueConnect (Cho et al., MLSys 2019), one level after the other as its executor
-runs them. Flows take one path each: several equal paths (ECMP over spines) are not yet shared.
+A plan runs in stages. In a stage all flows run at once, in ``rounds`` rounds of one message each:
+it takes ``rounds * alpha`` of its longest route and, on its busiest link, bytes / bandwidth.
+Stages run one after the other, or, where the plan is cut into c chunks, at once on different
+chunks: then only what one link carries in all of them adds up,
+``T(c) = sum of latencies + T_bw + (sum of transfers - T_bw) / c + (c - 1) * longest latency``
+with ``T_bw`` the time of the busiest link over all stages; for a tree this is the usual
+``(depth + c - 1) (alpha + M / (c B))``. Rings: Patarasuk and Yuan 2009; hierarchical: BlueConnect
+(Cho et al., MLSys 2019).
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainmesh.errors import PlanError
-from trainmesh.topology.graph import Link, LinkGraph
-from trainmesh.types import Algorithm, Plan
+from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.levels import dimensions
+from trainmesh.topology.routes import Route
+from trainmesh.types import Algorithm, Collective, Hop, Plan
 
-__all__ = ["Prediction", "Stage", "StageCost", "busbw_bytes_per_s", "predict", "stages"]
+__all__ = [
+    "Flow",
+    "PlanCost",
+    "Prediction",
+    "Stage",
+    "StageCost",
+    "busbw_bytes_per_s",
+    "link_loads",
+    "plan_cost",
+    "predict",
+    "stages",
+]
+
+MAX_CHUNKS = 65_536
+
+
+class Flow(NamedTuple):
+    """``share`` of the bytes goes from rank ``src`` to rank ``dst`` (over ``via`` if it is set)."""
+
+    src: int
+    dst: int
+    share: float
+    via: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """``flows`` holds (source rank, destination rank, share of the bucket's bytes)."""
+    """Flows that run at once, in ``rounds`` messages each."""
 
     rounds: int
-    flows: tuple[tuple[int, int, float], ...]
+    flows: tuple[Flow, ...]
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Cost of one stage on a graph; ``load`` is the share of the bucket that crosses the
-    bottleneck ``link``, ``path`` the path with the largest alpha."""
+    """``load``: the share of the bytes that crosses the stage's busiest ``link``, whose bandwidth
+    is ``bandwidth_bytes_per_s``. ``alpha_s``: latency of the longest route, which is that from
+    the first to the second of the ranks ``farthest``."""
 
     rounds: int
-    path: tuple[Link, ...]
-    link: Link
+    alpha_s: float
+    farthest: tuple[int, int]
+    link: str
     load: float
+    bandwidth_bytes_per_s: float
 
     @property
     def latency_s(self) -> float:
         """Part of the time that does not depend on the bytes."""
-        return self.rounds * sum(link.cost.alpha_s for link in self.path)
+        return self.rounds * self.alpha_s
 
     def transfer_s(self, nbytes: float) -> float:
         """Part of the time for moving ``nbytes``."""
-        return self.load * nbytes / self.link.cost.bandwidth_bytes_per_s
+        return self.load * nbytes / self.bandwidth_bytes_per_s
+
+
+class Prediction(NamedTuple):
+    """Predicted time, and the number of chunks that gives it (0: no limit)."""
+
+    time_s: float
+    num_chunks: int
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Predicted time of one all-reduce, and the links (one or more, equally loaded) that limit
-    its slowest stage."""
+class PlanCost:
+    """What a plan costs on a graph, for any number of bytes.
 
-    time_s: float
+    ``bottleneck`` names the links (one or more, equally busy) that limit it: those of the slowest
+    stage, or, if it is ``pipelined``, those that are busiest over all stages.
+    """
+
     stages: tuple[StageCost, ...]
+    busiest_s_per_byte: float
     bottleneck: tuple[str, ...]
+    loads: Mapping[str, float]
+    pipelined: bool
 
     @property
     def latency_s(self) -> float:
         """What is left of the time as the bucket gets small."""
         return sum(stage.latency_s for stage in self.stages)
 
+    def predict(self, nbytes: int) -> Prediction:
+        """Time for ``nbytes``, cut into the best number of chunks if the plan is pipelined."""
+        apart_s = sum(stage.transfer_s(nbytes) for stage in self.stages)
+        if not self.pipelined:
+            return Prediction(self.latency_s + apart_s, 1)
+        together_s = min(apart_s, self.busiest_s_per_byte * nbytes)
+        longest_s = max((stage.latency_s for stage in self.stages), default=0.0)
+        if longest_s == 0:
+            return Prediction(together_s, 0)
+
+        def seconds(chunks: int) -> float:
+            ramp_s = (apart_s - together_s) / chunks
+            return self.latency_s + together_s + ramp_s + (chunks - 1) * longest_s
+
+        best = math.sqrt((apart_s - together_s) / longest_s)
+        around = {max(1, min(MAX_CHUNKS, n)) for n in (math.floor(best), math.ceil(best))}
+        chunks = min(around, key=lambda n: (seconds(n), n))
+        return Prediction(seconds(chunks), chunks)
+
 
 def busbw_bytes_per_s(nbytes: float, time_s: float, world_size: int) -> float:
     """Bus bandwidth of an all-reduce as nccl-tests defines it: algbw * 2 (N - 1) / N."""
     return nbytes / time_s * 2 * (world_size - 1) / world_size
+
+
+def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:
+    """Seconds that ``plan`` takes for ``nbytes`` on ``graph``.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
+    """
+    return plan_cost(plan, graph).predict(nbytes).time_s
+
+
+def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
+    """The cost of ``plan`` on ``graph``; pipelined unless the plan has one chunk.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
+    """
+    costs: list[StageCost] = []
+    slowest: tuple[float, tuple[str, ...]] = (-1.0, ())
+    total: dict[str, float] = defaultdict(float)
+    for stage in stages(plan):
+        if stage.flows:
+            cost, loads, links = _stage_cost(stage, graph)
+            costs.append(cost)
+            slowest = max(slowest, (cost.transfer_s(1.0), links), key=lambda item: item[0])
+            for name, load in loads.items():
+                total[name] += load
+    busiest_s, busiest = _busiest(total, graph)
+    pipelined = plan.num_chunks != 1 and len(costs) > 1
+    links = busiest if pipelined else slowest[1]
+    return PlanCost(tuple(costs), busiest_s, links, total, pipelined)
+
+
+def link_loads(flows: Iterable[Flow], graph: LinkGraph) -> dict[str, float]:
+    """The share of the bytes that crosses each link."""
+    return _loads((flow, _route(flow, graph)) for flow in flows)
+
+
+def _route(flow: Flow, graph: LinkGraph) -> Route:
+    return graph.route(flow.src, flow.dst, flow.via)
+
+
+def _loads(flows: Iterable[tuple[Flow, Route]]) -> dict[str, float]:
+    loads: dict[str, float] = defaultdict(float)
+    for flow, route in flows:
+        for name, part in route.parts:
+            loads[name] += flow.share * part
+    return loads
+
+
+def _busiest(loads: Mapping[str, float], graph: LinkGraph) -> tuple[float, tuple[str, ...]]:
+    seconds = {
+        name: load / graph.link(name).cost.bandwidth_bytes_per_s for name, load in loads.items()
+    }
+    worst = max(seconds.values(), default=0.0)
+    return worst, tuple(sorted(n for n, s in seconds.items() if s >= worst * (1 - 1e-9)))
+
+
+def _stage_cost(
+    stage: Stage, graph: LinkGraph
+) -> tuple[StageCost, dict[str, float], tuple[str, ...]]:
+    routed = [(flow, _route(flow, graph)) for flow in stage.flows]
+    loads = _loads(routed)
+    far, longest = max(routed, key=lambda item: item[1].alpha_s)
+    _, links = _busiest(loads, graph)
+    cost = StageCost(
+        rounds=stage.rounds,
+        alpha_s=longest.alpha_s,
+        farthest=(far.src, far.dst),
+        link=links[0],
+        load=loads[links[0]],
+        bandwidth_bytes_per_s=graph.link(links[0]).cost.bandwidth_bytes_per_s,
+    )
+    return cost, loads, links
 
 
 def stages(plan: Plan) -> tuple[Stage, ...]:
@@ -74,80 +211,71 @@ def stages(plan: Plan) -> tuple[Stage, ...]:
     Raises:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
     """
+    if plan.world_size == 1:
+        return ()
     if plan.algorithm in (Algorithm.NATIVE, Algorithm.RING):
-        return (_ring([plan.order], 1.0, phases=2),)
+        return (_rings(plan),)
     if plan.algorithm == Algorithm.HIERARCHICAL:
-        return _hierarchical(plan.islands)
+        return _hierarchical(plan)
+    if plan.algorithm == Algorithm.SHARDED:
+        return _sharded(plan.shares)
+    if plan.algorithm in (Algorithm.TREE, Algorithm.FOREST):
+        return _trees(plan)
     raise PlanError(f"the messages of algorithm {plan.algorithm!r} are not known")
 
 
-def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> Prediction:
-    """Time of one all-reduce of ``nbytes`` by ``plan`` on ``graph``.
-
-    Raises:
-        PlanError: the algorithm is a plug-in's, whose messages are not known.
-    """
-    if plan.world_size == 1:
-        return Prediction(0.0, (), ())
-    costs, names = [], []
-    for stage in stages(plan):
-        if stage.flows:
-            cost, bottleneck = _stage_cost(stage, graph)
-            costs.append(cost)
-            names.append(bottleneck)
-    time_s = sum(cost.latency_s + cost.transfer_s(nbytes) for cost in costs)
-    slowest = max(range(len(costs)), key=lambda index: costs[index].transfer_s(nbytes))
-    return Prediction(time_s, tuple(costs), names[slowest])
-
-
-def _stage_cost(stage: Stage, graph: LinkGraph) -> tuple[StageCost, tuple[str, ...]]:
-    loads: dict[str, float] = defaultdict(float)
-    longest: tuple[Link, ...] = ()
-    longest_s = -1.0
-    for src, dst, share in stage.flows:
-        path = graph.path(src, dst)
-        for link in path:
-            loads[link.name] += share
-        alpha_s = sum(link.cost.alpha_s for link in path)
-        if alpha_s > longest_s:
-            longest, longest_s = path, alpha_s
-    seconds = {
-        name: load / graph.link(name).cost.bandwidth_bytes_per_s for name, load in loads.items()
-    }
-    worst = max(seconds.values())
-    bottleneck = tuple(sorted(n for n, s in seconds.items() if s >= worst * (1 - 1e-9)))
-    link = graph.link(bottleneck[0])
-    return StageCost(stage.rounds, longest, link, loads[link.name]), bottleneck
+def _rings(plan: Plan) -> Stage:
+    phases = 2 if plan.collective == Collective.ALLREDUCE else 1
+    rings = plan.rings or (plan.order,)
+    shares = plan.shares if plan.rings else (1.0,)
+    flows = [
+        flow
+        for ring, share in zip(rings, shares, strict=True)
+        for flow in _ring([ring], share, phases=phases).flows
+    ]
+    return Stage(phases * (plan.world_size - 1), tuple(flows))
 
 
 def _ring(rings: Sequence[Sequence[int]], share: float, *, phases: int) -> Stage:
-    """Rings at once, each over ``share`` of the bucket; phases: 2 for all-reduce, 1 for a
+    """Rings at once, each over ``share`` of the bytes; phases: 2 for all-reduce, 1 for a
     reduce-scatter or an all-gather."""
-    flows: list[tuple[int, int, float]] = []
+    flows: list[Flow] = []
     rounds = 0
     for ring in rings:
         size = len(ring)
         if size > 1:
             rounds = max(rounds, phases * (size - 1))
             per_hop = phases * (size - 1) / size * share
-            flows += [(src, ring[(i + 1) % size], per_hop) for i, src in enumerate(ring)]
+            flows += [Flow(src, ring[(i + 1) % size], per_hop) for i, src in enumerate(ring)]
     return Stage(rounds, tuple(flows))
 
 
-def _hierarchical(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
-    sizes = {len(island) for island in islands}
-    if len(sizes) == 1:
-        size = sizes.pop()
-        inside = _ring(islands, 1.0, phases=1)
-        across = [[island[place] for island in islands] for place in range(size)]
-        return inside, _ring(across, 1.0 / size, phases=2), inside
+def _hierarchical(plan: Plan) -> tuple[Stage, ...]:
+    levels = plan.levels or (plan.islands,)
+    if len({len(island) for island in plan.islands}) != 1:
+        return _led(plan.islands)
+    inwards: list[Stage] = []
+    share = 1.0
+    for rings in dimensions(levels):
+        inwards.append(_ring(rings, share, phases=1))
+        share /= len(rings[0])
+    if plan.collective == Collective.REDUCE_SCATTER:
+        return tuple(inwards)
+    if plan.collective == Collective.ALLGATHER:
+        return tuple(reversed(inwards))
+    *inside, across = inwards
+    both = tuple(flow._replace(share=2 * flow.share) for flow in across.flows)
+    return (*inside, Stage(2 * across.rounds, both), *reversed(inside))
+
+
+def _led(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
     leaders = _ring([[island[0] for island in islands]], 1.0, phases=2)
     return *_to_leaders(islands), leaders, *_from_leaders(islands)
 
 
 def _to_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
     """Gloo's reduce: a ring reduce-scatter, then each rank sends its part to the leader."""
-    parts = [(rank, island[0], 1.0 / len(island)) for island in islands for rank in island[1:]]
+    parts = [Flow(rank, island[0], 1.0 / len(island)) for island in islands for rank in island[1:]]
     return _ring(islands, 1.0, phases=1), Stage(1, tuple(parts))
 
 
@@ -157,10 +285,41 @@ def _from_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
     have, largest = 1, max(map(len, islands))
     while have < largest:
         flows = [
-            (island[place], island[place + have], 1.0)
+            Flow(island[place], island[place + have], 1.0)
             for island in islands
             for place in range(min(have, len(island) - have))
         ]
         rounds.append(Stage(1, tuple(flows)))
         have *= 2
     return tuple(rounds)
+
+
+def _sharded(shares: Sequence[float]) -> tuple[Stage, Stage]:
+    """Everyone sends each rank its shard, then each rank sends its shard to everyone. The
+    messages of a rank leave one after the other."""
+    ranks = range(len(shares))
+    to_owner = [Flow(a, b, shares[b]) for a in ranks for b in ranks if a != b and shares[b]]
+    back = tuple(Flow(b, a, share) for a, b, share, _ in to_owner)
+    return Stage(len(shares) - 1, tuple(to_owner)), Stage(len(shares) - 1, back)
+
+
+def _trees(plan: Plan) -> tuple[Stage, ...]:
+    """Hops that can run at once, by their distance from the leaves and then from the root."""
+    up: dict[int, list[Flow]] = defaultdict(list)
+    down: dict[int, list[Flow]] = defaultdict(list)
+    for tree in plan.trees:
+        for hops, found in ((tree.up, up), (tree.down, down)):
+            for hop, step in zip(hops, _steps(hops), strict=True):
+                found[step].append(Flow(hop.src, hop.dst, tree.share, hop.via))
+    return tuple(Stage(1, tuple(found[step])) for found in (up, down) for step in sorted(found))
+
+
+def _steps(hops: Sequence[Hop]) -> list[int]:
+    """When each hop can run: one step after the last of those that bring what it sends."""
+    ready: dict[int, int] = defaultdict(int)
+    steps = []
+    for hop in hops:
+        step = ready[hop.src]
+        ready[hop.dst] = max(ready[hop.dst], step + 1)
+        steps.append(step)
+    return steps

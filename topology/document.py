@@ -16,14 +16,12 @@ names its line.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import (
-    MAX_NAME,
+    MAX_LINKS,
     Kind,
     Link,
     LinkGraph,
@@ -32,18 +30,30 @@ from trainmesh.topology.graph import (
     link_problem,
     node_problem,
 )
-from trainmesh.topology.text import Item, parse
+from trainmesh.topology.text import Value, parse
+from trainmesh.topology.values import (
+    Problem,
+    label,
+    mapping,
+    number,
+    one_of,
+    required,
+    whole,
+)
 from trainmesh.types import MAX_INT, MAX_RANKS, LinkCost
 
 __all__ = ["MAX_BYTES", "dump", "load", "load_file"]
 
 MAX_BYTES = 128 * 1024 * 1024
 UNITS = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
-LINK_KEYS = ("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source")
+DOCUMENT_KEYS = dict.fromkeys(("version", "graph_version", "nodes", "links")).keys()
+NODE_KEYS = dict.fromkeys(("kind", "rank")).keys()
+LINK_KEYS = dict.fromkeys(("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source")).keys()
 KINDS = {kind.value: kind for kind in Kind}
 SOURCES = {provenance.name.lower(): provenance for provenance in Provenance}
+MAX_NAMED = 3
+"""Of the nodes that one complaint is about, beside the first."""
 SWITCH = {"true": True, "false": False}
-T = TypeVar("T")
 
 
 def load_file(path: Path) -> LinkGraph:
@@ -72,11 +82,12 @@ def load(text: str, *, source: str) -> LinkGraph:
         GraphError: not YAML or JSON, not of the documented form, or not a usable graph; the
             message begins with ``source`` and, where there is one, the line.
     """
-    root = parse(text, source=source)
+    document = parse(text, source=source)
     try:
-        return _graph(root)
-    except _Problem as problem:
-        raise GraphError(f"{source}:{problem.line}: {problem}") from problem
+        return _graph(document.root)
+    except Problem as problem:
+        line = document.line(problem.path)
+        raise GraphError(f"{source}:{line}: {problem}") from problem
     except GraphError as error:
         raise GraphError(f"{source}: {error}") from error
 
@@ -115,148 +126,133 @@ def _in_unit(value: float, unit: float) -> float:
     return float(f"{float(f'{value:.11e}') / unit:.11e}")
 
 
-class _Problem(Exception):
-    """What is wrong at ``line``."""
-
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-
-
-def _graph(root: Item) -> LinkGraph:
-    fields = _mapping(root, "the document", ("version", "graph_version", "nodes", "links"))
-    version = fields.get("version")
-    if version is None or version.value != "1":
-        raise _Problem(root.line if version is None else version.line, "version must be 1")
+def _graph(root: Value) -> LinkGraph:
+    fields = mapping(root, "the document", DOCUMENT_KEYS)
+    if "version" not in fields:
+        raise Problem("version must be 1")
+    if fields["version"] != "1":
+        raise Problem("version must be 1", "version")
     if "nodes" not in fields:
-        raise _Problem(root.line, "nodes is missing")
+        raise Problem("nodes is missing")
     graph_version = 1
     if "graph_version" in fields:
-        graph_version = _whole(fields["graph_version"], "graph_version", at_most=MAX_INT)
+        graph_version = whole(fields, "graph_version", "graph_version", at_most=MAX_INT)
     nodes = _nodes(fields["nodes"])
-    links = _links(fields["links"], nodes) if "links" in fields else []
+    links = _links(fields.get("links", []), nodes)
+    _check_linked(nodes, links)
     return LinkGraph(nodes.values(), links, version=graph_version)
 
 
-def _nodes(item: Item) -> dict[str, Node]:
+def _nodes(value: Value) -> dict[str, Node]:
     nodes: dict[str, Node] = {}
     owner: dict[int, str] = {}
     next_rank = 0
-    for name, entry in _mapping(item, "nodes").items():
-        what = f"node {name[:40]!r}"
-        fields = _mapping(entry, what, ("kind", "rank"))
-        kind = _one_of(_required(entry, fields, "kind", what), f"{what}: kind", KINDS)
-        rank = None
-        if "rank" in fields:
-            rank = _whole(fields["rank"], f"{what}: rank", at_most=MAX_RANKS - 1)
-        elif kind is Kind.RANK:
-            rank = next_rank
-        node = Node(name, kind, rank)
-        if problem := node_problem(node, nodes):
-            raise _Problem(entry.line, problem)
-        if rank is not None:
-            if rank in owner:
-                raise _Problem(entry.line, f"{what}: rank {rank} is that of node {owner[rank]!r}")
-            owner[rank] = name
-            next_rank = rank + 1
-        nodes[name] = node
+    path: tuple[str, ...] = ("nodes",)
+    try:
+        for name, entry in mapping(value, "nodes").items():
+            path = ("nodes", name)
+            node = _node(name, entry, next_rank)
+            if problem := node_problem(node, nodes):
+                raise Problem(problem)
+            if node.rank is not None:
+                if (other := owner.setdefault(node.rank, name)) != name:
+                    raise Problem(f"node {name!r}: rank {node.rank} is that of node {other!r}")
+                next_rank = node.rank + 1
+            nodes[name] = node
+    except Problem as problem:
+        raise problem.inside(path) from problem
     return nodes
 
 
-def _links(item: Item, nodes: Mapping[str, Node]) -> list[Link]:
-    if not isinstance(item.value, list):
-        raise _Problem(item.line, "links must be a list")
+def _node(name: str, entry: Value, next_rank: int) -> Node:
+    what = f"node {name[:40]!r}"
+    fields = mapping(entry, what, NODE_KEYS)
+    required(fields, "kind", what)
+    kind = one_of(fields, "kind", f"{what}: kind", KINDS)
+    rank = next_rank if kind is Kind.RANK else None
+    if "rank" in fields:
+        rank = whole(fields, "rank", f"{what}: rank", at_most=MAX_RANKS - 1)
+    return Node(name, kind, rank)
+
+
+def _links(value: Value, nodes: Mapping[str, Node]) -> list[Link]:
+    if not isinstance(value, list):
+        raise Problem("links must be a list", "links")
     links: dict[str, Link] = {}
-    for entry in item.value:
-        for link in _link(entry):
-            if problem := link_problem(link, nodes, links):
-                raise _Problem(entry.line, problem)
-            links[link.name] = link
+    path: tuple[str | int, ...] = ("links",)
+    try:
+        for place, entry in enumerate(value):
+            path = ("links", place)
+            for link in _link(entry):
+                if problem := link_problem(link, nodes, links):
+                    raise Problem(problem)
+                links[link.name] = link
+            if len(links) > MAX_LINKS:
+                raise Problem(f"more than the {MAX_LINKS} links allowed, counted by direction")
+    except Problem as problem:
+        raise problem.inside(path) from problem
     return list(links.values())
 
 
-def _link(entry: Item) -> list[Link]:
-    fields = _mapping(entry, "link", LINK_KEYS)
-    src, dst = (_text(_required(entry, fields, end, "link"), end) for end in ("src", "dst"))
+def _link(entry: Value) -> Iterable[Link]:
+    fields = mapping(entry, "link", LINK_KEYS)
+    for end in ("src", "dst"):
+        required(fields, end, "link")
+    src, dst = label(fields, "src", "src"), label(fields, "dst", "dst")
     what = f"link {src[:40]}->{dst[:40]}"
-    cost = _cost(entry, fields, what)
+    cost = _cost(fields, what)
     link_class, provenance, duplex = "ethernet", Provenance.DECLARED, True
     if "class" in fields:
-        link_class = _text(fields["class"], f"{what}: class")
+        link_class = label(fields, "class", f"{what}: class")
     if "source" in fields:
-        provenance = _one_of(fields["source"], f"{what}: source", SOURCES)
+        provenance = one_of(fields, "source", f"{what}: source", SOURCES)
     if "duplex" in fields:
-        duplex = _one_of(fields["duplex"], f"{what}: duplex", SWITCH)
-    ends = [(src, dst), (dst, src)] if duplex else [(src, dst)]
-    return [Link(a, b, cost, link_class, provenance) for a, b in ends]
+        duplex = one_of(fields, "duplex", f"{what}: duplex", SWITCH)
+    there = Link(src, dst, cost, link_class, provenance)
+    return (there, Link(dst, src, cost, link_class, provenance)) if duplex else (there,)
 
 
-def _cost(entry: Item, fields: Mapping[str, Item], what: str) -> LinkCost:
+def _cost(fields: Mapping[str, Value], what: str) -> LinkCost:
     given = [unit for unit in UNITS if unit in fields]
     if len(given) != 1:
-        raise _Problem(entry.line, f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
+        raise Problem(f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
     [unit] = given
-    bandwidth = _number(fields[unit], f"{what}: {unit}", positive=True)
+    bandwidth = number(fields, unit, f"{what}: {unit}", positive=True)
     alpha_us = 0.0
     if "alpha_us" in fields:
-        alpha_us = _number(fields["alpha_us"], f"{what}: alpha_us", positive=False)
+        alpha_us = number(fields, "alpha_us", f"{what}: alpha_us", positive=False)
     return LinkCost(alpha_s=alpha_us * 1e-6, bandwidth_bytes_per_s=bandwidth * UNITS[unit])
 
 
-def _mapping(item: Item, what: str, allowed: Sequence[str] | None = None) -> dict[str, Item]:
-    if not isinstance(item.value, dict):
-        raise _Problem(item.line, f"{what} must be a mapping")
-    if allowed is not None:
-        for key, value in item.value.items():
-            if key not in allowed:
-                names = ", ".join(allowed)
-                text = f"{what}: unknown key {key[:40]!r}; known are {names}"
-                raise _Problem(value.line, text)
-    return item.value
+def _check_linked(nodes: Mapping[str, Node], links: Iterable[Link]) -> None:
+    """Names all the ranks that no link enters or leaves, and the switches that are linked only
+    among themselves: mistakes that each have a line."""
+    neighbours: dict[str, list[str]] = {}
+    entered: set[str] = set()
+    for link in links:
+        neighbours.setdefault(link.src, []).append(link.dst)
+        neighbours.setdefault(link.dst, []).append(link.src)
+        entered.add(link.dst)
+    ranks = [node.name for node in nodes.values() if node.kind is Kind.RANK]
+    if len(ranks) > 1:
+        left = {link.src for link in links}
+        _refuse([name for name in ranks if name not in entered], "no link leads to rank")
+        _refuse([name for name in ranks if name not in left], "no link leads away from rank")
+    if ranks:
+        waiting, reached = list(ranks), set(ranks)
+        while waiting:
+            for name in neighbours.get(waiting.pop(), ()):
+                if name not in reached:
+                    reached.add(name)
+                    waiting.append(name)
+        _refuse([name for name in neighbours if name not in reached], "no rank is linked to node")
 
 
-def _required(item: Item, fields: Mapping[str, Item], name: str, what: str) -> Item:
-    if name not in fields:
-        raise _Problem(item.line, f"{what}: {name} is missing")
-    return fields[name]
-
-
-def _scalar(item: Item, what: str) -> str:
-    if not isinstance(item.value, str):
-        raise _Problem(item.line, f"{what} must be a single value")
-    return item.value
-
-
-def _text(item: Item, what: str) -> str:
-    text = _scalar(item, what)
-    if not 0 < len(text) <= MAX_NAME or not text.isprintable():
-        raise _Problem(item.line, f"{what} must be 1 to {MAX_NAME} printable characters")
-    return text
-
-
-def _whole(item: Item, what: str, *, at_most: int) -> int:
-    text = _scalar(item, what)
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= at_most):
-        text = f"{what} must be a whole number up to {at_most}, not {text[:40]!r}"
-        raise _Problem(item.line, text)
-    return int(text)
-
-
-def _number(item: Item, what: str, *, positive: bool) -> float:
-    text = _scalar(item, what)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
-        wanted = "a positive" if positive else "a non-negative"
-        raise _Problem(item.line, f"{what} must be {wanted} finite number, not {text[:40]!r}")
-    return value
-
-
-def _one_of(item: Item, what: str, choices: Mapping[str, T]) -> T:
-    text = _scalar(item, what)
-    if text not in choices:
-        names = ", ".join(choices)
-        raise _Problem(item.line, f"{what} must be one of {names}, not {text[:40]!r}")
-    return choices[text]
+def _refuse(names: list[str], what: str) -> None:
+    if not names:
+        return
+    more = ""
+    if others := names[1:]:
+        shown = ", ".join(repr(name) for name in others[:MAX_NAMED])
+        more = f" and {len(others)} more ({shown}{', ...' if len(others) > MAX_NAMED else ''})"
+    raise Problem(f"{what} {names[0]!r}{more}: the graph is disconnected", "nodes", names[0])

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainmesh.topology.bound import Bound
+from trainmesh.format import duration, rate, size
+from trainmesh.topology.advice import Advice
+from trainmesh.topology.bounds import Bound
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Algorithm, Plan
+from trainmesh.types import Algorithm, Collective, Crossover, Plan
 
-__all__ = ["choice_words", "names", "reason"]
+__all__ = ["advice_words", "bound_words", "choice_words", "crossover_words", "names", "reason"]
 
 MAX_NAMES = 4
 MAX_ISLANDS = 8
 MAX_RANKS = 16
+MIN_MARGIN = 0.005
+NOUNS = {
+    Collective.ALLREDUCE: "all-reduce",
+    Collective.ALLGATHER: "all-gather",
+    Collective.REDUCE_SCATTER: "reduce-scatter",
+}
+TIGHT = 1 - 1e-6
+"""From this efficiency on a plan proves that the bound can't be any larger."""
 
 
 def choice_words(
     graph: LinkGraph, least: Bound, candidates: Sequence[Plan], chosen: Plan
 ) -> list[str]:
-    """A line for the bound, one for each candidate, and one for the chosen plan."""
+    """Lines for the bound, one for each candidate, and one for the chosen plan."""
     if graph.world_size == 1:
         return ["One rank: there is nothing to reduce."]
-    lines = [_bound_words(graph, least, chosen.nbytes)]
+    best = max(plan.efficiency for plan in candidates)
+    lines = [bound_words(graph, least, chosen.nbytes, chosen.collective)]
+    if not least.exact and best < TIGHT:
+        lines.append(
+            f"The bound is proven, but perhaps not the tightest: the true optimum takes between "
+            f"it and {duration(least.time_s / best)}, at most {1 / best - 1:.1%} more."
+        )
     for plan in candidates:
         mark = " <- chosen" if plan is chosen else ""
         limit = f"; limited by {names(plan.bottleneck)}" if plan.bottleneck else ""
         lines.append(
-            f"{plan.algorithm}: {plan.predicted_s * 1e3:.3f} ms, "
-            f"{plan.algbw_bytes_per_s / 1e9:.3f} GB/s algbw, efficiency {plan.efficiency:.1%}"
+            f"{plan.algorithm}: {duration(plan.predicted_s)}, "
+            f"{rate(plan.algbw_bytes_per_s)} algbw, efficiency {plan.efficiency:.1%}"
             f"{limit}{mark}"
         )
     return [*lines, f"Chosen: {chosen.algorithm}. {chosen.reason}."]
@@ -40,10 +56,33 @@ def reason(plan: Plan, *, chosen: bool, speed: float, margin: float, asked_for: 
         text = f"{plan.algorithm} {_shape(plan)} is predicted {speed:.2f}x as fast as native{limit}"
         return f"{text} (asked for)" if chosen and asked_for else text
     if not chosen:
-        return f"the backend's own all-reduce in rank order{limit}"
+        return f"the backend's own collective in rank order{limit}"
     if asked_for:
         return "native was asked for"
+    if margin < MIN_MARGIN:
+        return "no plan is predicted to be faster than native"
     return f"no plan is predicted to be more than {margin:.0%} faster than native"
+
+
+def crossover_words(found: Sequence[Crossover]) -> list[str]:
+    """One line, or none where one algorithm is the fastest at any size."""
+    if not found:
+        return []
+    parts = [f"{found[0].before} up to {size(found[0].nbytes)}"]
+    for change, following in zip(found, found[1:], strict=False):
+        parts.append(f"{change.after} up to {size(following.nbytes)}")
+    parts.append(f"{found[-1].after} above")
+    return [f"Fastest by size: {', '.join(parts)}."]
+
+
+def advice_words(found: Advice | None) -> list[str]:
+    """One line, or none."""
+    if found is None:
+        return []
+    return [
+        f"What would help most: {names(found.links)} at {rate(found.bandwidth_bytes_per_s)} "
+        f"each would allow {found.times:.2f}x the speed."
+    ]
 
 
 def names(all_names: Sequence[str]) -> str:
@@ -52,34 +91,66 @@ def names(all_names: Sequence[str]) -> str:
     return ", ".join(all_names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _shape(plan: Plan) -> str:
-    if not plan.islands:
-        return _ranks(plan.order)
-    shown = " | ".join(_ranks(island) for island in plan.islands[:MAX_ISLANDS])
-    more = " | ..." if len(plan.islands) > MAX_ISLANDS else ""
-    return f"over {len(plan.islands)} islands ({shown}{more})"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return "-".join(map(str, ranks[:MAX_RANKS])) + ("-..." if len(ranks) > MAX_RANKS else "")
-
-
-def _bound_words(graph: LinkGraph, least: Bound, nbytes: int) -> str:
+def bound_words(graph: LinkGraph, least: Bound, nbytes: int, collective: Collective) -> str:
+    """What no plan can beat, and the links and nodes that are to blame."""
     limit = (
-        f"No all-reduce of {nbytes / 1e6:.3f} MB can take less than {least.time_s * 1e3:.3f} ms "
+        f"No {NOUNS[collective]} of {size(nbytes)} can take less than {duration(least.time_s)} "
         "on this graph:"
     )
+    if least.kind == "cut":
+        return f"{limit} {_cut_words(graph, least, collective)}"
     if least.kind == "volume":
         copies = 2 * (graph.world_size - 1)
         together = copies * nbytes / least.time_s if least.time_s else 0.0
         return (
             f"{limit} the ranks have to send it 2 (N - 1) = {copies} times over, and all their "
-            f"links together carry {together / 1e9:.3f} GB/s."
+            f"links together carry {rate(together)}."
         )
-    capacity = sum(graph.link(name).cost.bandwidth_bytes_per_s for name in least.links)
-    others = [node.name for node in graph.nodes if node.name not in set(least.cut)]
-    side, verb = (others, "enter") if len(others) < len(least.cut) else (least.cut, "leave")
+    if least.groups:
+        copies = 2 * (len(least.groups) - 1)
+        together = copies * nbytes / least.time_s if least.time_s else 0.0
+        return (
+            f"{limit} {len(least.groups)} groups of nodes ({_group_words(least)}) have to send it "
+            f"{copies} times over to each other, and the {len(least.links)} links between them "
+            f"carry {rate(together)}."
+        )
     return (
-        f"{limit} all of it must {verb} {{{names(side)}}}, over {names(least.links)}, "
-        f"which carry {capacity / 1e9:.3f} GB/s together."
+        f"{limit} reducing it to some ranks and sending it out from there fills "
+        f"{names(least.links)} (linear programme over all reduce-then-broadcast forests)."
     )
+
+
+def _cut_words(graph: LinkGraph, least: Bound, collective: Collective) -> str:
+    capacity = sum(graph.link(name).cost.bandwidth_bytes_per_s for name in least.links)
+    inside = set(least.cut)
+    others = [node.name for node in graph.nodes if node.name not in inside]
+    few, verb = (others, "enter") if len(others) < len(inside) else (least.cut, "leave")
+    over = f"over {names(least.links)}, which carry {rate(capacity)} together."
+    if collective == Collective.ALLREDUCE:
+        return f"all of it must {verb} {{{names(few)}}}, {over}"
+    sending = sum(graph.rank_node(rank) in inside for rank in range(graph.world_size))
+    shards = sending if collective == Collective.ALLGATHER else graph.world_size - sending
+    return f"{shards} of the {graph.world_size} shards must {verb} {{{names(few)}}}, {over}"
+
+
+def _group_words(least: Bound) -> str:
+    return names([f"{{{names(group)}}}" for group in least.groups])
+
+
+def _shape(plan: Plan) -> str:
+    if plan.trees:
+        return f"of {len(plan.trees)} trees"
+    if plan.rings:
+        return f"of {len(plan.rings)} rings at once"
+    if plan.algorithm == Algorithm.SHARDED:
+        return f"with shards from {min(plan.shares):.1%} to {max(plan.shares):.1%}"
+    if not plan.islands:
+        return _ranks(plan.order)
+    shown = " | ".join(_ranks(island) for island in plan.islands[:MAX_ISLANDS])
+    more = " | ..." if len(plan.islands) > MAX_ISLANDS else ""
+    levels = f" in {len(plan.levels)} levels" if plan.levels else ""
+    return f"over {len(plan.islands)} islands{levels} ({shown}{more})"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return "-".join(map(str, ranks[:MAX_RANKS])) + ("-..." if len(ranks) > MAX_RANKS else "")

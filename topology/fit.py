@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
 
-from trainmesh.topology.cost import Prediction, predict
+from trainmesh.topology.cost import PlanCost, plan_cost
 from trainmesh.topology.graph import Link, LinkGraph, Provenance
 from trainmesh.types import ClassFit, LinkCost, Plan
 
@@ -70,10 +70,9 @@ def fit_class(
     line = fit_line(samples)
     if line is None or plan.world_size == 1:
         return None
-    largest = max(nbytes for nbytes, _ in samples)
-    prediction = predict(plan, graph, largest)
-    slowest = graph.slowest(graph.link(prediction.bottleneck[0]).link_class)
-    measured = _solve(line, prediction, slowest)
+    cost = plan_cost(plan, graph)
+    slowest = graph.slowest(graph.link(cost.bottleneck[0]).link_class)
+    measured = _solve(line, cost, graph, slowest)
     if measured is None:
         return None
     planned = measured
@@ -93,17 +92,17 @@ def fit_class(
     )
 
 
-def _solve(line: LineFit, prediction: Prediction, slowest: Link) -> LinkCost | None:
+def _solve(line: LineFit, cost: PlanCost, graph: LinkGraph, slowest: Link) -> LinkCost | None:
     """Solve intercept and slope for the one class whose cost, that of its ``slowest`` link, is
     unknown."""
     own_load = other_s_per_byte = own_rounds = other_s = 0.0
-    for stage in prediction.stages:
-        if stage.link.link_class == slowest.link_class:
-            faster = stage.link.cost.bandwidth_bytes_per_s / slowest.cost.bandwidth_bytes_per_s
+    for stage in cost.stages:
+        if graph.link(stage.link).link_class == slowest.link_class:
+            faster = stage.bandwidth_bytes_per_s / slowest.cost.bandwidth_bytes_per_s
             own_load += stage.load / faster
         else:
             other_s_per_byte += stage.transfer_s(1)
-        for link in stage.path:
+        for link in graph.path(*stage.farthest):
             if link.link_class == slowest.link_class:
                 own_rounds += stage.rounds
                 other_s += stage.rounds * (link.cost.alpha_s - slowest.cost.alpha_s)

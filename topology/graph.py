@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 
 from trainmesh.errors import GraphError
+from trainmesh.topology.routes import Route, Router, natural
 from trainmesh.types import MAX_RANKS, LinkCost
 
 __all__ = [
@@ -32,11 +34,6 @@ MAX_LINKS = 500_000
 """Counted by direction; a cluster of 16 384 GPUs with their NICs has about 200 000."""
 MAX_NAME = 120
 """Characters of a node's name; two of them make the name of a link, at most 256."""
-REFERENCE_BYTES = 1_000_000
-"""Message size for which the cheapest path between two ranks is chosen."""
-FORWARDING_PENALTY_S = 1e6
-"""Makes a path through another rank the last resort: ranks compute, switches forward."""
-
 LOOPBACK = LinkCost(alpha_s=50e-6, bandwidth_bytes_per_s=2e9)
 """Gloo between processes of one host: a few copies through the kernel."""
 ETHERNET = LinkCost(alpha_s=100e-6, bandwidth_bytes_per_s=1.25e9)
@@ -124,11 +121,9 @@ class LinkGraph:
         self.nodes = tuple(nodes)
         self.links = tuple(links)
         self._by_name: dict[str, Link] = {}
-        self._graph = self._build()
+        self._check_parts()
         self._rank_nodes = self._number_ranks()
         self._check_connected()
-        self._sources: dict[int, dict[str, str]] = {}
-        self._paths: dict[tuple[int, int], tuple[Link, ...]] = {}
 
     @property
     def world_size(self) -> int:
@@ -157,20 +152,34 @@ class LinkGraph:
 
     def digraph(self) -> nx.DiGraph[str]:
         """A copy for graph algorithms; edges carry ``capacity`` (bytes/s)."""
-        return self._graph.copy()
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        names = [node.name for node in self.nodes]
+        names.sort(key=natural)
+        graph.add_nodes_from(names)
+        for link in sorted(self.links, key=lambda link: (natural(link.src), natural(link.dst))):
+            graph.add_edge(link.src, link.dst, capacity=link.cost.bandwidth_bytes_per_s)
+        return graph
 
     def path(self, src: int, dst: int) -> tuple[Link, ...]:
         """The cheapest path from rank ``src`` to rank ``dst``, through other ranks only where
         there is no other way; ties go to the names that sort first."""
-        if (src, dst) not in self._paths:
-            before = self._tree(src)
-            first, name = self._rank_nodes[src], self._rank_nodes[dst]
-            backwards: list[Link] = []
-            while name != first:
-                backwards.append(self._by_name[f"{before[name]}->{name}"])
-                name = before[name]
-            self._paths[src, dst] = tuple(reversed(backwards))
-        return self._paths[src, dst]
+        nodes = self._router.path(self._rank_nodes[src], self._rank_nodes[dst])
+        return tuple(self._by_name[f"{a}->{b}"] for a, b in pairwise(nodes))
+
+    def route(self, src: int, dst: int, via: Sequence[str] | None = None) -> Route:
+        """All the cheapest paths from rank ``src`` to rank ``dst``, or the one through the nodes
+        ``via``.
+
+        Raises:
+            GraphError: two of those have no link.
+        """
+        first, last = self._rank_nodes[src], self._rank_nodes[dst]
+        if via is None:
+            return self._router.route(first, last)
+        try:
+            return self._router.along((first, *via, last))
+        except KeyError as error:
+            raise GraphError(f"no link {'->'.join(error.args[0])}") from error
 
     def with_class_cost(self, link_class: str, cost: LinkCost) -> LinkGraph:
         """The next version, in which the slowest link of ``link_class`` costs ``cost``; the
@@ -206,18 +215,11 @@ class LinkGraph:
             raise GraphError(f"no link has class {link_class!r}")
         return least
 
-    def _tree(self, src: int) -> dict[str, str]:
-        """The node before each node on its cheapest path from rank ``src``."""
-        if src not in self._sources:
-            before, _ = nx.dijkstra_predecessor_and_distance(
-                self._graph, self._rank_nodes[src], weight="seconds"
-            )
-            self._sources[src] = {
-                name: min(names, key=_natural) for name, names in before.items() if names
-            }
-        return self._sources[src]
+    @cached_property
+    def _router(self) -> Router:
+        return Router(self.links, self._rank_nodes)
 
-    def _build(self) -> nx.DiGraph[str]:
+    def _check_parts(self) -> None:
         if len(self.links) > MAX_LINKS:
             raise GraphError(f"{len(self.links)} links, more than the {MAX_LINKS} allowed")
         nodes: dict[str, Node] = {}
@@ -226,19 +228,10 @@ class LinkGraph:
                 raise GraphError(problem)
             nodes[node.name] = node
         for link in self.links:
+            name = link.name
             if problem := link_problem(link, nodes, self._by_name):
                 raise GraphError(problem)
-            self._by_name[link.name] = link
-        graph: nx.DiGraph[str] = nx.DiGraph()
-        for name in sorted(nodes, key=_natural):
-            graph.add_node(name)
-        for link in sorted(self.links, key=lambda link: (_natural(link.src), _natural(link.dst))):
-            seconds = link.cost.time_s(REFERENCE_BYTES)
-            if nodes[link.dst].kind is Kind.RANK:
-                seconds += FORWARDING_PENALTY_S
-            capacity = link.cost.bandwidth_bytes_per_s
-            graph.add_edge(link.src, link.dst, capacity=capacity, seconds=seconds)
-        return graph
+            self._by_name[name] = link
 
     def _number_ranks(self) -> tuple[str, ...]:
         by_rank = {node.rank: node.name for node in self.nodes if node.kind is Kind.RANK}
@@ -253,13 +246,27 @@ class LinkGraph:
 
     def _check_connected(self) -> None:
         first = self._rank_nodes[0]
-        reached = nx.descendants(self._graph, first) | {first}
-        reaching = nx.ancestors(self._graph, first) | {first}
+        ahead: dict[str, list[str]] = defaultdict(list)
+        back: dict[str, list[str]] = defaultdict(list)
+        for link in self.links:
+            ahead[link.src].append(link.dst)
+            back[link.dst].append(link.src)
+        reached, reaching = _reachable(first, ahead), _reachable(first, back)
         for name in self._rank_nodes:
             if name not in reached:
                 raise GraphError(f"no path from {first} to {name}: the graph is disconnected")
             if name not in reaching:
                 raise GraphError(f"no path from {name} to {first}: the graph is disconnected")
+
+
+def _reachable(first: str, neighbours: Mapping[str, Sequence[str]]) -> set[str]:
+    reached, waiting = {first}, [first]
+    while waiting:
+        for name in neighbours.get(waiting.pop(), ()):
+            if name not in reached:
+                reached.add(name)
+                waiting.append(name)
+    return reached
 
 
 def host_graph(hosts: Mapping[str, Sequence[int]]) -> LinkGraph:
@@ -285,9 +292,3 @@ def host_graph(hosts: Mapping[str, Sequence[int]]) -> LinkGraph:
         for host in hosts:
             both_ways(host, "core switch", ETHERNET, "ethernet")
     return LinkGraph(nodes, links)
-
-
-def _natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sort key that puts node2 before node10."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts)

@@ -9,20 +9,21 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError, PlanError
-from trainmesh.topology import hierarchical, native, ring
-from trainmesh.topology.bound import Bound, bound
-from trainmesh.topology.cost import predict
-from trainmesh.topology.explain import choice_words, reason
+from trainmesh.topology.bounds import Bound, bound
+from trainmesh.topology.cost import PlanCost, plan_cost
+from trainmesh.topology.crossover import crossovers
+from trainmesh.topology.explain import choice_words, crossover_words, reason
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.validate import validate
-from trainmesh.types import Algorithm, Choice, Plan
+from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
+from trainmesh.topology.request import LIVE, Executors, Planner, Request
+from trainmesh.topology.validate import check_loads, validate
+from trainmesh.types import Algorithm, Choice, Collective, Plan
 
-__all__ = ["CALIBRATION", "GROUP", "Planner", "choose", "planners"]
+__all__ = ["CALIBRATION", "GROUP", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
 CALIBRATION: Mapping[str, float] = {Algorithm.HIERARCHICAL: 1.6}
@@ -31,23 +32,16 @@ own work costs (benchmarks/executors.py; gloo, 4 ranks on one machine)."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000
-
-
-class Planner(Protocol):
-    """Makes one plan for an all-reduce of ``nbytes`` on ``graph``; None where it doesn't apply.
-
-    Pure. A planner of a third party sets ``predicted_s`` itself; for the built-in algorithms it
-    is computed from the plan's messages. One that fails, or whose plan is malformed, is left out
-    with a warning among the words of the choice.
-    """
-
-    def __call__(self, graph: LinkGraph, nbytes: int) -> Plan | None: ...
-
+DIGITS = 7
+"""Times that agree to as many digits are equal: then the simpler algorithm is the better one."""
 
 BUILT_IN: Mapping[str, Planner] = {
     Algorithm.NATIVE: native.plan,
     Algorithm.RING: ring.plan,
+    Algorithm.TREE: tree.plan,
     Algorithm.HIERARCHICAL: hierarchical.plan,
+    Algorithm.SHARDED: sharded.plan,
+    Algorithm.FOREST: forest.plan,
 }
 
 
@@ -78,6 +72,9 @@ def choose(
     graph: LinkGraph,
     sizes: Sequence[int],
     *,
+    collective: Collective = Collective.ALLREDUCE,
+    executors: Executors = LIVE,
+    max_trees: int = 64,
     calibration: Mapping[str, float] | None = None,
     margin: float = 0.05,
     only: str | None = None,
@@ -97,12 +94,14 @@ def choose(
         raise ConfigError(f"unknown algorithm {only!r}; known are {', '.join(planners())}")
     if not sizes:
         raise ValueError("a step without buckets needs no plan")
-    least = bound(graph, max(sizes))
-    plans, warnings = _candidates(graph, max(sizes), least)
+    request = Request(max(sizes), collective, executors, max_trees)
+    least = bound(graph, request.nbytes, collective)
+    found, warnings = _candidates(graph, request, least)
     factors = calibration or {}
+    simplicity = {name: place for place, name in enumerate(planners())}
     timed = sorted(
-        ((_step_s(plan, graph, sizes) * factors.get(plan.algorithm, 1.0), plan) for plan in plans),
-        key=lambda item: (item[0], item[1].algorithm != Algorithm.NATIVE, item[1].algorithm),
+        ((item.step_s(sizes) * factors.get(item.plan.algorithm, 1.0), item.plan) for item in found),
+        key=lambda item: (float(f"{item[0]:.{DIGITS}e}"), simplicity[item[1].algorithm]),
     )
     native_s = next(seconds for seconds, plan in timed if plan.algorithm == Algorithm.NATIVE)
     best = _winner(timed, native_s, margin, only)
@@ -117,69 +116,92 @@ def choose(
         )
         candidates.append(replace(plan, reason=words))
     [chosen] = (plan for plan in candidates if plan.algorithm == best.algorithm)
+    changes = crossovers({item.plan.algorithm: item.cost for item in found if item.cost})
     return Choice(
         graph_version=graph.version,
-        nbytes=max(sizes),
+        nbytes=request.nbytes,
         chosen=chosen.algorithm,
         candidates=tuple(candidates),
-        explain=(*choice_words(graph, least, candidates, chosen), *warnings),
+        explain=(
+            *choice_words(graph, least, candidates, chosen),
+            *crossover_words(changes),
+            *warnings,
+        ),
+        crossovers=changes,
     )
 
 
-def _candidates(graph: LinkGraph, nbytes: int, least: Bound) -> tuple[list[Plan], list[str]]:
+class _Candidate:
+    """A proven plan, and its time for any number of bytes."""
+
+    def __init__(self, plan: Plan, cost: PlanCost | None) -> None:
+        self.plan = plan
+        self.cost = cost
+
+    def step_s(self, sizes: Sequence[int]) -> float:
+        """Predicted time of a step's buckets, one after the other."""
+        if self.cost is not None:
+            return sum(self.cost.predict(nbytes).time_s for nbytes in sizes)
+        # A plug-in's messages are not known: scale its own figure.
+        return self.plan.predicted_s * sum(sizes) / max(1, *sizes)
+
+
+def _candidates(
+    graph: LinkGraph, request: Request, least: Bound
+) -> tuple[list[_Candidate], list[str]]:
     """All plans that apply, and warnings of what was left out."""
     known, unloaded = _registered()
-    found: list[Plan] = []
+    found: list[_Candidate] = []
     warnings = list(unloaded)
     for name, planner in known.items():
+        if name in BUILT_IN and name not in request.executors.algorithms:
+            continue
         try:
-            plan = _candidate(planner, graph, nbytes, least)
-            if plan is not None and plan.algorithm != name:
-                raise PlanError(f"its plan is called {plan.algorithm!r}")
+            candidate = _candidate(planner, graph, request, least)
+            if candidate is not None and candidate.plan.algorithm != name:
+                raise PlanError(f"its plan is called {candidate.plan.algorithm!r}")
         except Exception as error:
             if name in BUILT_IN:
                 raise
             # Third-party code may fail in any way, and must not stop the job's planning.
             warnings.append(f"planner {name!r} is left out: {error!r}"[:MAX_WORDS])
             continue
-        if plan is not None:
-            found.append(plan)
+        if candidate is not None:
+            found.append(candidate)
     return found, warnings
 
 
-def _candidate(planner: Planner, graph: LinkGraph, nbytes: int, least: Bound) -> Plan | None:
+def _candidate(
+    planner: Planner, graph: LinkGraph, request: Request, least: Bound
+) -> _Candidate | None:
     """One planner's plan, proven, predicted and held against the bound."""
-    plan = planner(graph, nbytes)
+    plan = planner(graph, request)
     if plan is None:
         return None
     validate(plan, graph.world_size)
+    cost = None
     if plan.algorithm in BUILT_IN:
-        prediction = predict(plan, graph, nbytes)
-        plan = replace(plan, predicted_s=prediction.time_s, bottleneck=prediction.bottleneck)
+        cost = plan_cost(plan, graph)
+        check_loads(plan, graph, cost.loads)
+        time_s, num_chunks = cost.predict(request.nbytes)
+        plan = replace(plan, predicted_s=time_s, num_chunks=num_chunks, bottleneck=cost.bottleneck)
     elif not least.time_s <= plan.predicted_s < math.inf:
         raise PlanError(f"predicted_s is {plan.predicted_s}, the bound is {least.time_s} s")
-    return replace(
+    plan = replace(
         plan,
-        nbytes=nbytes,
+        nbytes=request.nbytes,
         bottleneck=plan.bottleneck[:MAX_BOTTLENECK],
         bound_s=least.time_s,
         bound_kind=least.kind,
         bound_cut=_smaller_side(least.cut, graph),
         graph_version=graph.version,
     )
+    return _Candidate(plan, cost)
 
 
 def _smaller_side(cut: Sequence[str], graph: LinkGraph) -> tuple[str, ...]:
     others = {node.name for node in graph.nodes}.difference(cut)
     return tuple(cut) if len(cut) <= len(others) else tuple(sorted(others))
-
-
-def _step_s(plan: Plan, graph: LinkGraph, sizes: Sequence[int]) -> float:
-    """Predicted time of a step's buckets, one after the other."""
-    if plan.algorithm in BUILT_IN:
-        return sum(predict(plan, graph, nbytes).time_s for nbytes in sizes)
-    # A plug-in's messages are not known: scale its own figure.
-    return plan.predicted_s * sum(sizes) / max(1, *sizes)
 
 
 def _winner(

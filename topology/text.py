@@ -1,38 +1,64 @@
-"""YAML or JSON text to a small tree that knows its lines.
+"""YAML or JSON text to a plain tree, quickly, safely, and with the line of each place at hand.
 
-Built from the parser's events instead of ``yaml.load`` or ``yaml.compose``: those resolve tags
-and aliases, take ten times as long, and the C loader recurses until the process crashes on
-deeply nested text. Here nothing but text, lists and mappings is made, whatever the input.
+JSON is read by the standard library, YAML from libyaml's events: ``yaml.load`` and
+``yaml.compose`` resolve tags and aliases, take ten times as long, and recurse until the process
+crashes on deeply nested text. Here nothing but text, lists and mappings is made, whatever the
+input. Lines are looked up afterwards, if there is something to complain about.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+import json
+import re
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NoReturn, TypeAlias
 
 import yaml
 
 from trainmesh.errors import GraphError
+from trainmesh.topology.places import Path, Token, json_tokens, places, yaml_tokens
 
-__all__ = ["Item", "parse"]
+__all__ = ["MAX_ENTRIES", "Document", "Value", "parse"]
 
 MAX_DEPTH = 16
 MAX_ENTRIES = 500_000
 """In one list or mapping: as many as a link graph may have links."""
+MAX_VALUES = 12 * MAX_ENTRIES
+"""In all: links of eight values each and nodes of three, as many as there may be of them."""
+LIST_ENTRY = re.compile(r"^ *- ", re.MULTILINE)
+LINK_IN_JSON = re.compile(r'"src"\s*:')
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-
-class Item(NamedTuple):
-    """A scalar (its text), a list or a mapping, and the line where it begins: that of its key
-    if it has one."""
-
-    line: int
-    value: Value
+Value: TypeAlias = "str | bool | None | list[Value] | dict[str, Value]"
+"""Numbers stay text; only JSON has booleans and null."""
 
 
-Value: TypeAlias = str | list[Item] | dict[str, Item]
+@dataclass(frozen=True)
+class Document:
+    """A parsed text."""
+
+    root: Value
+    _tokens: Callable[[], Iterable[Token]]
+
+    def line(self, path: Path) -> int:
+        """Where ``path`` begins: the line of its key if it has one."""
+        found = (line for place, line in places(self._tokens()) if place == path)
+        return next(found, 1)
 
 
-def parse(text: str, *, source: str) -> Item:
+class _Refused(Exception):
+    def __init__(self, line: int | None, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+
+
+class _Repeated(Exception):
+    """A key is there twice in one JSON object."""
+
+
+def parse(text: str, *, source: str) -> Document:
     """The one document in ``text``.
 
     Raises:
@@ -40,73 +66,154 @@ def parse(text: str, *, source: str) -> Item:
             or is not a scalar, an alias, too many entries, or nested too deeply; the message
             names ``source`` and the line.
     """
-    builder = _Builder(source)
+    text = text.removeprefix("\ufeff")
     try:
-        for event in yaml.parse(text, Loader=Loader):
-            builder.take(event)
+        _refuse_crowds(text)
+        return _parse(text)
+    except _Refused as refusal:
+        where = source if refusal.line is None else f"{source}:{refusal.line}"
+        raise GraphError(f"{where}: {refusal}") from refusal
+
+
+def _parse(text: str) -> Document:
+    if re.match(r"\s*\{", text) and _num_values(text) <= MAX_VALUES:
+        try:
+            return Document(_from_json(text), lambda: json_tokens(text))
+        except (json.JSONDecodeError, RecursionError):
+            pass  # YAML, or neither: the other parser says what is wrong, and counts the depth
+    return Document(_from_yaml(text), lambda: yaml_tokens(_events(text)))
+
+
+def _num_values(text: str) -> int:
+    """No JSON text has more values: each opens a list or an object, follows a comma, or is the
+    first one inside."""
+    return 2 * (text.count("{") + text.count("[")) + text.count(",")
+
+
+def _refuse_crowds(text: str) -> None:
+    """Ends early with what can't be a document: it would have more links, or be wrong anyway.
+    Reading it up to there would take a while."""
+    for mark, pattern in (("- ", LIST_ENTRY), ('"src"', LINK_IN_JSON)):
+        if text.count(mark) > MAX_ENTRIES:
+            beyond = next(islice(pattern.finditer(text), MAX_ENTRIES, None), None)
+            if beyond is not None:
+                line = text.count("\n", 0, beyond.start()) + 1
+                raise _Refused(line, f"more than {MAX_ENTRIES} entries")
+
+
+def _from_json(text: str) -> Value:
+    try:
+        root: Value = json.loads(
+            text, object_pairs_hook=_mapping, parse_int=str, parse_float=str, parse_constant=str
+        )
+    except _Repeated as error:
+        key, seen = error.args[0], set()
+        for path, line in places(json_tokens(text)):
+            if path and path[-1] == key:
+                if path in seen:
+                    raise _Refused(line, f"{key[:40]!r} is there twice") from error
+                seen.add(path)
+        raise
+    return root
+
+
+def _mapping(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Repeated(key)
+            seen.add(key)
+    return mapping
+
+
+def _events(text: str) -> Iterable[yaml.Event]:
+    try:
+        yield from yaml.parse(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = source if mark is None else f"{source}:{mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise GraphError(f"{where}: not valid YAML: {problem}") from error
+        line = None if mark is None else mark.line + 1
+        raise _Refused(line, f"not valid YAML: {problem}") from error
     except UnicodeEncodeError as error:
-        raise GraphError(f"{source}: not valid YAML: it holds half of a character") from error
-    if builder.root is None:
-        raise GraphError(f"{source}: the document is empty")
-    return builder.root
+        raise _Refused(None, "not valid YAML: it holds half of a character") from error
+
+
+def _from_yaml(text: str) -> Value:
+    builder = _Builder()
+    take = builder.take
+    for event in _events(text):
+        take(event)
+    if not builder.top:
+        raise _Refused(None, "the document is empty")
+    return builder.top[0]
 
 
 class _Builder:
-    """Puts events together; ``_open`` are the collections around the next one, ``_keys`` the
-    key (and its line) that waits for a value in each of them."""
+    """Puts events together. ``top`` holds the document. Of the innermost collection that is
+    open, one of ``_list`` and ``_mapping`` is set; ``_key`` waits for a value in the latter."""
 
-    def __init__(self, source: str) -> None:
-        self.root: Item | None = None
-        self._source = source
-        self._open: list[Value] = []
-        self._keys: list[tuple[str, int] | None] = []
+    def __init__(self) -> None:
+        self.top: list[Value] = []
+        self._list: list[Value] | None = self.top
+        self._mapping: dict[str, Value] | None = None
+        self._key: str | None = None
+        self._around: list[tuple[list[Value] | None, dict[str, Value] | None]] = []
+        self._num_values = 0
 
-    def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line + 1 if event.start_mark is not None else 0
-        if isinstance(event, yaml.ScalarEvent):
-            self._add(str(event.value), line)
-        elif isinstance(event, yaml.MappingStartEvent):
-            self._begin({}, line)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            self._begin([], line)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            self._open.pop()
-            self._keys.pop()
-        elif isinstance(event, yaml.AliasEvent):
-            raise self._fail(line, "aliases (*name) are not supported")
-        elif isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
-            raise self._fail(line, "more than one document")
+    def take(self, event: Any) -> None:
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            self._add(event.value, event)
+        elif kind is yaml.MappingStartEvent:
+            mapping: dict[str, Value] = {}
+            self._begin(mapping, event)
+            self._list, self._mapping = None, mapping
+        elif kind is yaml.SequenceStartEvent:
+            entries: list[Value] = []
+            self._begin(entries, event)
+            self._list, self._mapping = entries, None
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._list, self._mapping = self._around.pop()
+        elif kind is yaml.AliasEvent:
+            _fail(event, "aliases (*name) are not supported")
+        elif kind is yaml.DocumentStartEvent and self.top:
+            _fail(event, "more than one document")
 
-    def _begin(self, value: Value, line: int) -> None:
-        if len(self._open) == MAX_DEPTH:
-            raise self._fail(line, f"nested more than {MAX_DEPTH} deep")
-        self._add(value, line)
-        self._open.append(value)
-        self._keys.append(None)
+    def _begin(self, value: Value, event: yaml.Event) -> None:
+        if len(self._around) == MAX_DEPTH:
+            _fail(event, f"nested more than {MAX_DEPTH} deep")
+        self._add(value, event)
+        self._around.append((self._list, self._mapping))
 
-    def _add(self, value: Value, line: int) -> None:
-        if not self._open:
-            self.root = Item(line, value)
-            return
-        parent, key = self._open[-1], self._keys[-1]
-        if len(parent) == MAX_ENTRIES:
-            raise self._fail(line, f"more than {MAX_ENTRIES} entries")
-        if isinstance(parent, list):
-            parent.append(Item(line, value))
-        elif isinstance(parent, dict) and key is not None:
-            parent[key[0]] = Item(key[1], value)
-            self._keys[-1] = None
-        elif isinstance(parent, dict):
-            if not isinstance(value, str):
-                raise self._fail(line, "a key must be a name")
-            if value in parent:
-                raise self._fail(line, f"{value[:40]!r} is there twice")
-            self._keys[-1] = (value, line)
+    def _add(self, value: Value, event: yaml.Event) -> None:
+        if self._list is not None:
+            self._count(self._list, event)
+            self._list.append(value)
+        elif self._mapping is not None:
+            if self._key is not None:
+                self._mapping[self._key] = value
+                self._key = None
+            else:
+                self._count(self._mapping, event)
+                self._key = self._new_key(self._mapping, value, event)
 
-    def _fail(self, line: int, text: str) -> GraphError:
-        return GraphError(f"{self._source}:{line}: {text}")
+    def _count(self, inside: Sized, event: yaml.Event) -> None:
+        if len(inside) == MAX_ENTRIES:
+            _fail(event, f"more than {MAX_ENTRIES} entries")
+        if self._num_values == MAX_VALUES:
+            _fail(event, f"more than {MAX_VALUES} values")
+        self._num_values += 1
+
+    def _new_key(self, mapping: dict[str, Value], value: Value, event: yaml.Event) -> str:
+        if not isinstance(value, str):
+            _fail(event, "a key must be a name")
+        if value in mapping:
+            _fail(event, f"{value[:40]!r} is there twice")
+        return value
+
+
+def _fail(event: yaml.Event, text: str) -> NoReturn:
+    line = event.start_mark.line + 1 if event.start_mark is not None else None
+    raise _Refused(line, text)

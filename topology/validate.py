@@ -1,43 +1,85 @@
-"""The proof: run a plan on sets of ranks and see that every rank ends with every contribution
-exactly once.
+"""The proof: run a plan on sets of ranks and see that it does what its collective promises.
 
-A chunk's value is a bit set of the ranks that have been added to it. Reducing two sets that
+A chunk's value is the bit set of the ranks that have been added to it. Reducing two sets that
 overlap would count a rank twice, an incomplete set at the end would miss one. Messages come in
 rounds, all of a round's sends read what the round before left, so a schedule that can be written
 down here can't make a rank wait for ever. The idea is that of msccl-tools (Collective.check).
+The bytes that the messages put on every link are added up on the way, and must be those that the
+prediction reckoned with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
 
 from trainmesh.errors import PlanError
 from trainmesh.plans import check_shape
-from trainmesh.types import Algorithm, Plan
+from trainmesh.topology.cost import Flow, link_loads
+from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.levels import dimensions
+from trainmesh.types import Algorithm, Collective, Hop, Plan
 
-__all__ = ["EXACT_UP_TO", "Message", "interpret", "schedule", "validate"]
+__all__ = [
+    "EXACT_UP_TO",
+    "Chunk",
+    "Message",
+    "Schedule",
+    "check_loads",
+    "interpret",
+    "schedule",
+    "validate",
+]
 
 EXACT_UP_TO = 64
-"""World size up to which a plan is interpreted. Above, its shape is the proof: a ring over a
-permutation, and islands that partition the ranks, are the same schedule at any size."""
+"""World size up to which a plan is interpreted. Above, its shape is the proof: rings over
+permutations, islands that partition the ranks, and trees that reach each rank once are the same
+schedules at any size."""
+NEARLY = 1e-9
 
 
-@dataclass(frozen=True)
-class Message:
+class Chunk(NamedTuple):
+    """A part of the bytes, and the rank that it is reduced into and broadcast from."""
+
+    share: float
+    owner: int
+
+
+class Message(NamedTuple):
     """In one round, ``src`` sends ``chunk`` to ``dst``, which adds it or stores it."""
 
     src: int
     dst: int
     chunk: int
     reduce: bool
+    via: tuple[str, ...] | None = None
 
 
 Round = list[Message]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """All messages of a plan."""
+
+    chunks: tuple[Chunk, ...]
+    rounds: tuple[Round, ...]
+
+    def flows(self) -> list[Flow]:
+        """What it sends between each two ranks."""
+        total: dict[tuple[int, int, tuple[str, ...] | None], float] = defaultdict(float)
+        for messages in self.rounds:
+            for message in messages:
+                total[message.src, message.dst, message.via] += self.chunks[message.chunk].share
+        return [Flow(src, dst, share, via) for (src, dst, via), share in total.items()]
+
+
 def validate(plan: Plan, world_size: int) -> None:
-    """Prove that ``plan`` is an all-reduce over ``world_size`` ranks.
+    """Prove that ``plan`` is its collective over ``world_size`` ranks.
 
     A plug-in's algorithm is checked for its shape only: its messages are not known here.
 
@@ -46,18 +88,42 @@ def validate(plan: Plan, world_size: int) -> None:
     """
     check_shape(plan, world_size)
     if plan.algorithm in tuple(Algorithm) and 1 < world_size <= EXACT_UP_TO:
-        num_chunks, rounds = schedule(plan)
-        interpret(world_size, num_chunks, rounds)
+        interpret(world_size, schedule(plan), plan.collective)
 
 
-def interpret(world_size: int, num_chunks: int, rounds: Iterator[Round]) -> None:
-    """Run ``rounds`` on sets.
+def check_loads(plan: Plan, graph: LinkGraph, predicted: Mapping[str, float]) -> None:
+    """Check that the messages of ``plan`` load every link as ``predicted`` (link name to share of
+    the bytes). Nothing is checked above ``EXACT_UP_TO`` ranks, or for a plug-in's algorithm.
 
     Raises:
-        PlanError: a contribution is counted twice or missing at the end.
+        PlanError: they don't; the message names a link.
     """
-    values = [[1 << rank] * num_chunks for rank in range(world_size)]
-    for messages in rounds:
+    if plan.algorithm not in tuple(Algorithm) or not 1 < plan.world_size <= EXACT_UP_TO:
+        return
+    loads = link_loads(schedule(plan).flows(), graph)
+    for name in sorted({*loads, *predicted}):
+        sent, reckoned = loads.get(name, 0.0), predicted.get(name, 0.0)
+        if abs(sent - reckoned) > NEARLY * max(1.0, reckoned):
+            raise PlanError(
+                f"{plan.algorithm}: {sent} of the bytes cross {name}, predicted were {reckoned}"
+            )
+
+
+def interpret(
+    world_size: int, plan: Schedule, collective: Collective = Collective.ALLREDUCE
+) -> None:
+    """Run ``plan`` on sets.
+
+    Raises:
+        PlanError: a contribution is counted twice, or is missing where it is due.
+    """
+    everyone = (1 << world_size) - 1
+    gathers = collective == Collective.ALLGATHER
+    values = [
+        [1 << rank if not gathers or chunk.owner == rank else 0 for chunk in plan.chunks]
+        for rank in range(world_size)
+    ]
+    for messages in plan.rounds:
         sent = [(message, values[message.src][message.chunk]) for message in messages]
         for message, value in sent:
             held = values[message.dst][message.chunk]
@@ -65,28 +131,53 @@ def interpret(world_size: int, num_chunks: int, rounds: Iterator[Round]) -> None
                 twice = (held & value).bit_length() - 1
                 raise PlanError(f"rank {message.dst} would count rank {twice} twice")
             values[message.dst][message.chunk] = held | value if message.reduce else value
-    everyone = (1 << world_size) - 1
     for rank, chunks in enumerate(values):
-        for value in chunks:
-            if value != everyone:
-                missing = (everyone & ~value).bit_length() - 1
+        for chunk, value in zip(plan.chunks, chunks, strict=True):
+            if collective == Collective.REDUCE_SCATTER and chunk.owner != rank:
+                continue
+            due = 1 << chunk.owner if gathers else everyone
+            if value != due:
+                missing = (due & ~value).bit_length() - 1
                 raise PlanError(f"rank {rank} would end without rank {missing}'s contribution")
 
 
-def schedule(plan: Plan) -> tuple[int, Iterator[Round]]:
-    """The number of chunks and the rounds of a built-in plan."""
-    if plan.algorithm != Algorithm.HIERARCHICAL:
-        size = plan.world_size
-        return size, _ring_all_reduce(plan.order, list(range(size)))
-    sizes = {len(island) for island in plan.islands}
-    if len(sizes) == 1:
-        return _scattered(plan.islands)
-    return len(plan.islands), _led(plan.islands)
+def schedule(plan: Plan) -> Schedule:
+    """The messages of a built-in plan."""
+    if plan.algorithm == Algorithm.HIERARCHICAL:
+        if len({len(island) for island in plan.islands}) == 1:
+            return _nested(plan)
+        return _led(plan.islands)
+    if plan.algorithm == Algorithm.SHARDED:
+        return _sharded(plan.shares)
+    if plan.algorithm in (Algorithm.TREE, Algorithm.FOREST):
+        return _trees(plan)
+    return _rings(plan)
 
 
-def _ring_all_reduce(order: Sequence[int], chunks: Sequence[int]) -> Iterator[Round]:
-    yield from _ring(order, chunks, reduce=True)
-    yield from _ring(order, chunks, reduce=False)
+def _rings(plan: Plan) -> Schedule:
+    size = plan.world_size
+    rings = plan.rings or (plan.order,)
+    shares = plan.shares if plan.rings else (1.0,)
+    chunks: list[Chunk] = []
+    running: list[Iterator[Round]] = []
+    for ring, share in zip(rings, shares, strict=True):
+        numbers = range(len(chunks), len(chunks) + size)
+        # Place i ends a reduce-scatter with chunk i + 1.
+        chunks += [Chunk(share / size, ring[place - 1]) for place in range(size)]
+        running.append(_phases(plan.collective, [ring], [numbers]))
+    return Schedule(tuple(chunks), tuple(_together(running)))
+
+
+def _phases(
+    collective: Collective, rings: Sequence[Sequence[int]], chunks: Sequence[Sequence[int]]
+) -> Iterator[Round]:
+    """Disjoint rings at once, ring i over the chunks i."""
+    for reduce in (True, False):
+        skipped = Collective.ALLGATHER if reduce else Collective.REDUCE_SCATTER
+        if collective != skipped:
+            yield from _together(
+                [_ring(ring, own, reduce=reduce) for ring, own in zip(rings, chunks, strict=True)]
+            )
 
 
 def _ring(order: Sequence[int], chunks: Sequence[int], *, reduce: bool) -> Iterator[Round]:
@@ -104,42 +195,102 @@ def _ring(order: Sequence[int], chunks: Sequence[int], *, reduce: bool) -> Itera
         ]
 
 
-def _together(rounds: Sequence[Iterator[Round]]) -> Iterator[Round]:
-    """Schedules of disjoint ranks, running at once."""
-    for parts in zip(*rounds, strict=True):
+def _together(running: Iterable[Iterator[Round]]) -> Iterator[Round]:
+    """Schedules of disjoint chunks or ranks, running at once."""
+    for parts in zip(*running, strict=True):
         yield [message for part in parts for message in part]
 
 
-def _scattered(islands: Sequence[Sequence[int]]) -> tuple[int, Iterator[Round]]:
-    """Equal islands of p ranks, q of them: chunk (i, j) is part j of shard i."""
-    size, count = len(islands[0]), len(islands)
-    shards = [[shard * count + part for part in range(count)] for shard in range(size)]
+def _nested(plan: Plan) -> Schedule:
+    """Equal islands at every level: rings over all chunks that a rank holds, then, with those
+    that it ends up with, over the next dimension; and back."""
+    rings = dimensions(plan.levels or (plan.islands,))
+    size = plan.world_size
+    held = {rank: tuple(range(size)) for rank in range(size)}
+    inwards: list[Round] = []
+    outwards: list[list[Round]] = []
+    for dimension in rings:
+        parts = len(dimension[0])
+        scatter: list[Iterator[Round]] = []
+        gather: list[Iterator[Round]] = []
+        kept: dict[int, tuple[int, ...]] = {}
+        for ring in dimension:
+            chunks = held[ring[0]]
+            groups = [chunks[part::parts] for part in range(parts)]
+            scatter.append(_by_group(ring, groups, reduce=True))
+            gather.append(_by_group(ring, groups, reduce=False))
+            kept.update((rank, groups[(place + 1) % parts]) for place, rank in enumerate(ring))
+        inwards += _together(scatter)
+        outwards.append(list(_together(gather)))
+        held = kept
+    owner = {chunk: rank for rank, own in held.items() for chunk in own}
+    pieces = tuple(Chunk(1 / size, owner[chunk]) for chunk in range(size))
+    back = [messages for rounds in reversed(outwards) for messages in rounds]
+    if plan.collective == Collective.ALLGATHER:
+        return Schedule(pieces, tuple(back))
+    if plan.collective == Collective.REDUCE_SCATTER:
+        return Schedule(pieces, tuple(inwards))
+    return Schedule(pieces, (*inwards, *back))
 
-    def inside(*, reduce: bool) -> Iterator[Round]:
-        for part in range(count):
-            chunks = [shard[part] for shard in shards]
-            yield from _together([_ring(island, chunks, reduce=reduce) for island in islands])
 
-    def rounds() -> Iterator[Round]:
-        yield from inside(reduce=True)
-        yield from _together(
-            [
-                # After the reduce-scatter, place i of an island holds shard i + 1.
-                _ring_all_reduce([island[place] for island in islands], shards[(place + 1) % size])
-                for place in range(size)
-            ]
-        )
-        yield from inside(reduce=False)
-
-    return size * count, rounds()
+def _by_group(
+    ring: Sequence[int], groups: Sequence[Sequence[int]], *, reduce: bool
+) -> Iterator[Round]:
+    """A ring whose i-th piece is a group of chunks."""
+    for messages in _ring(ring, range(len(groups)), reduce=reduce):
+        yield [
+            message._replace(chunk=chunk) for message in messages for chunk in groups[message.chunk]
+        ]
 
 
-def _led(islands: Sequence[Sequence[int]]) -> Iterator[Round]:
-    """Islands of unequal size: to the leaders, around the leaders, and back."""
-    chunks = list(range(len(islands)))
-    members = [(rank, island[0]) for island in islands for rank in island[1:]]
-    for rank, leader in members:
-        yield [Message(rank, leader, chunk, reduce=True) for chunk in chunks]
-    yield from _ring_all_reduce([island[0] for island in islands], chunks)
-    for rank, leader in members:
-        yield [Message(leader, rank, chunk, reduce=False) for chunk in chunks]
+def _led(islands: Sequence[Sequence[int]]) -> Schedule:
+    """Islands of unequal size: gloo's reduce to the leaders, around them, and its broadcast."""
+    count = len(islands)
+    cuts = sorted({Fraction(i, n) for n in (count, *map(len, islands)) for i in range(n + 1)})
+    chunks = range(len(cuts) - 1)
+    shares = [float(end - begin) for begin, end in pairwise(cuts)]
+
+    def parts(number: int) -> list[list[int]]:
+        return [[c for c in chunks if int(cuts[c] * number) == part] for part in range(number)]
+
+    rounds: list[Round] = []
+    for island in islands:
+        own = parts(len(island))
+        rounds += _by_group(island, own, reduce=True)
+        for place, rank in enumerate(island[1:], 1):
+            mine = own[(place + 1) % len(island)]
+            rounds.append([Message(rank, island[0], chunk, reduce=False) for chunk in mine])
+    leaders = [island[0] for island in islands]
+    for reduce in (True, False):
+        rounds += _by_group(leaders, parts(count), reduce=reduce)
+    for island in islands:
+        have = 1
+        while have < len(island):
+            pairs = [(island[i], island[i + have]) for i in range(min(have, len(island) - have))]
+            rounds.append([Message(a, b, c, reduce=False) for a, b in pairs for c in chunks])
+            have *= 2
+    return Schedule(tuple(Chunk(share, leaders[0]) for share in shares), tuple(rounds))
+
+
+def _sharded(shares: Sequence[float]) -> Schedule:
+    ranks = range(len(shares))
+    pairs = [(a, b) for a in ranks for b in ranks if a != b and shares[b]]
+    return Schedule(
+        tuple(Chunk(share, rank) for rank, share in enumerate(shares)),
+        (
+            [Message(a, b, b, reduce=True) for a, b in pairs],
+            [Message(b, a, b, reduce=False) for a, b in pairs],
+        ),
+    )
+
+
+def _trees(plan: Plan) -> Schedule:
+    rounds: list[Round] = []
+    for number, tree in enumerate(plan.trees):
+        rounds += [[_message(hop, number, reduce=True)] for hop in tree.up]
+        rounds += [[_message(hop, number, reduce=False)] for hop in tree.down]
+    return Schedule(tuple(Chunk(tree.share, tree.root) for tree in plan.trees), tuple(rounds))
+
+
+def _message(hop: Hop, chunk: int, *, reduce: bool) -> Message:
+    return Message(hop.src, hop.dst, chunk, reduce, hop.via)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from trainmesh.control import ControlEnvironment, Stop, run_with_store
 from trainmesh.errors import PlanError, WireError
+from trainmesh.probe_agent import Prober
 from trainmesh.rundir import write_atomically
-from trainmesh.store import Change, Store, job_prefix
+from trainmesh.store import Change, Lease, Store, job_prefix
 from trainmesh.topology.validate import validate
 from trainmesh.types import AgentInfo, Hint, NodeReport, RankReport, StepReport
 from trainmesh.wire import MAX_BYTES, decode, encode
@@ -99,9 +100,12 @@ class Uplink:
 
     def __init__(self, environment: ControlEnvironment, inbox: Inbox) -> None:
         self._node = environment.node
+        self._job = environment.job
+        self._etcd = environment.etcd
         self._run = environment.run
         self._prefix = job_prefix(environment.job)
         self._inbox = inbox
+        self._prober: Prober | None = None
         # Grows from one agent process of a node to the next.
         self._sequence = time.time_ns() // 1_000_000
 
@@ -110,6 +114,14 @@ class Uplink:
         lease = store.lease(LEASE_TTL_S)
         info = AgentInfo(node=self._node, pid=os.getpid(), started_unix_s=time.time())
         store.put(f"{self._prefix}agents/{self._node}", encode(info), lease)
+        self._prober = Prober(self._node, self._etcd, store, lease, self._job)
+        try:
+            self._serve(store, lease, stop)
+        finally:
+            self._prober.close()
+            lease.close()
+
+    def _serve(self, store: Store, lease: Lease, stop: Stop) -> None:
         watch = store.watch(self._prefix, self._changed, start_revision=self._refresh(store) + 1)
         try:
             while not stop.wait(PUBLISH_EVERY_S) and not lease.lost:
@@ -119,7 +131,6 @@ class Uplink:
             self._publish(store)
         finally:
             watch.close()
-            lease.close()
 
     def _refresh(self, store: Store) -> int:
         entries, revision = store.list(self._prefix)
@@ -131,6 +142,8 @@ class Uplink:
         for change in changes:
             if change.value is not None:
                 self._apply(change.key, change.value)
+            elif change.key == f"{self._prefix}probe/request" and self._prober is not None:
+                self._prober.see(None)
 
     def _apply(self, key: str, value: bytes) -> None:
         if key == f"{self._prefix}status":
@@ -143,6 +156,8 @@ class Uplink:
                 print(f"hint refused: {error}", file=sys.stderr, flush=True)
                 return
             write_atomically(self._run.hint, value)
+        elif key == f"{self._prefix}probe/request" and self._prober is not None:
+            self._prober.see(value)
 
     def _publish(self, store: Store) -> None:
         reports, dropped = self._inbox.take()

@@ -25,9 +25,12 @@ __all__ = [
     "BucketTiming",
     "Choice",
     "ClassFit",
+    "Collective",
+    "Crossover",
     "Event",
     "Hello",
     "Hint",
+    "Hop",
     "JobStatus",
     "LinkCost",
     "NodeReport",
@@ -37,6 +40,7 @@ __all__ = [
     "RankStatus",
     "RecordLine",
     "StepReport",
+    "Tree",
 ]
 
 MAX_RANKS = 65_536
@@ -57,7 +61,19 @@ class Algorithm(StrEnum):
 
     NATIVE = "native"
     RING = "ring"
+    TREE = "tree"
     HIERARCHICAL = "hierarchical"
+    SHARDED = "sharded"
+    FOREST = "forest"
+
+
+class Collective(StrEnum):
+    """What is planned. Of M bytes, each rank of an allreduce has M before and after; of an
+    allgather it brings M / N and ends with M; of a reduce_scatter it is the other way round."""
+
+    ALLREDUCE = "allreduce"
+    ALLGATHER = "allgather"
+    REDUCE_SCATTER = "reduce_scatter"
 
 
 class LinkCost(Struct, frozen=True, kw_only=True):
@@ -71,19 +87,51 @@ class LinkCost(Struct, frozen=True, kw_only=True):
         return self.alpha_s + nbytes / self.bandwidth_bytes_per_s
 
 
-class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one all-reduce of ``nbytes`` over ``world_size`` ranks is carried out, and why.
+class Hop(Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One edge of a tree: a message from rank ``src`` to rank ``dst``. ``via`` names the nodes
+    between them; None leaves the way to the network (the cheapest one is predicted)."""
 
-    ``order`` is the ring order of all ranks (rank order for native). ``islands`` partitions
-    the ranks for a hierarchical plan and is empty otherwise. ``bottleneck`` names the links
-    (``"src->dst"``) that set ``predicted_s``; ``bound_cut`` the nodes on one side of the cut
-    (or empty, for a volume bound) that sets ``bound_s``.
+    src: RankId
+    dst: RankId
+    via: tuple[Name, ...] | None = None
+
+
+class Tree(Struct, frozen=True, array_like=True):
+    """``share`` of the bytes is reduced over ``up`` into rank ``root`` and broadcast over ``down``
+    from there; one of them is empty unless the collective is an allreduce. A hop comes after those
+    that bring what it sends."""
+
+    root: RankId
+    share: Annotated[float, Meta(gt=0, le=1)]
+    up: tuple[Hop, ...]
+    down: tuple[Hop, ...]
+
+
+class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one collective of ``nbytes`` over ``world_size`` ranks is carried out, and why.
+
+    ``order`` is the order of all ranks around a ring (rank order where there is no single ring).
+    Other fields are set for one algorithm each: ``rings`` for a ring plan of several rings at
+    once (``shares``: the part of the bytes that each takes), ``islands`` for a hierarchical plan
+    (``levels`` if there are more: each partitions the ranks into unions of the islands of the one
+    before, ``islands`` first), ``shares`` for a sharded plan (by rank), ``trees`` for tree and
+    forest. ``num_chunks`` is how many pieces the bytes are cut into, so that stages overlap: 1 is
+    one stage after the other, 0 is no limit (no link has an alpha).
+
+    ``bottleneck`` names the links (``"src->dst"``) that set ``predicted_s``; ``bound_cut`` the
+    nodes on one side of the cut (or empty, where no single cut does) that sets ``bound_s``.
     """
 
     algorithm: Name
     world_size: Positive
     order: Ranks
+    collective: Collective = Collective.ALLREDUCE
+    rings: tuple[Ranks, ...] = ()
+    shares: tuple[Annotated[float, Meta(ge=0, le=1)], ...] = ()
     islands: tuple[Ranks, ...] = ()
+    levels: tuple[tuple[Ranks, ...], ...] = ()
+    trees: tuple[Tree, ...] = ()
+    num_chunks: Natural = 1
     nbytes: Natural = 0
     predicted_s: Seconds = 0.0
     bound_s: Seconds = 0.0
@@ -218,6 +266,14 @@ class ClassFit(Struct, frozen=True, kw_only=True):
     """Median of |measured - fitted| / measured."""
 
 
+class Crossover(Struct, frozen=True):
+    """From ``nbytes`` on ``after`` is predicted to be the fastest algorithm; below, ``before``."""
+
+    nbytes: Natural
+    before: Name
+    after: Name
+
+
 class Choice(Struct, frozen=True, kw_only=True):
     """All candidates for one bucket size on one graph, the chosen one first by predicted time,
     with the words of ``trainmesh explain``."""
@@ -227,6 +283,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     chosen: Name
     candidates: tuple[Plan, ...]
     explain: tuple[Text, ...]
+    crossovers: tuple[Crossover, ...] = ()
 
 
 class RankStatus(Struct, frozen=True, kw_only=True):

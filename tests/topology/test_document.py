@@ -1,12 +1,15 @@
 """Topology documents: what is read, and what is refused with line and name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tests.topology.graphs import random_graphs
 from trainmesh.errors import GraphError
 from trainmesh.topology.document import dump, load, load_file
 from trainmesh.topology.graph import (
@@ -179,10 +182,138 @@ def test_any_noise_is_one_clear_line(text: str) -> None:
         load(text, source="noise")
 
 
-def test_a_million_links_are_refused_while_they_are_read() -> None:
-    links = "- {}\n" * 1_000_000
-    with pytest.raises(GraphError, match=r"^big:500004: more than 500000 entries$"):
-        load(f"version: 1\nnodes: {{}}\nlinks:\n{links}", source="big")
+BAD_JSON = json.dumps(
+    {
+        "version": 1,
+        "nodes": {"g0": {"kind": "rank"}, "g1": {"kind": "rank"}, "sw": {"kind": "switch"}},
+        "links": [
+            {"src": "g0", "dst": "sw", "bandwidth_GBps": 25.5, "alpha_us": 5},
+            {"src": "g1", "dst": "sw", "bandwidth_gbps": 100, "duplex": True},
+        ],
+    },
+    indent="\t",
+)
+"""Good until a test changes it."""
+
+
+def test_json_is_read_as_json() -> None:
+    for text in (BAD_JSON, "\ufeff" + BAD_JSON.replace("\n", "\r\n"), f"\n {BAD_JSON}\n"):
+        graph = load(text, source="x")
+        assert graph.link("sw->g0").cost.bandwidth_bytes_per_s == 25.5e9
+        assert graph.link("sw->g1").cost.bandwidth_bytes_per_s == 12.5e9
+    named = BAD_JSON.replace("g0", r"\ud83d\ude80 \u00e9\"\/")
+    assert load(named, source="x").rank_node(0) == '\U0001f680 \u00e9"/'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("25.5", "1e400", "bad:18: link g0->sw: bandwidth_GBps must be a positive finite number"),
+        ("25.5", "NaN", "bad:18: link g0->sw: bandwidth_GBps must be a positive finite number"),
+        ("25.5", "-Infinity", "bad:18: link g0->sw: bandwidth_GBps must be a positive finite"),
+        ("25.5", "-0", "bad:18: link g0->sw: bandwidth_GBps must be a positive finite number"),
+        ("25.5", "1" + "0" * 5000, "bad:18: link g0->sw: bandwidth_GBps must be a positive"),
+        ("25.5", "null", "must be a positive finite number, not 'null'"),
+        ("25.5", "[25.5]", "bad:18: link g0->sw: bandwidth_GBps must be a single value"),
+        ("25.5", "25.5]", "bad:18: not valid YAML: "),
+        ('"alpha_us": 5', '"alpha_us": -1', "bad:19: link g0->sw: alpha_us must be"),
+        ('"alpha_us"', '"latency"', "bad:19: link: unknown key 'latency'; known are src, dst"),
+        ('"version": 1', '"version": 1.0', "bad:2: version must be 1"),
+        ('"version": 1', '"version": true', "bad:2: version must be 1"),
+        ('"version": 1', '"version": 1' + "0" * 9999, "bad:2: version must be 1"),
+        ('"src": "g1"', '"src": "g0"', "bad:21: link g0->sw is there twice"),
+        ('"src": "g1"', '"src": "g7"', "bad:21: link g7->sw: there is no node 'g7'"),
+        ('"src": "g1"', '"src": "g1", "src": "g1"', "bad:22: 'src' is there twice"),
+        ('"g1": {', '"g0": {', "bad:7: 'g0' is there twice"),
+        ('"kind": "switch"', '"kind": "hub"', "bad:11: node 'sw': kind must be one of rank,"),
+        ('"kind": "switch"', '"kind": "switch", "rank": 2', "bad:10: node 'sw': nodes of kind"),
+        ('"links": [', '"links": {"a": [', "not valid"),
+        ('"links": [', '"links": [3,', "bad:14: link must be a mapping"),
+        ('"duplex": true', '"duplex": 1', "bad:25: link g1->sw: duplex must be one of true, false"),
+        ('"duplex": true', '"duplex": false', "bad:7: no link leads to rank 'g1': the graph is"),
+        ('"version": 1', '"version": ' + "[" * 20 + "]" * 20, "bad:2: version must be 1"),
+        ('"version": 1', '"version": ' + "[" * 9999, "bad:2: nested more than 16 deep"),
+        ('"g1"', '"g\\ud800"', "printable characters"),
+    ],
+)
+def test_json_errors_have_their_line(old: str, new: str, words: str) -> None:
+    assert old in BAD_JSON
+    with pytest.raises(GraphError, match=re.escape(words)) as refusal:
+        load(BAD_JSON.replace(old, new, 1), source="bad")
+    assert "\n" not in str(refusal.value)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(random_graphs())
+def test_a_graph_is_the_same_from_json_and_from_yaml(graph: LinkGraph) -> None:
+    document = dump(graph)
+    texts = [
+        encode(document).decode(),
+        json.dumps(document, indent=1),
+        yaml.safe_dump(document, sort_keys=False),
+        yaml.safe_dump(document, default_flow_style=True, sort_keys=False),
+    ]
+    for text in texts:
+        again = load(text, source="x")
+        assert again.digest == graph.digest
+        assert again.nodes == graph.nodes or text is texts[0]
+        assert dump(again) == document or text is texts[0]
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.data())
+def test_json_and_yaml_agree_on_what_is_wrong(data: st.DataObject) -> None:
+    """A comment makes it YAML, one line longer."""
+    text = BAD_JSON.replace("\t", " ")
+    for _ in range(data.draw(st.integers(1, 2))):
+        words = [match.span() for match in re.finditer(r'"\w+"|[\d.]+|true|[{}\[\],:]', text)]
+        (start, end), (first, last) = (data.draw(st.sampled_from(words)) for _ in range(2))
+        text = text[:start] + text[first:last] + text[end:]
+    outcomes = []
+    for more, content in ((0, text), (1, f"# YAML\n{text}")):
+        try:
+            outcomes.append(load(content, source="x").digest)
+        except GraphError as error:
+            line = re.sub(r"(?<=^x:)\d+", lambda m, n=more: str(int(m[0]) - n), str(error))
+            outcomes.append("not valid" if "not valid" in line else line)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_ranks_and_switches_without_links_are_named() -> None:
+    nodes = "".join(f"  g{i}: {{kind: rank}}\n" for i in range(7))
+    pair = "links:\n  - {src: g0, dst: g1, bandwidth_GBps: 1}\n"
+    with pytest.raises(GraphError) as refusal:
+        load(f"version: 1\nnodes:\n{nodes}{pair}", source="x")
+    words = "x:5: no link leads to rank 'g2' and 4 more ('g3', 'g4', 'g5', ...)"
+    assert str(refusal.value) == f"{words}: the graph is disconnected"
+    nodes = "  g0: {kind: rank}\n  g1: {kind: rank}\n  s: {kind: switch}\n  t: {kind: switch}\n"
+    cycle = f"{pair}  - {{src: s, dst: t, bandwidth_GBps: 1}}\n"
+    with pytest.raises(GraphError, match=r"^x:5: no rank is linked to node 's' and 1 more \('t'\)"):
+        load(f"version: 1\nnodes:\n{nodes}{cycle}", source="x")
+    one_way = f"{pair[:-2]}, duplex: false}}\n"
+    with pytest.raises(GraphError, match=r"^x:3: no link leads to rank 'g0': the graph"):
+        load(f"version: 1\nnodes:\n{nodes}{one_way}", source="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("version: 1\nnodes: {}\nlinks:\n" + "- {}\n" * 1_000_000, 500004),
+        ('{"links": [\n' + '{"src":1},\n' * 1_000_000 + "{}]}", 500002),
+        ("{links: [\n" + "1,\n" * 1_000_000 + "]}", 500002),
+        ('{"links": [' + "1," * 7_000_000 + "1]}", 1),
+    ],
+    ids=["yaml", "json", "flow", "numbers"],
+)
+def test_a_million_links_are_refused_while_they_are_read(text: str, line: int) -> None:
+    with pytest.raises(GraphError, match=rf"^big:{line}: more than 500000 entries$"):
+        load(text, source="big")
+
+
+def test_links_count_by_direction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainmesh.topology.document.MAX_LINKS", 3)
+    with pytest.raises(GraphError, match=r"^bad:10: more than the 3 links allowed, counted by"):
+        load(GOOD, source="bad")
 
 
 def test_a_graph_of_too_many_links_is_refused() -> None:

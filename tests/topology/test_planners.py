@@ -7,10 +7,12 @@ import pytest
 
 from tests.topology.graphs import both_ways, direct, hgx, racks, star
 from trainmesh.errors import ConfigError, GraphError
-from trainmesh.topology import hierarchical, planner
-from trainmesh.topology.cost import predict
+from trainmesh.topology import planner
+from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
 from trainmesh.topology.planner import choose
+from trainmesh.topology.planners import hierarchical
+from trainmesh.topology.request import LIVE, Request
 from trainmesh.types import Choice, LinkCost, Plan
 from trainmesh.wire import decode, encode
 
@@ -70,7 +72,7 @@ def test_the_ring_across_follows_the_fabric() -> None:
         for rank in (2 * rack, 2 * rack + 1):
             nodes.append(Node(f"g{rank}", Kind.RANK, rank))
             links += both_ways(f"g{rank}", f"leaf{rack}", 25)
-    plan = hierarchical.plan(LinkGraph(nodes, links), NBYTES)
+    plan = hierarchical.plan(LinkGraph(nodes, links), Request(NBYTES, executors=LIVE))
     assert plan is not None
     order = [island[0] // 2 % 2 for island in plan.islands]
     assert order in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1])
@@ -83,13 +85,13 @@ def test_cost_of_unequal_islands_by_hand() -> None:
         algorithm="hierarchical", world_size=4, order=(0, 1, 2, 3), islands=((0, 1, 2), (3,))
     )
     graph = star([1, 1, 1, 1], alpha_us=1)
-    prediction = predict(plan, graph, NBYTES)
-    assert prediction.time_s - prediction.latency_s == pytest.approx(2 / 3 + 2 / 3 + 1 + 2)
-    assert prediction.latency_s == pytest.approx((2 + 1 + 2 + 2) * 2e-6)
+    cost = plan_cost(plan, graph)
+    assert cost.predict(NBYTES).time_s - cost.latency_s == pytest.approx(2 / 3 + 2 / 3 + 1 + 2)
+    assert cost.latency_s == pytest.approx((2 + 1 + 2 + 2) * 2e-6)
 
 
 def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="native, ring, hierarchical"):
+    with pytest.raises(ConfigError, match="native, ring, tree, hierarchical"):
         choose(star([1, 1]), [NBYTES], only="magic")
 
 
@@ -101,24 +103,24 @@ def test_the_choice_for_a_large_cluster_fits_a_value_of_the_store() -> None:
 
 MODULE = """
 from msgspec.structs import replace
-from trainmesh.topology import native
+from trainmesh.topology.planners import native
 
-def good(graph, nbytes):
-    return replace(native.plan(graph, nbytes), algorithm="good", predicted_s=1.0)
+def good(graph, request):
+    return replace(native.plan(graph, request), algorithm="good", predicted_s=1.0)
 
-def raises(graph, nbytes):
+def raises(graph, request):
     raise KeyError("no such thing")
 
-def malformed(graph, nbytes):
-    return replace(good(graph, nbytes), algorithm="malformed", order=(0, 0, 1))
+def malformed(graph, request):
+    return replace(good(graph, request), algorithm="malformed", order=(0, 0, 1))
 
-def too_good(graph, nbytes):
-    return replace(native.plan(graph, nbytes), algorithm="too_good", predicted_s=1e-9)
+def too_good(graph, request):
+    return replace(native.plan(graph, request), algorithm="too_good", predicted_s=1e-9)
 
-def native_again(graph, nbytes):
-    return native.plan(graph, nbytes)
+def native_again(graph, request):
+    return native.plan(graph, request)
 
-def nothing(graph, nbytes):
+def nothing(graph, request):
     return None
 """
 

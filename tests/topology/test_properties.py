@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from tests.topology.graphs import GB, both_ways, racks, random_graphs
 from trainmesh.errors import PlanError
-from trainmesh.topology import ring
-from trainmesh.topology.bound import bound
-from trainmesh.topology.cost import predict
+from trainmesh.topology.bounds import bound
+from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph, Node
 from trainmesh.topology.planner import choose
+from trainmesh.topology.planners import ring
+from trainmesh.topology.request import LIVE, Request
 from trainmesh.topology.validate import validate
 from trainmesh.types import Plan
 
@@ -75,21 +76,21 @@ def test_any_numbering_of_racks_gets_a_ring_that_crosses_each_uplink_once(
     order: list[int], uplink: float
 ) -> None:
     graph = racks(order, uplink=uplink)
-    plan = ring.plan(graph, NBYTES)
+    plan = ring.plan(graph, Request(NBYTES, executors=LIVE))
     assert plan is not None
-    [stage] = predict(plan, graph, NBYTES).stages
+    [stage] = plan_cost(plan, graph).stages
     assert stage.transfer_s(1) == pytest.approx(2 * 11 / 12 / (min(uplink, 25) * GB))
 
 
 @thorough
 @given(random_graphs(max_ranks=6))
 def test_ring_order_is_the_best_of_all(graph: LinkGraph) -> None:
-    plan = ring.plan(graph, NBYTES)
+    plan = ring.plan(graph, Request(NBYTES, executors=LIVE))
     if plan is None:
         return
-    [stage] = predict(plan, graph, NBYTES).stages
+    [stage] = plan_cost(plan, graph).stages
     for rest in permutations(range(1, graph.world_size)):
-        [other] = predict(replace(plan, order=(0, *rest)), graph, NBYTES).stages
+        [other] = plan_cost(replace(plan, order=(0, *rest)), graph).stages
         assert stage.transfer_s(NBYTES) <= other.transfer_s(NBYTES) * (1 + 1e-9)
 
 
@@ -114,10 +115,13 @@ def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
     nodes = [Node(n.name, n.kind, None if n.rank is None else numbers[n.rank]) for n in graph.nodes]
     other = LinkGraph(nodes, graph.links)
     assert bound(other, NBYTES).time_s == pytest.approx(bound(graph, NBYTES).time_s)
-    first, second = ring.plan(graph, NBYTES), ring.plan(other, NBYTES)
+    first, second = (
+        ring.plan(graph, Request(NBYTES, executors=LIVE)),
+        ring.plan(other, Request(NBYTES, executors=LIVE)),
+    )
     if first is not None and second is not None:
         transfer = [
-            predict(plan, g, NBYTES).stages[0].transfer_s(NBYTES)
+            plan_cost(plan, g).stages[0].transfer_s(NBYTES)
             for plan, g in ((first, graph), (second, other))
         ]
         assert transfer[0] == pytest.approx(transfer[1])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.topology.graphs import direct, hgx, racks, star
-from trainmesh.topology import hierarchical, native, ring
-from trainmesh.topology.bound import bound
+from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import busbw_bytes_per_s, predict
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import choose
+from trainmesh.topology.planners import hierarchical, native, ring
+from trainmesh.topology.request import LIVE, Request
 from trainmesh.types import Plan
 
 TABLE = tomllib.loads(Path(__file__).with_name("reference.toml").read_text())
@@ -19,13 +20,15 @@ NBYTES = 10**9
 
 def algbw(plan: Plan | None, graph: LinkGraph) -> float:
     assert plan is not None
-    return NBYTES / predict(plan, graph, NBYTES).time_s / 1e9
+    return NBYTES / predict(plan, graph, NBYTES) / 1e9
 
 
 @pytest.mark.parametrize("case", TABLE["star"], ids=lambda case: str(case["nics"]))
 def test_stars(case: dict) -> None:
     graph = star(case["nics"])
-    assert algbw(ring.plan(graph, NBYTES), graph) == pytest.approx(case["ring"], rel=1e-6)
+    assert algbw(ring.plan(graph, Request(NBYTES, executors=LIVE)), graph) == pytest.approx(
+        case["ring"], rel=1e-6
+    )
     assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(case["bound"], rel=1e-6)
 
 
@@ -38,17 +41,17 @@ def test_racks(case: dict) -> None:
     for graph in (contiguous, interleaved):
         limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
         assert limit == pytest.approx(case["bound"], **near)
-        best = algbw(ring.plan(graph, NBYTES), graph)
+        best = algbw(ring.plan(graph, Request(NBYTES, executors=LIVE)), graph)
         assert best == pytest.approx(case["contiguous"], **near)
-    assert algbw(native.plan(contiguous, 1), contiguous) == pytest.approx(
+    assert algbw(native.plan(contiguous, Request(1, executors=LIVE)), contiguous) == pytest.approx(
         case["contiguous"], **near
     )
     if "interleaved" in case:
-        assert algbw(native.plan(interleaved, 1), interleaved) == pytest.approx(
-            case["interleaved"], **near
-        )
+        assert algbw(
+            native.plan(interleaved, Request(1, executors=LIVE)), interleaved
+        ) == pytest.approx(case["interleaved"], **near)
     if "hierarchical" in case:
-        plan = hierarchical.plan(interleaved, NBYTES)
+        plan = hierarchical.plan(interleaved, Request(NBYTES, executors=LIVE))
         assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], **near)
 
 
@@ -58,8 +61,12 @@ def test_rank_order_by_host_name(case: dict) -> None:
     hosts = [f"node{i}" for i in range(1, 17)]
     rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
     graph = racks([rank_of[host] for host in hosts], uplink=case["uplink"], nic=100)
-    assert algbw(native.plan(graph, 1), graph) == pytest.approx(case["by_name"], rel=1e-6)
-    assert algbw(ring.plan(graph, 1), graph) == pytest.approx(case["ring"], rel=1e-6)
+    assert algbw(native.plan(graph, Request(1, executors=LIVE)), graph) == pytest.approx(
+        case["by_name"], rel=1e-6
+    )
+    assert algbw(ring.plan(graph, Request(1, executors=LIVE)), graph) == pytest.approx(
+        case["ring"], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("case", TABLE["direct"], ids=lambda case: case["name"])
@@ -67,7 +74,9 @@ def test_direct_graphs(case: dict) -> None:
     graph = direct(case["links"])
     assert NBYTES / bound(graph, NBYTES).time_s / 1e9 == pytest.approx(case["bound"], rel=1e-6)
     if "ring" in case:
-        assert algbw(ring.plan(graph, NBYTES), graph) == pytest.approx(case["ring"], rel=1e-6)
+        assert algbw(ring.plan(graph, Request(NBYTES, executors=LIVE)), graph) == pytest.approx(
+            case["ring"], rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("case", TABLE["hgx"], ids=lambda case: f"{case['hosts']} {case['nic0']}")

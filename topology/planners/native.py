@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.request import Request
 from trainmesh.types import Algorithm, Plan
 
 __all__ = ["plan"]
 
 
-def plan(graph: LinkGraph, nbytes: int) -> Plan:
+def plan(graph: LinkGraph, request: Request) -> Plan:
     """The plan that is always there."""
     order = tuple(range(graph.world_size))
-    return Plan(algorithm=Algorithm.NATIVE, world_size=len(order), order=order, nbytes=nbytes)
+    return Plan(
+        algorithm=Algorithm.NATIVE,
+        world_size=len(order),
+        order=order,
+        collective=request.collective,
+        nbytes=request.nbytes,
+    )

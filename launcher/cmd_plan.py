@@ -1,0 +1,101 @@
+"""``trainmesh plan``: the bound and the best plan for a topology file, without a job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from trainmesh.errors import ConfigError
+from trainmesh.format import duration, rate
+from trainmesh.launcher.quantity import nbytes
+from trainmesh.launcher.terminal import Output
+from trainmesh.rundir import write_atomically
+from trainmesh.topology.answer import Answer, answer
+from trainmesh.topology.document import load_file
+from trainmesh.topology.render import svg
+from trainmesh.types import Collective
+
+__all__ = ["add_arguments", "run"]
+
+MAX_ROWS = 50
+MAX_TREES = 65_536
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--graph", metavar="FILE", type=Path, required=True, help="a topology file (YAML or JSON)"
+    )
+    parser.add_argument(
+        "--collective",
+        choices=[collective.value for collective in Collective],
+        default=Collective.ALLREDUCE.value,
+    )
+    parser.add_argument(
+        "--bytes",
+        type=nbytes,
+        default=100_000_000,
+        metavar="SIZE",
+        help="each rank's bytes for an allreduce, those of all ranks together for the others "
+        "(default 100MB)",
+    )
+    parser.add_argument("--algorithm", metavar="NAME", help="choose this one if it applies")
+    parser.add_argument(
+        "--max-trees",
+        type=_trees,
+        default=64,
+        metavar="N",
+        help="the most trees of a forest (default 64); fewer are simpler, and may be slower",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--draw", metavar="FILE.svg", type=Path, help="draw the graph with its bottleneck"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    graph = load_file(args.graph)
+    found = answer(
+        graph,
+        Collective(args.collective),
+        args.bytes,
+        only=args.algorithm,
+        max_trees=args.max_trees,
+    )
+    if args.draw:
+        drawing = svg(graph, cut=found.bound.cut, bottleneck=found.bound.links)
+        try:
+            write_atomically(args.draw, drawing.encode())
+        except OSError as error:
+            raise ConfigError(f"--draw {args.draw}: {error.strerror}") from error
+    if args.json:
+        print(json.dumps(found.document()))
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: Answer) -> None:
+    output = Output()
+    rows = [
+        (
+            ("* " if plan.algorithm == found.choice.chosen else "  ") + plan.algorithm,
+            duration(plan.predicted_s),
+            rate(plan.algbw_bytes_per_s),
+            f"{plan.efficiency:.1%}",
+            str(plan.num_chunks or "any"),
+        )
+        for plan in found.choice.candidates
+    ]
+    bound_s = found.bound.time_s
+    limit = rate(found.choice.nbytes / bound_s) if bound_s else "-"
+    rows.append((f"  bound ({found.bound.kind})", duration(bound_s), limit, "100.0%", ""))
+    head = ["algorithm", "time", "algbw", "efficiency", "chunks"]
+    output.table(head, rows, "tnnnn", MAX_ROWS)
+    output.text(*found.explain)
+
+
+def _trees(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= MAX_TREES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MAX_TREES}")
+    return int(text)

@@ -1,0 +1,219 @@
+"""Measured pairs become costs of links: no further than they force, and deterministically."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainmesh.probes import CostFit, PairMeasure, RoundTrips
+from trainmesh.topology.document import dump, load
+from trainmesh.topology.graph import LinkGraph, Provenance, host_graph
+from trainmesh.topology.measured import Between, expected, with_measures
+from trainmesh.topology.probing import rounds
+from trainmesh.types import LinkCost
+from trainmesh.wire import encode
+
+HOSTS = {"a": [0, 1], "b": [2, 3], "c": [4, 5]}
+
+RACKS = """
+version: 1
+nodes:
+  a0: {kind: rank}
+  a1: {kind: rank}
+  b0: {kind: rank}
+  b1: {kind: rank}
+  left: {kind: switch}
+  right: {kind: switch}
+links:
+- {src: a0, dst: left, bandwidth_GBps: 1, alpha_us: 10}
+- {src: a1, dst: left, bandwidth_GBps: 1, alpha_us: 10}
+- {src: b0, dst: right, bandwidth_GBps: 1, alpha_us: 10}
+- {src: b1, dst: right, bandwidth_GBps: 1, alpha_us: 10}
+- {src: left, dst: right, bandwidth_GBps: 1, alpha_us: 10, class: wan}
+"""
+EACH = {"a0": [0], "a1": [1], "b0": [2], "b1": [3]}
+
+
+def fit(alpha_s: float, bandwidth: float) -> CostFit:
+    return CostFit(
+        cost=LinkCost(alpha_s=alpha_s, bandwidth_bytes_per_s=bandwidth),
+        alpha_low_s=alpha_s,
+        alpha_high_s=alpha_s,
+        bandwidth_low_bytes_per_s=bandwidth,
+        bandwidth_high_bytes_per_s=bandwidth,
+        num_samples=10,
+        residual=0.0,
+    )
+
+
+def measure(
+    src: str,
+    dst: str,
+    there: tuple[float, float] | None,
+    back: tuple[float, float] | None,
+    *,
+    ceiling: float = 0.0,
+) -> PairMeasure:
+    return PairMeasure(
+        src=src,
+        dst=dst,
+        unix_s=0.0,
+        round_trips=RoundTrips(sent=1, received=1),
+        forward=fit(*there) if there else None,
+        backward=fit(*back) if back else None,
+        ceiling_bytes_per_s=ceiling,
+    )
+
+
+def probed(
+    alphas: dict[str, tuple[float, float]], speeds: dict[str, tuple[float, float]]
+) -> list[list[PairMeasure]]:
+    """What is measured around a core switch: (up, down) alphas and bandwidths of each node."""
+    return [
+        [
+            measure(
+                src,
+                dst,
+                (alphas[src][0] + alphas[dst][1], min(speeds[src][0], speeds[dst][1])),
+                (alphas[dst][0] + alphas[src][1], min(speeds[dst][0], speeds[src][1])),
+            )
+            for src, dst in pairs
+        ]
+        for pairs in rounds(sorted(alphas))
+    ]
+
+
+ALPHAS = {"a": (1e-3, 1e-3), "b": (1e-5, 1e-5), "c": (2e-5, 2e-5)}
+SPEEDS = {"a": (1e7, 2e7), "b": (1e9, 1e9), "c": (1e9, 1e9)}
+
+
+def test_around_one_switch_every_access_link_is_found() -> None:
+    after = with_measures(host_graph(HOSTS), HOSTS, probed(ALPHAS, SPEEDS))
+    for node in HOSTS:
+        up, down = after.link(f"{node}->core switch"), after.link(f"core switch->{node}")
+        assert up.provenance is down.provenance is Provenance.MEASURED
+        assert up.cost.bandwidth_bytes_per_s == SPEEDS[node][0]
+        assert down.cost.bandwidth_bytes_per_s == SPEEDS[node][1]
+        # an iteration that comes near in few steps and exact in many
+        assert up.cost.alpha_s == pytest.approx(ALPHAS[node][0], rel=0.05)
+        assert down.cost.alpha_s == pytest.approx(ALPHAS[node][1], rel=0.05)
+    assert after.version == 2
+
+
+def test_links_inside_a_node_stay_as_they_are() -> None:
+    before = host_graph({"a": [0, 1], "b": [2]})
+    turns = [[measure("a", "b", (1e-3, 1e6), (1e-3, 1e6))]]
+    after = with_measures(before, {"a": [0, 1], "b": [2]}, turns)
+    inside = [link for link in before.links if link.link_class == "loopback"]
+    assert len(inside) == 6
+    assert inside == [link for link in after.links if link.link_class == "loopback"]
+
+
+def test_a_link_that_pairs_of_a_round_share_is_not_taken_for_slow() -> None:
+    """Two cross pairs at a time share the uplink: each sees half of it."""
+    graph = load(RACKS, source="racks")
+    half = (30e-6, 0.5e9)
+    turns = [
+        [
+            measure(src, dst, half, half)
+            if {src[0], dst[0]} == {"a", "b"}
+            else measure(src, dst, (20e-6, 1e9), (20e-6, 1e9))
+            for src, dst in pairs
+        ]
+        for pairs in rounds(list(EACH))
+    ]
+    after = with_measures(graph, EACH, turns)
+    for link in after.links:
+        assert link.cost.bandwidth_bytes_per_s == 1e9, link
+        assert link.cost.alpha_s == pytest.approx(10e-6, rel=1e-3)
+
+
+def test_a_slow_uplink_is_found_from_what_the_pairs_get_together() -> None:
+    graph = load(RACKS, source="racks")
+    share = (30e-6, 0.05e9)
+    turns = [
+        [
+            measure(src, dst, share, share)
+            if {src[0], dst[0]} == {"a", "b"}
+            else measure(src, dst, (20e-6, 1e9), (20e-6, 1e9))
+            for src, dst in pairs
+        ]
+        for pairs in rounds(list(EACH))
+    ]
+    after = with_measures(graph, EACH, turns)
+    assert after.link("left->right").cost.bandwidth_bytes_per_s == pytest.approx(0.1e9)
+    assert after.link("a0->left").cost.bandwidth_bytes_per_s == 1e9
+
+
+def test_what_the_agents_could_not_move_is_no_fault_of_the_link() -> None:
+    graph = load(RACKS, source="racks")
+    limited = measure("a0", "b0", (30e-6, 0.6e9), (30e-6, 0.2e9), ceiling=1e9)
+    after = with_measures(graph, EACH, [[limited]])
+    assert after.link("a0->left").cost.bandwidth_bytes_per_s == 1e9
+    assert after.link("b0->right").cost.bandwidth_bytes_per_s == 0.2e9
+
+
+def test_classes_that_tcp_says_nothing_about_are_left_alone() -> None:
+    graph = load(RACKS, source="racks")
+    turns = [
+        [measure("a0", "b0", (1e-3, 1e6), (1e-3, 1e6))],
+        [measure("a0", "a1", (1e-3, 2e6), (1e-3, 2e6))],
+    ]
+    after = with_measures(graph, EACH, turns, except_classes=["wan"])
+    assert after.link("left->right") == graph.link("left->right")
+    assert after.link("right->b0") == graph.link("right->b0")
+    assert after.link("a0->left").cost.bandwidth_bytes_per_s == 2e6
+
+
+def test_pairs_without_a_fit_and_unknown_nodes_change_nothing() -> None:
+    graph = load(RACKS, source="racks")
+    turns = [[measure("a0", "b0", None, None), measure("x", "a1", (1.0, 1.0), (1.0, 1.0))]]
+    after = with_measures(graph, EACH, turns)
+    assert after.links == graph.links
+    assert after.version == graph.version + 1
+
+
+def test_what_the_graph_says_about_a_pair_is_its_path_outside_of_the_nodes() -> None:
+    between = Between(host_graph(HOSTS), HOSTS)
+    path = between.path("a", "b")
+    assert [link.name for link in path] == ["a->core switch", "core switch->b"]
+    assert expected(path) == LinkCost(alpha_s=200e-6, bandwidth_bytes_per_s=1.25e9)
+    assert between.path("a", "elsewhere") == ()
+    assert expected(()) is None
+
+
+positive = st.floats(1e-6, 1e-2)
+speed = st.floats(1e6, 1e10)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.lists(st.tuples(positive, speed, positive, speed), min_size=6, max_size=6))
+def test_whatever_is_measured_the_result_is_a_graph_that_no_pair_contradicts(
+    ways: list[tuple[float, float, float, float]],
+) -> None:
+    graph = load(RACKS, source="racks")
+    pairs = iter(ways)
+    turns = [
+        [measure(src, dst, *_split(next(pairs))) for src, dst in turn]
+        for turn in rounds(list(EACH))
+    ]
+    after = with_measures(graph, EACH, turns)
+    between = Between(after, EACH)
+    for turn in turns:
+        for pair in turn:
+            assert pair.forward is not None
+            shown = expected(between.path(pair.src, pair.dst))
+            assert shown is not None
+            # never slower than what a pair has really got
+            assert shown.bandwidth_bytes_per_s >= pair.forward.cost.bandwidth_bytes_per_s
+            assert math.isfinite(shown.alpha_s)
+    assert with_measures(graph, EACH, turns).digest == after.digest
+    read: LinkGraph = load(encode(dump(after)).decode(), source="again")
+    assert read.digest == after.digest
+
+
+def _split(
+    way: tuple[float, float, float, float],
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    return way[:2], way[2:]

@@ -1,0 +1,179 @@
+"""Measured pairs of nodes against the link graph: what it says about them, and what they say
+about its links.
+
+A pair is measured between two agents, so it sees the links *between* two nodes: those on the
+path of their lowest ranks that are not inside a node. Inside are the links that a node's own
+ranks use among themselves, and those between a rank and its host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from trainmesh.probes import PairMeasure, is_ceiling
+from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
+from trainmesh.types import LinkCost
+
+__all__ = ["Between", "expected", "with_measures"]
+
+ITERATIONS = 500
+CLOSE = 1e-6
+"""Alphas are found when no pair's ratio changes a link by more than this."""
+LEAST_ALPHA_S = 1e-9
+
+
+class Between:
+    """The links between the nodes of a job.
+
+    Args:
+        graph: The link graph.
+        ranks: The ranks of each node.
+    """
+
+    def __init__(self, graph: LinkGraph, ranks: Mapping[str, Sequence[int]]) -> None:
+        self._graph = graph
+        self._first = {node: min(own) for node, own in ranks.items() if own}
+        self._inside = _inside(graph, ranks)
+
+    def path(self, src: str, dst: str) -> tuple[Link, ...]:
+        """From node ``src`` to node ``dst``; empty where the graph doesn't know the nodes."""
+        if src not in self._first or dst not in self._first:
+            return ()
+        whole = self._graph.path(self._first[src], self._first[dst])
+        return tuple(link for link in whole if link.name not in self._inside)
+
+
+def expected(path: Sequence[Link]) -> LinkCost | None:
+    """What a graph says about one message over ``path``: the alphas add up, the narrowest link
+    sets the bandwidth. None for an empty path."""
+    if not path:
+        return None
+    return LinkCost(
+        alpha_s=sum(link.cost.alpha_s for link in path),
+        bandwidth_bytes_per_s=min(link.cost.bandwidth_bytes_per_s for link in path),
+    )
+
+
+def with_measures(
+    graph: LinkGraph,
+    ranks: Mapping[str, Sequence[int]],
+    turns: Iterable[Sequence[PairMeasure]],
+    *,
+    except_classes: Collection[str] = (),
+) -> LinkGraph:
+    """The next version of ``graph``, in which what was measured counts.
+
+    Bandwidth: a link can't be slower than the best pair that went over it, and it has not shown
+    more than the sum of all pairs that went over it in one round (there is no such most where the
+    agents were the limit); between the two its old value stands. So a link is changed no further
+    than the measures force it to, and where they leave open which link of a path is the slow one,
+    all of them are taken to be slow.
+
+    Alpha: the alphas of a path add up to the pair's. Started from the old ones, each is
+    multiplied by the geometric mean of measured / sum over its pairs until nothing changes,
+    which is the simultaneous multiplicative algebraic reconstruction (SMART, Byrne 1993): of
+    all solutions the one nearest to the start, or the best compromise if there is none.
+
+    Args:
+        graph: The graph in force.
+        ranks: The ranks of each node.
+        turns: The measured pairs of each round.
+        except_classes: Link classes that the probe's TCP says nothing about.
+    """
+    between = Between(graph, ranks)
+    flows = [flow for number, turn in enumerate(turns) for flow in _flows(turn, number, between)]
+    flows = [flow for flow in flows if not flow.classes & set(except_classes)]
+    best: dict[str, float] = defaultdict(float)
+    together: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for flow in flows:
+        bandwidth = flow.cost.bandwidth_bytes_per_s
+        for name in flow.links:
+            best[name] = max(best[name], bandwidth)
+            together[name][flow.turn] += math.inf if flow.is_ceiling else bandwidth
+    alphas = _alphas({link.name: link.cost.alpha_s for link in graph.links}, flows)
+
+    def changed(link: Link) -> Link:
+        if link.name not in best:
+            return link
+        most = max(together[link.name].values())
+        bandwidth = min(max(link.cost.bandwidth_bytes_per_s, best[link.name]), most)
+        cost = LinkCost(alpha_s=alphas[link.name], bandwidth_bytes_per_s=bandwidth)
+        return replace(link, cost=cost, provenance=Provenance.MEASURED)
+
+    return LinkGraph(graph.nodes, map(changed, graph.links), version=graph.version + 1)
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """One direction of one measured pair."""
+
+    turn: int
+    links: tuple[str, ...]
+    classes: frozenset[str]
+    cost: LinkCost
+    is_ceiling: bool
+
+
+def _flows(measures: Sequence[PairMeasure], turn: int, between: Between) -> list[_Flow]:
+    flows = []
+    for measure in measures:
+        for fit, src, dst in (
+            (measure.forward, measure.src, measure.dst),
+            (measure.backward, measure.dst, measure.src),
+        ):
+            path = between.path(src, dst)
+            if fit is not None and path:
+                flows.append(
+                    _Flow(
+                        turn=turn,
+                        links=tuple(link.name for link in path),
+                        classes=frozenset(link.link_class for link in path),
+                        cost=fit.cost,
+                        is_ceiling=is_ceiling(fit, measure),
+                    )
+                )
+    return flows
+
+
+def _inside(graph: LinkGraph, ranks: Mapping[str, Sequence[int]]) -> set[str]:
+    kinds = {node.name: node.kind for node in graph.nodes}
+    inside = {
+        link.name
+        for link in graph.links
+        if {kinds[link.src], kinds[link.dst]} == {Kind.RANK, Kind.HOST}
+    }
+    for own in ranks.values():
+        for rank in own:
+            if rank != min(own):
+                for link in graph.path(min(own), rank):
+                    inside |= {link.name, f"{link.dst}->{link.src}"}
+    return inside
+
+
+def _alphas(before: Mapping[str, float], flows: Sequence[_Flow]) -> dict[str, float]:
+    """The alpha of every link that a flow went over."""
+    measured = [max(flow.cost.alpha_s, LEAST_ALPHA_S) for flow in flows]
+    over: dict[str, list[int]] = defaultdict(list)
+    for number, flow in enumerate(flows):
+        for name in flow.links:
+            over[name].append(number)
+    alphas = {
+        # Nothing can be multiplied onto zero: there the links of a path begin alike.
+        name: before[name] or min(measured[number] / len(flows[number].links) for number in own)
+        for name, own in over.items()
+    }
+    for _ in range(ITERATIONS):
+        ratios = [
+            math.log(whole / sum(alphas[name] for name in flow.links))
+            for whole, flow in zip(measured, flows, strict=True)
+        ]
+        steps = {name: fmean(ratios[number] for number in own) for name, own in over.items()}
+        for name, step in steps.items():
+            alphas[name] *= math.exp(step)
+        if all(abs(step) < CLOSE for step in steps.values()):
+            break
+    return alphas

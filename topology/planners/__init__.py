@@ -1,0 +1,1 @@
+"""One file for each algorithm: a graph and a request in, a plan or None out."""

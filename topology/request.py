@@ -1,0 +1,57 @@
+"""What is asked of the planners."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from trainmesh.topology.graph import LinkGraph
+from trainmesh.types import Algorithm, Collective, Plan
+
+__all__ = ["ANY", "LIVE", "Executors", "Planner", "Request"]
+
+
+@dataclass(frozen=True)
+class Executors:
+    """What those who will carry a plan out can do: which built-in algorithms, whether they cut
+    the bytes into chunks so that stages overlap, and how many rings and nested levels of islands
+    they run."""
+
+    algorithms: Collection[str]
+    pipelined: bool
+    max_rings: int
+    max_levels: int
+
+
+ANY = Executors(frozenset(Algorithm), pipelined=True, max_rings=16, max_levels=8)
+"""No limit of today's executors: what the algorithms are capable of."""
+LIVE = Executors(
+    frozenset({Algorithm.NATIVE, Algorithm.RING, Algorithm.HIERARCHICAL}),
+    pipelined=False,
+    max_rings=1,
+    max_levels=1,
+)
+"""The executors in ``trainmesh.hooks``."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """``nbytes``: as in ``Collective``. ``max_trees``: the most trees that a forest may have, as
+    each is a schedule of its own; fewer cost some of its speed."""
+
+    nbytes: int
+    collective: Collective = Collective.ALLREDUCE
+    executors: Executors = ANY
+    max_trees: int = 64
+
+
+class Planner(Protocol):
+    """Makes one plan for ``request`` on ``graph``; None where it doesn't apply.
+
+    Pure. A planner of a third party sets ``predicted_s`` itself; for the built-in algorithms it
+    is computed from the plan's messages. One that fails, or whose plan is malformed, is left out
+    with a warning among the words of the choice.
+    """
+
+    def __call__(self, graph: LinkGraph, request: Request) -> Plan | None: ...
