@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
+from trainmesh.format import count
 from trainmesh.launcher.analysis_types import (
     BucketStats,
     NodeRanks,
@@ -17,7 +18,6 @@ from trainmesh.launcher.analysis_types import (
     SwitchEffect,
     TimeSplit,
 )
-from trainmesh.launcher.format import count
 from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure

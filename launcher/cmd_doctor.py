@@ -9,8 +9,8 @@ import sys
 import msgspec
 
 from trainmesh.errors import ConfigError
+from trainmesh.format import count
 from trainmesh.launcher.doctor import Check, State, check_all
-from trainmesh.launcher.format import count
 from trainmesh.launcher.terminal import Output
 
 __all__ = ["add_arguments", "run"]

@@ -9,10 +9,10 @@ import time
 import msgspec
 
 from trainmesh.errors import TrainmeshError
+from trainmesh.format import duration
 from trainmesh.interface import machine_id
 from trainmesh.launcher import jobs, signals
-from trainmesh.launcher.format import duration
-from trainmesh.launcher.probe_session import ProbeSession, nodes_of
+from trainmesh.launcher.probe_session import GRACE_S, ProbeSession, nodes_of
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import PairMeasure
 from trainmesh.store import Store
@@ -61,7 +61,7 @@ def _ping(args: argparse.Namespace, status: JobStatus, store: Store, nodes: list
         nbytes=0,
         seconds=WAIT_S,
         echoes=1,
-        total_s=args.count * (WAIT_S + EVERY_S),
+        total_s=args.count * (WAIT_S + GRACE_S + EVERY_S),
     ) as session:
         session.wait_ready(nodes)
         if args.node in session.problems:

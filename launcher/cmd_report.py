@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from trainmesh.format import count, duration, percent, rate, size
 from trainmesh.launcher.analysis_types import RunAnalysis
-from trainmesh.launcher.format import count, duration, percent, rate, size
 from trainmesh.launcher.report import Report, load_report
 from trainmesh.launcher.terminal import Output
 

@@ -8,8 +8,8 @@ import time
 
 import msgspec
 
+from trainmesh.format import count, duration, percent
 from trainmesh.launcher import jobs
-from trainmesh.launcher.format import count, duration, percent
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 

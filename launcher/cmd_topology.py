@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
+from trainmesh.format import count, duration, rate, size
 from trainmesh.launcher import jobs, probe_topology
-from trainmesh.launcher.format import count, duration, rate, size
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.bounds import bound

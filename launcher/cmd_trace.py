@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.format import count, duration, rate
 from trainmesh.launcher import jobs
-from trainmesh.launcher.format import count, duration, rate
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import CostFit, PairMeasure, measured_key
 from trainmesh.store import job_prefix

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from trainmesh.embedded_etcd import etcd_version, find_etcd
 from trainmesh.errors import ConfigError, TrainmeshError
-from trainmesh.launcher.format import count, size
+from trainmesh.format import count, size
 from trainmesh.launcher.service import python_environment
 from trainmesh.rundir import runs_root
 

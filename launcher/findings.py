@@ -9,8 +9,8 @@ from statistics import median
 
 from msgspec import Struct
 
+from trainmesh.format import count, duration, percent, size
 from trainmesh.launcher.analysis_types import PlanOutcome, RankSkew, RunAnalysis
-from trainmesh.launcher.format import count, duration, percent, size
 from trainmesh.types import Algorithm
 
 __all__ = ["Headline", "Tone", "headline"]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from trainmesh.launcher.format import count
+from trainmesh.format import count
 from trainmesh.launcher.terminal import clean
 
 __all__ = ["ProbeProgress", "shown"]

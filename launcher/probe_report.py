@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from msgspec import Struct, field
+from msgspec import Struct
 
-from trainmesh.launcher.format import count, duration, percent, rate
+from trainmesh.format import count, duration, percent, rate
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import CostFit, PairMeasure, ProbeListener, is_ceiling
 from trainmesh.types import LinkCost
 
 __all__ = ["NodeFacts", "PairReport", "ProbeReport", "node_facts", "show"]
 
+MAX_TEXTS = 10
 DIFFERENT = 1.25
 """Ratio of measured and expected bandwidth from which a pair is pointed out."""
 
@@ -45,7 +47,7 @@ class ProbeReport(Struct, frozen=True, kw_only=True):
     num_rounds: int
     nodes: tuple[NodeFacts, ...]
     pairs: tuple[PairReport, ...] = ()
-    output: str = field(default="")
+    output: str = ""
     """The topology document that was written, if any."""
 
 
@@ -66,18 +68,19 @@ def show(report: ProbeReport, output: Output) -> None:
     rows = [row for pair in report.pairs for row in _rows(pair)]
     head = ["from", "to", "rtt min", "median", "p99", "bandwidth", "+-", "alpha", "+-", "graph"]
     output.table(head, rows, "ttnnnnnnnn")
-    for pair in report.pairs:
-        if pair.measure.problem:
-            output.text(f"not measured: {pair.measure.problem}")
-    for pair in report.pairs:
-        for text in _differences(pair):
-            output.text(text)
-    links = sorted({(facts.interface, facts.node) for facts in report.nodes if facts.host})
-    over = ", ".join(f"{node} on {interface}" for interface, node in links)
+    problems = [f"not measured: {p.measure.problem}" for p in report.pairs if p.measure.problem]
+    differences = [text for pair in report.pairs for text in _differences(pair)]
+    for texts in (problems, differences):
+        output.text(*texts[:MAX_TEXTS])
+        if len(texts) > MAX_TEXTS:
+            output.text(f"... and {len(texts) - MAX_TEXTS} more like this")
     measured = [(fit, pair.measure) for pair in report.pairs for _, _, fit, _ in _ways(pair)]
     if any(fit is not None and is_ceiling(fit, measure) for fit, measure in measured):
         output.text(">=: the agents' CPUs set this limit; the link may be faster")
-    output.text(f"{count(len(report.pairs), 'pair')} over TCP: {over}; +- is half a 95 % interval")
+    interfaces = Counter(facts.interface for facts in report.nodes if facts.host)
+    over = ", ".join(f"{name} ({count(n, 'node')})" for name, n in sorted(interfaces.items()))
+    output.text(f"{count(len(report.pairs), 'pair')} by TCP over {over or 'nothing'}")
+    output.text("+-: half of the 95 % interval; graph: what the job's link graph says")
 
 
 def _rows(pair: PairReport) -> list[list[str]]:

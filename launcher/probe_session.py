@@ -54,7 +54,7 @@ class ProbeSession:
         nbytes: Payload of one pair at most, both directions together.
         seconds: Time of one pair at most.
         echoes: Round trips of one pair at most.
-        total_s: Time of everything together at most.
+        total_s: Time of all turns together at most; the agents stop listening after it.
 
     Raises:
         TrainmeshError: another command probes this job now.
@@ -86,7 +86,7 @@ class ProbeSession:
             nbytes=nbytes,
             seconds=seconds,
             echoes=echoes,
-            open_s=total_s + READY_S + GRACE_S,
+            open_s=total_s + READY_S,
         )
 
     def __enter__(self) -> ProbeSession:

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError
+from trainmesh.format import count, duration, size
 from trainmesh.launcher import jobs, signals
-from trainmesh.launcher.format import count, duration, size
 from trainmesh.launcher.probe_progress import shown
 from trainmesh.launcher.probe_report import PairReport, ProbeReport, node_facts, show
-from trainmesh.launcher.probe_session import ProbeSession, nodes_of
+from trainmesh.launcher.probe_session import GRACE_S, ProbeSession, nodes_of
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.supervisor import say
 from trainmesh.launcher.terminal import Output
@@ -140,7 +140,7 @@ def _probe(
         nbytes=args.bytes,
         seconds=min(MAX_PAIR_S, args.seconds),
         echoes=ECHOES,
-        total_s=args.seconds,
+        total_s=args.seconds + GRACE_S * len(plan),
     ) as session:
         session.wait_ready(nodes)
         turns = _rounds(session, plan, args.seconds)

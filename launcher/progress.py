@@ -16,7 +16,7 @@ import time
 from typing import TextIO
 
 from trainmesh.errors import WireError
-from trainmesh.launcher.format import duration, percent
+from trainmesh.format import duration, percent
 from trainmesh.launcher.terminal import clean
 from trainmesh.rundir import RunDir
 from trainmesh.types import Event, JobStatus

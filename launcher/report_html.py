@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from trainmesh.errors import GraphError
+from trainmesh.format import count, duration, percent, rate, size
 from trainmesh.launcher import charts
 from trainmesh.launcher.analysis_types import (
     BucketStats,
@@ -22,7 +23,6 @@ from trainmesh.launcher.analysis_types import (
 )
 from trainmesh.launcher.charts import Bar, Part
 from trainmesh.launcher.findings import Headline
-from trainmesh.launcher.format import count, duration, percent, rate, size
 from trainmesh.topology.document import load
 from trainmesh.topology.render import svg
 from trainmesh.types import Plan

@@ -72,12 +72,12 @@ def _changes(graph: LinkGraph, least: Bound) -> Iterable[tuple[list[str], float]
         (kinds[link.src], kinds[link.dst], link.cost.bandwidth_bytes_per_s)
         for link in map(graph.link, limiting)
     }
-    alike = [
+    same = [
         link.name
         for link in graph.links
         if (kinds[link.src], kinds[link.dst], link.cost.bandwidth_bytes_per_s) in sorts
     ]
-    yield alike, 2 * slowest
+    yield same, 2 * slowest
 
 
 def _with(graph: LinkGraph, names: Iterable[str], bandwidth: float) -> LinkGraph:

@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from trainmesh.errors import PlanError
@@ -140,6 +141,7 @@ def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:
     return plan_cost(plan, graph).predict(nbytes).time_s
 
 
+@lru_cache(maxsize=8)
 def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
     """The cost of ``plan`` on ``graph``; pipelined unless the plan has one chunk.
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from trainmesh.probes import PairMeasure, is_ceiling
+from trainmesh.probes import CostFit, PairMeasure, is_ceiling
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
 from trainmesh.types import LinkCost
 
@@ -69,9 +69,10 @@ def with_measures(
 
     Bandwidth: a link can't be slower than the best pair that went over it, and it has not shown
     more than the sum of all pairs that went over it in one round (there is no such most where the
-    agents were the limit); between the two its old value stands. So a link is changed no further
-    than the measures force it to, and where they leave open which link of a path is the slow one,
-    all of them are taken to be slow.
+    agents were the limit). Only where the old value is out of these bounds, with the pairs' 95 %
+    intervals added, the nearer bound takes its place: a link is changed no further than the
+    measures force it to. Where they leave open which link of a path is slow, all of them are
+    taken to be.
 
     Alpha: the alphas of a path add up to the pair's. Started from the old ones, each is
     multiplied by the geometric mean of measured / sum over its pairs until nothing changes,
@@ -87,20 +88,16 @@ def with_measures(
     between = Between(graph, ranks)
     flows = [flow for number, turn in enumerate(turns) for flow in _flows(turn, number, between)]
     flows = [flow for flow in flows if not flow.classes & set(except_classes)]
-    best: dict[str, float] = defaultdict(float)
-    together: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    over: dict[str, list[_Flow]] = defaultdict(list)
     for flow in flows:
-        bandwidth = flow.cost.bandwidth_bytes_per_s
         for name in flow.links:
-            best[name] = max(best[name], bandwidth)
-            together[name][flow.turn] += math.inf if flow.is_ceiling else bandwidth
+            over[name].append(flow)
     alphas = _alphas({link.name: link.cost.alpha_s for link in graph.links}, flows)
 
     def changed(link: Link) -> Link:
-        if link.name not in best:
+        if link.name not in over:
             return link
-        most = max(together[link.name].values())
-        bandwidth = min(max(link.cost.bandwidth_bytes_per_s, best[link.name]), most)
+        bandwidth = _bandwidth(link.cost.bandwidth_bytes_per_s, over[link.name])
         cost = LinkCost(alpha_s=alphas[link.name], bandwidth_bytes_per_s=bandwidth)
         return replace(link, cost=cost, provenance=Provenance.MEASURED)
 
@@ -114,7 +111,7 @@ class _Flow:
     turn: int
     links: tuple[str, ...]
     classes: frozenset[str]
-    cost: LinkCost
+    fit: CostFit
     is_ceiling: bool
 
 
@@ -132,7 +129,7 @@ def _flows(measures: Sequence[PairMeasure], turn: int, between: Between) -> list
                         turn=turn,
                         links=tuple(link.name for link in path),
                         classes=frozenset(link.link_class for link in path),
-                        cost=fit.cost,
+                        fit=fit,
                         is_ceiling=is_ceiling(fit, measure),
                     )
                 )
@@ -154,9 +151,23 @@ def _inside(graph: LinkGraph, ranks: Mapping[str, Sequence[int]]) -> set[str]:
     return inside
 
 
+def _bandwidth(before: float, flows: Sequence[_Flow]) -> float:
+    """The bandwidth of a link that ``flows`` went over, and that was ``before``."""
+    best = max(flow.fit.cost.bandwidth_bytes_per_s for flow in flows)
+    if before < max(flow.fit.bandwidth_low_bytes_per_s for flow in flows):
+        return best
+    most: dict[int, float] = defaultdict(float)
+    surely: dict[int, float] = defaultdict(float)
+    for flow in flows:
+        most[flow.turn] += flow.fit.cost.bandwidth_bytes_per_s
+        high = flow.fit.bandwidth_high_bytes_per_s
+        surely[flow.turn] += math.inf if flow.is_ceiling else high
+    return max(most.values()) if before > max(surely.values()) else before
+
+
 def _alphas(before: Mapping[str, float], flows: Sequence[_Flow]) -> dict[str, float]:
     """The alpha of every link that a flow went over."""
-    measured = [max(flow.cost.alpha_s, LEAST_ALPHA_S) for flow in flows]
+    measured = [max(flow.fit.cost.alpha_s, LEAST_ALPHA_S) for flow in flows]
     over: dict[str, list[int]] = defaultdict(list)
     for number, flow in enumerate(flows):
         for name in flow.links:

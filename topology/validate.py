@@ -273,13 +273,13 @@ def _led(islands: Sequence[Sequence[int]]) -> Schedule:
 
 
 def _sharded(shares: Sequence[float]) -> Schedule:
-    ranks = range(len(shares))
-    pairs = [(a, b) for a in ranks for b in ranks if a != b and shares[b]]
+    owners = [rank for rank, share in enumerate(shares) if share]
+    ways = [(a, b, chunk) for chunk, b in enumerate(owners) for a in range(len(shares)) if a != b]
     return Schedule(
-        tuple(Chunk(share, rank) for rank, share in enumerate(shares)),
+        tuple(Chunk(shares[owner], owner) for owner in owners),
         (
-            [Message(a, b, b, reduce=True) for a, b in pairs],
-            [Message(b, a, b, reduce=False) for a, b in pairs],
+            [Message(a, b, chunk, reduce=True) for a, b, chunk in ways],
+            [Message(b, a, chunk, reduce=False) for a, b, chunk in ways],
         ),
     )
 

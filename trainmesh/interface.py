@@ -45,12 +45,14 @@ def job_address(
     variable = "NCCL_SOCKET_IFNAME" if "nccl" in backend else "GLOO_SOCKET_IFNAME"
     wanted = environ.get(variable)
     if not wanted:
-        return "route to etcd", _source_address(host, port)
+        address = _source_address(host, port)
+        names = (name for _, name in socket.if_nameindex() if _address(name) == address)
+        return next(names, ""), address
     for _, name in socket.if_nameindex():
         if _named(name, wanted, prefixes=variable.startswith("NCCL")):
-            address = _address(name)
-            if address is not None:
-                return name, address
+            found = _address(name)
+            if found is not None:
+                return name, found
     raise ConfigError(f"{variable}={wanted}: no such interface with an address on this host")
 
 

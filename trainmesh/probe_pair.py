@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from msgspec.structs import replace
 
@@ -46,8 +47,9 @@ def measure_pair(
     stop_s = begin_s + request.seconds
     problem = ""
     try:
+        address = str(ip_address(pair.host))  # never a name: looking one up has no bound
         with socket.create_connection(
-            (pair.host, pair.port),
+            (address, pair.port),
             timeout=min(CONNECT_S, max(0.01, request.seconds)),
             source_address=(source, 0),
         ) as connection:
@@ -55,11 +57,16 @@ def measure_pair(
             prove(channel, request.token)
             _round_trips(channel, request, begin_s + ECHO_SHARE * request.seconds, taken)
             _transfers(channel, ladder(request.nbytes), stop_s, taken)
-    except OSError as error:
-        problem = f"{pair.src} could not measure {pair.dst}: {error.strerror or error}"
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        problem = f"{pair.src} could not measure {pair.dst}: {words}"
         if isinstance(error, TimeoutError) and _is_enough(taken):
             problem = ""
-    return _measure(pair, taken, problem)
+    measure = _measure(pair, taken, problem)
+    if request.nbytes and not problem and not (measure.forward and measure.backward):
+        words = "the larger messages did not take longer; give more bytes, or more seconds"
+        return replace(measure, problem=f"{pair.src} and {pair.dst}: {words}")
+    return measure
 
 
 def measure_ceiling(request: ProbeRequest, host: str, port: int, cancel: threading.Event) -> float:

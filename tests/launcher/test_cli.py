@@ -53,7 +53,17 @@ def test_launch_has_torchruns_options_and_ours() -> None:
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {"launch", "report", "status", "topology", "explain", "doctor"}
+    assert set(COMMANDS) == {
+        "launch",
+        "report",
+        "status",
+        "topology",
+        "ping",
+        "trace",
+        "plan",
+        "explain",
+        "doctor",
+    }
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

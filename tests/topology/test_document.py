@@ -310,6 +310,14 @@ def test_a_million_links_are_refused_while_they_are_read(text: str, line: int) -
         load(text, source="big")
 
 
+def test_values_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainmesh.topology.text.MAX_VALUES", 12)
+    with pytest.raises(GraphError, match=r"^bad:8: more than 12 values$"):
+        load(GOOD, source="bad")
+    with pytest.raises(GraphError, match=r"^bad:17: more than 12 values$"):
+        load(BAD_JSON, source="bad")
+
+
 def test_links_count_by_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainmesh.topology.document.MAX_LINKS", 3)
     with pytest.raises(GraphError, match=r"^bad:10: more than the 3 links allowed, counted by"):

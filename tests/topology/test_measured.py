@@ -35,13 +35,13 @@ links:
 EACH = {"a0": [0], "a1": [1], "b0": [2], "b1": [3]}
 
 
-def fit(alpha_s: float, bandwidth: float) -> CostFit:
+def fit(alpha_s: float, bandwidth: float, *, spread: float = 0.0) -> CostFit:
     return CostFit(
         cost=LinkCost(alpha_s=alpha_s, bandwidth_bytes_per_s=bandwidth),
         alpha_low_s=alpha_s,
         alpha_high_s=alpha_s,
-        bandwidth_low_bytes_per_s=bandwidth,
-        bandwidth_high_bytes_per_s=bandwidth,
+        bandwidth_low_bytes_per_s=bandwidth * (1 - spread),
+        bandwidth_high_bytes_per_s=bandwidth * (1 + spread),
         num_samples=10,
         residual=0.0,
     )
@@ -54,14 +54,15 @@ def measure(
     back: tuple[float, float] | None,
     *,
     ceiling: float = 0.0,
+    spread: float = 0.0,
 ) -> PairMeasure:
     return PairMeasure(
         src=src,
         dst=dst,
         unix_s=0.0,
         round_trips=RoundTrips(sent=1, received=1),
-        forward=fit(*there) if there else None,
-        backward=fit(*back) if back else None,
+        forward=fit(*there, spread=spread) if there else None,
+        backward=fit(*back, spread=spread) if back else None,
         ceiling_bytes_per_s=ceiling,
     )
 
@@ -152,6 +153,15 @@ def test_what_the_agents_could_not_move_is_no_fault_of_the_link() -> None:
     after = with_measures(graph, EACH, [[limited]])
     assert after.link("a0->left").cost.bandwidth_bytes_per_s == 1e9
     assert after.link("b0->right").cost.bandwidth_bytes_per_s == 0.2e9
+
+
+@pytest.mark.parametrize(("spread", "there", "back"), [(0.1, 0.8e9, 1.2e9), (0.3, 1e9, 1e9)])
+def test_noise_alone_changes_no_bandwidth(spread: float, there: float, back: float) -> None:
+    graph = load(RACKS, source="racks")
+    noisy = measure("a0", "b0", (30e-6, 0.8e9), (30e-6, 1.2e9), spread=spread)
+    after = with_measures(graph, EACH, [[noisy]])
+    assert after.link("a0->left").cost.bandwidth_bytes_per_s == there
+    assert after.link("b0->right").cost.bandwidth_bytes_per_s == back
 
 
 def test_classes_that_tcp_says_nothing_about_are_left_alone() -> None:

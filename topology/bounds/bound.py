@@ -26,7 +26,7 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.indexed import Indexed
 from trainmesh.types import Collective
 
-__all__ = ["Bound", "bound"]
+__all__ = ["Bound", "algbw_limit", "bound"]
 
 PROGRAMME_RANKS = 64
 PROGRAMME_LINKS = 1_200
@@ -71,6 +71,11 @@ def bound(graph: LinkGraph, nbytes: int, collective: Collective = Collective.ALL
     limit = _limit(graph, collective)
     time_s = float(nbytes / limit.algbw)
     return Bound(time_s, limit.kind, limit.cut, limit.links, limit.groups, limit.exact)
+
+
+def algbw_limit(graph: LinkGraph, collective: Collective) -> Fraction:
+    """The largest algbw that the bound allows, in bytes/s, exactly; at least two ranks."""
+    return _limit(graph, collective).algbw
 
 
 @lru_cache(maxsize=8)

@@ -64,12 +64,11 @@ def allgather_forest(
         raise PlanError("no forest: over switches that only forward, some rank can't reach another")
     trees = _trees(fabric, best, spread=True)
     if max_trees is not None and len(trees) > max_trees:
-        for best in chain([best], _fewer(fabric, best.rate, max_trees)):
-            trees = _trees(fabric, best, spread=False)
+        for scaled in chain([best], _fewer(fabric, best.rate, max_trees)):
+            trees = _trees(fabric, scaled, spread=False)
             if len(trees) <= max_trees:
-                break
-        else:
-            raise PlanError(f"no forest of {max_trees} trees was found: allow more")
+                return Forest(trees, scaled.rate, scaled.rate / x)
+        raise PlanError(f"no forest of {max_trees} trees was found: allow more")
     return Forest(trees, best.rate, best.rate / x)
 
 

@@ -104,10 +104,9 @@ def _offers(pricing: Pricing) -> list[_Offer]:
     """For every root that has trees."""
     offers = []
     for root in range(len(pricing.costs)):
-        into, cost_in = pricing.cheapest(root, inwards=True)
-        out, cost_out = pricing.cheapest(root)
-        if math.isfinite(cost_in + cost_out):
-            offers.append(_Offer(into, out, cost_in + cost_out))
+        into, out = pricing.cheapest(root, inwards=True), pricing.cheapest(root)
+        if into and out:
+            offers.append(_Offer(into[0], out[0], into[1] + out[1]))
     if not offers:
         raise PlanError("no forest: over switches, no rank both reaches all and is reached")
     return offers

@@ -11,31 +11,34 @@ Costs = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 
-def parents(cost: Costs, root: int) -> Indices:
+def parents(cost: Costs, root: int) -> Indices | None:
     """The parent of each node in a cheapest spanning tree out of ``root``; the root is its own.
+    None if no tree spans the nodes.
 
-    ``cost[u, v]`` of edge u -> v, infinite where there is none; the diagonal doesn't count. If no
-    tree spans the nodes, the result has an infinite edge.
+    ``cost[u, v]`` of edge u -> v, infinite where there is none; the diagonal doesn't count.
     """
     size = len(cost)
     cost = cost.copy()
     cost[:, root] = np.inf
     np.fill_diagonal(cost, np.inf)
-    best = cost.argmin(axis=0)
-    best[root] = root
+    best: Indices = cost.argmin(axis=0)
+    least = cost[best, np.arange(size)]
+    best[root], least[root] = root, 0
+    if not np.isfinite(least).all():
+        return None
     label = _circles(best, root)
     count = int(label.max()) + 1
     if count == size:
         return best
     # Inside a circle every node has its cheapest edge in; one of them must give way, at the
     # difference to the edge that comes in from outside.
-    least = cost[best, np.arange(size)]
-    least[root] = 0
-    extra = cost - np.where(np.isfinite(least), least, 0)
+    extra = cost - least
     groups = [np.flatnonzero(label == group) for group in range(count)]
     rows = np.array([extra[group].min(axis=0) for group in groups])
     joined = np.array([rows[:, group].min(axis=1) for group in groups]).T
     above = parents(joined, int(label[root]))
+    if above is None:
+        return None
     for group, parent in enumerate(above):
         if group != label[root]:
             block = extra[np.ix_(groups[parent], groups[group])]
@@ -47,7 +50,7 @@ def parents(cost: Costs, root: int) -> Indices:
 def _circles(parent: Indices, root: int) -> Indices:
     """Numbers for the nodes, the same for those of one circle of parents."""
     size = len(parent)
-    label = np.full(size, -1)
+    label: Indices = np.full(size, -1)
     seen = np.full(size, -1)
     seen[root] = root
     circles = 0

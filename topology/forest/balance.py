@@ -25,7 +25,7 @@ GRID = 2**16
 """Trees a rank that a continuous solution is rounded to, if that many can be counted."""
 ROUNDS = 60
 NODES = 100
-"""Limits of cut generation and of branch and bound. Both are generous."""
+"""Limits of cut generation and of branch and bound, far above what graphs of 24 ranks need."""
 THRIFT = 1e-6
 """Weight of unused capacity against U, to leave out what is not needed."""
 
@@ -33,9 +33,9 @@ Arc = tuple[int, int]
 Floats = NDArray[np.float64]
 
 
-def is_balanced(fabric: Fabric, capacity: Sequence[float]) -> bool:
+def is_balanced(fabric: Fabric, capacity: Sequence[int | Fraction]) -> bool:
     """Whether every switch has exactly as much in as out."""
-    excess = [capacity[0] * 0] * fabric.size
+    excess = [Fraction(0)] * fabric.size
     for (tail, head), value in zip(fabric.arcs, capacity, strict=True):
         excess[head] += value
         excess[tail] -= value
@@ -66,7 +66,7 @@ def trimmed(fabric: Fabric, x: Fraction) -> list[int] | None:
         found = programme.solve()
         if found is None:
             return None
-        whole = _rebalanced(fabric, np.floor(found * grid).astype(int).tolist())
+        whole = _rebalanced(fabric, np.floor(np.maximum(found, 0) * grid).astype(int).tolist())
         # Rounding takes up to one from every link of a cut.
         if not programme.add_missing(whole, grid - len(fabric.arcs)):
             return whole

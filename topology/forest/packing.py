@@ -29,7 +29,7 @@ class Branch(NamedTuple):
     via: tuple[int, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Packed:
     """``count`` equal trees; ``members`` in the order in which the broadcast reaches them."""
 

@@ -49,20 +49,18 @@ class Pricing:
         self.costs: Costs = distance[: fabric.ranks, : fabric.ranks]
         np.fill_diagonal(self.costs, np.inf)
 
-    def cheapest(self, root: int, *, inwards: bool = False) -> tuple[Tree, float]:
-        """The tree and what it costs: infinite if none spans the ranks."""
+    def cheapest(self, root: int, *, inwards: bool = False) -> tuple[Tree, float] | None:
+        """The tree and what it costs; None if none spans the ranks."""
         costs = self.costs.T if inwards else self.costs
         parent = parents(costs, root)
+        if parent is None:
+            return None
         links = [(int(parent[v]), v) for v in range(len(parent)) if v != root]
-        total = float(sum(costs[link] for link in links))
-        if not np.isfinite(total):
-            return Tree(root, (), np.zeros(len(self._arc))), total
         ordered = _from_root(root, links)
         ends = [(v, u) for u, v in reversed(ordered)] if inwards else ordered
-        return self.tree(root, ends), total
+        return self._tree(root, ends), float(sum(costs[link] for link in links))
 
-    def tree(self, root: int, ends: Sequence[tuple[int, int]]) -> Tree:
-        """The tree with these edges, each on its cheapest way."""
+    def _tree(self, root: int, ends: Sequence[tuple[int, int]]) -> Tree:
         edges = tuple(Edge(u, v, self._via(u, v)) for u, v in ends)
         return Tree(root, edges, _load(self._arc, edges))
 

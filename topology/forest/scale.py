@@ -40,17 +40,20 @@ class Scaled:
 def optimal(fabric: Fabric, x: Fraction) -> Scaled | None:
     """The fewest trees with which rate ``x``, the optimum, is reached; as much of it as possible
     where switches have more capacity one way than the other, which the optimum takes no notice
-    of, or where exact numbers would be too large. None if some rank can't reach another."""
+    of, where exact numbers would be too large, or if ``x`` is more than can be reached. None if
+    some rank can't reach another."""
     if not is_balanced(fabric, fabric.capacity):
         return _best_trimmed(fabric, x)
     enough = _unit(*fabric.capacity, x)
     most = int(x / enough)
     for trees in range(1, min(TRIED, most) + 1):
         found = _floored(fabric, trees, trees / x)
-        if found.rate == x and _holds(fabric, found):
+        if _holds(fabric, found):
             return found
-    if most <= fabric.most_trees:
-        return _floored(fabric, most, 1 / enough)
+    if TRIED < most <= fabric.most_trees:
+        found = _floored(fabric, most, 1 / enough)
+        if _holds(fabric, found):
+            return found
     return _on_grid(fabric, x)
 
 
@@ -70,10 +73,8 @@ def _best_trimmed(fabric: Fabric, x: Fraction) -> Scaled | None:
     if best is not None:
         for trees in range(1, FEW + 1):
             whole = whole_trimmed(fabric, trees, x)
-            if (
-                whole is not None
-                and (few := _scaled(fabric, trees, whole)).rate >= best.rate * NEARLY
-            ):
+            few = None if whole is None else _scaled(fabric, trees, whole)
+            if few and few.rate >= best.rate * NEARLY:
                 return few
     return best
 

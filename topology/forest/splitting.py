@@ -61,8 +61,10 @@ class _Splitting:
             for u, t in self._pairs(switch):
                 if u != t:
                     self._split(u, switch, t, int(part[u, t]))
-        while any([self._split(u, switch, t, self.demand) for u, t in self._pairs(switch)]):
-            pass
+        going_on = True
+        while going_on:
+            done = [self._split(u, switch, t, self.demand) for u, t in self._pairs(switch)]
+            going_on = any(done)
         if self.capacity[switch].any() or self.capacity[:, switch].any():
             raise PlanError(f"switch {switch} has not as much capacity in as out")
 

@@ -1,11 +1,81 @@
-"""forest: stub until the packing lands."""
+"""forest: the bytes in parts over many trees, so that every link that limits is full.
+
+All-gather and reduce-scatter: spanning trees packed at the rate of the tightest cut (ForestColl).
+All-reduce: pairs of a reduction tree and a broadcast tree packed at the rate of the linear
+programme over all such pairs. See ``trainmesh.topology.forest``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+
+from trainmesh.errors import PlanError
+from trainmesh.topology.bounds import algbw_limit
+from trainmesh.topology.forest import Hop as Branch
+from trainmesh.topology.forest import OutTree, allgather_forest, allreduce_forest, reversed_hops
 from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.indexed import rational
 from trainmesh.topology.request import Request
-from trainmesh.types import Plan
+from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
+
+__all__ = ["plan"]
+
+MAX_RANKS = 64
+MAX_LINKS = 1_200
+"""Packing takes seconds for a few dozen ranks and grows with the fourth power of their number."""
 
 
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
-    return None
+    """The forest with at most ``request.max_trees`` trees; None for one rank, above 64 ranks, and
+    where that many trees can't do (an all-gather needs one for each rank)."""
+    if not 1 < graph.world_size <= MAX_RANKS or len(graph.links) > MAX_LINKS:
+        return None
+    try:
+        trees = _trees(graph, request.collective, request.max_trees)
+    except PlanError:
+        return None
+    return Plan(
+        algorithm=Algorithm.FOREST,
+        world_size=graph.world_size,
+        order=tuple(range(graph.world_size)),
+        collective=request.collective,
+        trees=trees,
+        nbytes=request.nbytes,
+        num_chunks=0 if request.executors.pipelined else 1,
+    )
+
+
+@lru_cache(maxsize=4)
+def _trees(graph: LinkGraph, collective: Collective, max_trees: int) -> tuple[Tree, ...]:
+    ranks = [graph.rank_node(rank) for rank in range(graph.world_size)]
+    capacities = {
+        (link.src, link.dst): rational(link.cost.bandwidth_bytes_per_s) for link in graph.links
+    }
+    if collective == Collective.ALLREDUCE:
+        target = float(algbw_limit(graph, collective))
+        pairs = allreduce_forest(ranks, capacities, target=target, max_trees=max_trees).pairs
+        total = sum(float(pair.weight) for pair in pairs)
+        return tuple(
+            Tree(pair.root, float(pair.weight) / total, _hops(pair.up), _hops(pair.down))
+            for pair in pairs
+        )
+    scatters = collective == Collective.REDUCE_SCATTER
+    if scatters:
+        capacities = {(dst, src): capacity for (src, dst), capacity in capacities.items()}
+    rate = algbw_limit(graph, collective) / len(ranks)
+    forest = allgather_forest(ranks, capacities, rate, max_trees=max_trees)
+    total_rate = forest.rate * len(ranks)
+    return tuple(_one_way(tree, total_rate, scatters=scatters) for tree in forest.trees)
+
+
+def _one_way(tree: OutTree, total: Fraction, *, scatters: bool) -> Tree:
+    share = float(Fraction(tree.weight) / total)
+    if scatters:
+        return Tree(tree.root, share, _hops(reversed_hops(tree.hops)), ())
+    return Tree(tree.root, share, (), _hops(tree.hops))
+
+
+def _hops(hops: Sequence[Branch]) -> tuple[Hop, ...]:
+    return tuple(Hop(hop.src, hop.dst, hop.via) for hop in hops)

@@ -1,0 +1,62 @@
+"""Several descriptions of one cluster, merged into one link graph.
+
+Nodes are the same if their names are, links if they lead from and to the same nodes. What is
+said of one link by several sources is decided by where its cost comes from: measured before
+discovered before declared before assumed; between equals, the later source wins. Kind and rank
+of a node are no matter of degree: sources that disagree about them are refused.
+"""
+
+from __future__ import annotations
+
+from trainmesh.errors import GraphError
+from trainmesh.topology.graph import Link, LinkGraph, Node
+from trainmesh.topology.importers.fragment import Fragment
+
+__all__ = ["merge"]
+
+
+def merge(*sources: LinkGraph | Fragment) -> LinkGraph:
+    """One graph of all ``sources``; nodes and links keep the order in which they first appear.
+
+    Its version is one more than the highest of the graphs merged, so that it counts as newer
+    than each of them, and 1 if there are only fragments.
+
+    Raises:
+        GraphError: two sources disagree about a node's kind or rank, two nodes have one rank,
+            or what comes out is not a usable graph.
+    """
+    nodes: dict[str, Node] = {}
+    links: dict[str, Link] = {}
+    for source in sources:
+        for node in source.nodes:
+            _check_same(nodes.setdefault(node.name, node), node)
+        for link in source.links:
+            before = links.get(link.name)
+            if before is None or link.provenance >= before.provenance:
+                links[link.name] = link
+    _check_ranks(nodes)
+    versions = [source.version for source in sources if isinstance(source, LinkGraph)]
+    return LinkGraph(nodes.values(), links.values(), version=max(versions, default=0) + 1)
+
+
+def _check_same(known: Node, node: Node) -> None:
+    if known.kind is not node.kind:
+        raise GraphError(
+            f"node {node.name!r} is a {known.kind} in one source and a {node.kind} in another; "
+            "rename one of them"
+        )
+    if known.rank != node.rank:
+        raise GraphError(
+            f"node {node.name!r} is rank {known.rank} in one source and rank {node.rank} in "
+            "another; give the sources of one job"
+        )
+
+
+def _check_ranks(nodes: dict[str, Node]) -> None:
+    owner: dict[int, str] = {}
+    for node in nodes.values():
+        if node.rank is not None and (name := owner.setdefault(node.rank, node.name)) != node.name:
+            raise GraphError(
+                f"rank {node.rank} is node {name!r} in one source and {node.name!r} in another; "
+                "give both the same host name"
+            )
