@@ -13,6 +13,7 @@ from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.document import load_file
+from trainmesh.topology.nccl_tables import Generation
 from trainmesh.topology.render import svg
 from trainmesh.types import Collective
 
@@ -47,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the most trees of a forest (default 64); fewer are simpler, and may be slower",
     )
+    parser.add_argument(
+        "--nccl",
+        choices=[generation.name.lower() for generation in Generation],
+        metavar="GPU",
+        help="say also what NCCL would pick by itself on GPUs of this generation: volta, ampere, "
+        "hopper or blackwell",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--draw", metavar="FILE.svg", type=Path, help="draw the graph with its bottleneck"
@@ -61,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args.bytes,
         only=args.algorithm,
         max_trees=args.max_trees,
+        nccl=Generation[args.nccl.upper()] if args.nccl else None,
     )
     if args.draw:
         drawing = svg(graph, cut=found.bound.cut, bottleneck=found.bound.links)

@@ -10,18 +10,46 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainmesh.errors import ConfigError
+from trainmesh.format import count, duration
 from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
-from trainmesh.topology.explain import advice_words
+from trainmesh.topology.explain import advice_words, slack_at_most
 from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.nccl_job import from_graph
+from trainmesh.topology.nccl_model import NcclCost, crossovers, predict
+from trainmesh.topology.nccl_tables import Generation
 from trainmesh.topology.planner import choose
+from trainmesh.topology.planners.hierarchical import islands
 from trainmesh.topology.request import ANY
 from trainmesh.types import Choice, Collective, Plan
 
-__all__ = ["Answer", "answer"]
+__all__ = ["Answer", "NcclAnswer", "answer"]
 
 MARGIN = 0.001
 """Native stays for a gain of less: there is no job yet for which a switch would be a risk."""
+
+
+@dataclass(frozen=True)
+class NcclAnswer:
+    """What NCCL would do by itself, by its own cost model. ``changes``: (bytes from which on it
+    picks something else, before, after)."""
+
+    chosen: NcclCost
+    num_hosts: int
+    changes: tuple[tuple[int, str, str], ...]
+
+    def document(self) -> dict[str, Any]:
+        """Its part of the contract's JSON."""
+        return {
+            "algorithm": self.chosen.algorithm.value,
+            "protocol": self.chosen.protocol.value,
+            "time_s": self.chosen.time_s,
+            "hosts": self.num_hosts,
+            "crossovers": [
+                {"bytes": nbytes, "before": before, "after": after}
+                for nbytes, before, after in self.changes
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -32,6 +60,7 @@ class Answer:
     bound: Bound
     choice: Choice
     explain: tuple[str, ...]
+    nccl: NcclAnswer | None = None
 
     @property
     def chosen(self) -> Plan:
@@ -41,6 +70,7 @@ class Answer:
     def document(self) -> dict[str, Any]:
         """The contract's JSON, of plain built-ins."""
         nbytes = self.choice.nbytes
+        slack = slack_at_most(self.bound, self.choice.candidates)
         return {
             "collective": self.collective.value,
             "bytes": nbytes,
@@ -51,8 +81,8 @@ class Answer:
                 "cut": list(self.bound.cut),
                 "links": list(self.bound.links),
                 "groups": [list(group) for group in self.bound.groups],
-                "exact": self.bound.exact,
-                "slack_at_most": self.slack_at_most,
+                "exact": slack == 0,
+                "slack_at_most": slack,
             },
             "plans": [_plan(plan) for plan in self.choice.candidates],
             "chosen": self.choice.chosen,
@@ -61,16 +91,8 @@ class Answer:
                 {"bytes": change.nbytes, "before": change.before, "after": change.after}
                 for change in self.choice.crossovers
             ],
+            **({"nccl": self.nccl.document()} if self.nccl is not None else {}),
         }
-
-    @property
-    def slack_at_most(self) -> float:
-        """By how much more than the bound, as a share of it, the true optimum may take: 0 where
-        the bound is exact or a plan reaches it."""
-        if self.bound.exact or not self.bound.time_s:
-            return 0.0
-        best = max(plan.efficiency for plan in self.choice.candidates)
-        return max(0.0, 1 / best - 1)
 
 
 def answer(
@@ -80,12 +102,18 @@ def answer(
     *,
     only: str | None = None,
     max_trees: int = 64,
+    nccl: Generation | None = None,
 ) -> Answer:
-    """Plan one collective of ``nbytes`` (see ``Collective``) on ``graph``.
+    """Plan one collective of ``nbytes`` (see ``Collective``) on ``graph``; ``nccl``: say also what
+    NCCL would pick on GPUs of this generation.
 
     Raises:
         ConfigError: ``only`` is not a known algorithm, or does not apply here.
+        GraphError: the ranks can't do without the links in quarantine.
     """
+    left_out = len(graph.links)
+    graph = graph.usable()
+    left_out -= len(graph.links)
     choice = choose(
         graph,
         [nbytes],
@@ -102,8 +130,27 @@ def answer(
             f"those that do: {known}"
         )
     least = bound(graph, nbytes, collective)
-    words = (*choice.explain, *advice_words(advice(graph, least, collective)))
-    return Answer(collective, least, choice, words)
+    words = [*choice.explain, *advice_words(advice(graph, least, collective))]
+    if left_out:
+        words.append(f"Left out: {count(left_out, 'directed link')} in quarantine.")
+    if nccl is None:
+        return Answer(collective, least, choice, tuple(words))
+    found = _nccl(graph, collective, nbytes, nccl)
+    line = (
+        f"NCCL would pick {found.chosen.name} on {nccl.name.lower()} GPUs in "
+        f"{count(found.num_hosts, 'host')}, and expect {duration(found.chosen.time_s)}."
+    )
+    return Answer(collective, least, choice, (*words, line), found)
+
+
+def _nccl(
+    graph: LinkGraph, collective: Collective, nbytes: int, generation: Generation
+) -> NcclAnswer:
+    """The finest islands are taken for hosts; without any, all GPUs are in one."""
+    hosts = max(islands(graph), key=len, default=(tuple(range(graph.world_size)),))
+    job = from_graph(graph, hosts, generation)
+    chosen = predict(job, collective, nbytes).chosen
+    return NcclAnswer(chosen, len(hosts), tuple(crossovers(job, collective)))
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

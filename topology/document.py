@@ -22,6 +22,7 @@ from pathlib import Path
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import (
     MAX_LINKS,
+    Health,
     Kind,
     Link,
     LinkGraph,
@@ -48,8 +49,11 @@ MAX_BYTES = 128 * 1024 * 1024
 UNITS = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
 DOCUMENT_KEYS = dict.fromkeys(("version", "graph_version", "nodes", "links")).keys()
 NODE_KEYS = dict.fromkeys(("kind", "rank")).keys()
-LINK_KEYS = dict.fromkeys(("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source")).keys()
+LINK_KEYS = dict.fromkeys(
+    ("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source", "health")
+).keys()
 KINDS = {kind.value: kind for kind in Kind}
+HEALTHS = {health.value: health for health in Health}
 SOURCES = {provenance.name.lower(): provenance for provenance in Provenance}
 MAX_NAMED = 3
 """Of the nodes that one complaint is about, beside the first."""
@@ -114,6 +118,7 @@ def dump(graph: LinkGraph) -> dict[str, object]:
                 "alpha_us": _in_unit(link.cost.alpha_s, 1e-6),
                 "class": link.link_class,
                 "source": link.provenance.name.lower(),
+                **({} if link.health is Health.HEALTHY else {"health": link.health.value}),
                 "duplex": False,
             }
             for link in graph.links
@@ -206,10 +211,13 @@ def _link(entry: Value) -> Iterable[Link]:
         link_class = label(fields, "class", f"{what}: class")
     if "source" in fields:
         provenance = one_of(fields, "source", f"{what}: source", SOURCES)
+    health = Health.HEALTHY
+    if "health" in fields:
+        health = one_of(fields, "health", f"{what}: health", HEALTHS)
     if "duplex" in fields:
         duplex = one_of(fields, "duplex", f"{what}: duplex", SWITCH)
-    there = Link(src, dst, cost, link_class, provenance)
-    return (there, Link(dst, src, cost, link_class, provenance)) if duplex else (there,)
+    there = Link(src, dst, cost, link_class, provenance, health)
+    return (there, Link(dst, src, cost, link_class, provenance, health)) if duplex else (there,)
 
 
 def _cost(fields: Mapping[str, Value], what: str) -> LinkCost:

@@ -10,7 +10,15 @@ from trainmesh.topology.bounds import Bound
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Crossover, Plan
 
-__all__ = ["advice_words", "bound_words", "choice_words", "crossover_words", "names", "reason"]
+__all__ = [
+    "advice_words",
+    "bound_words",
+    "choice_words",
+    "crossover_words",
+    "names",
+    "reason",
+    "slack_at_most",
+]
 
 MAX_NAMES = 4
 MAX_ISLANDS = 8
@@ -21,8 +29,7 @@ NOUNS = {
     Collective.ALLGATHER: "all-gather",
     Collective.REDUCE_SCATTER: "reduce-scatter",
 }
-TIGHT = 1 - 1e-6
-"""From this efficiency on a plan proves that the bound can't be any larger."""
+ROUNDING = 1e-6
 
 
 def choice_words(
@@ -31,12 +38,11 @@ def choice_words(
     """Lines for the bound, one for each candidate, and one for the chosen plan."""
     if graph.world_size == 1:
         return ["One rank: there is nothing to reduce."]
-    best = max(plan.efficiency for plan in candidates)
     lines = [bound_words(graph, least, chosen.nbytes, chosen.collective)]
-    if not least.exact and best < TIGHT:
+    if (slack := slack_at_most(least, candidates)) > 0:
         lines.append(
-            f"The bound is proven, but perhaps not the tightest: the true optimum takes between "
-            f"it and {duration(least.time_s / best)}, at most {1 / best - 1:.1%} more."
+            f"The bound is proven, but perhaps not the tightest: what links can carry allows "
+            f"between it and {duration(least.time_s * (1 + slack))}, at most {slack:.1%} more."
         )
     for plan in candidates:
         mark = " <- chosen" if plan is chosen else ""
@@ -47,6 +53,16 @@ def choice_words(
             f"{limit}{mark}"
         )
     return [*lines, f"Chosen: {chosen.algorithm}. {chosen.reason}."]
+
+
+def slack_at_most(least: Bound, candidates: Sequence[Plan]) -> float:
+    """By how much, as a share of it, the bound may be below what is best for very large buckets:
+    0 where it is known to be exact, or where a plan keeps the busiest link busy for no longer."""
+    busy_s = [plan.busy_s for plan in candidates if plan.busy_s]
+    if least.exact or not busy_s:
+        return 0.0
+    slack = min(busy_s) / least.time_s - 1
+    return slack if slack > ROUNDING else 0.0
 
 
 def reason(plan: Plan, *, chosen: bool, speed: float, margin: float, asked_for: bool) -> str:

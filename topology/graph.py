@@ -20,6 +20,7 @@ from trainmesh.types import MAX_RANKS, LinkCost
 __all__ = [
     "MAX_LINKS",
     "MAX_NAME",
+    "Health",
     "Kind",
     "Link",
     "LinkGraph",
@@ -56,6 +57,14 @@ class Provenance(IntEnum):
     MEASURED = 3
 
 
+class Health(StrEnum):
+    """What is known of a link beside its cost. One in quarantine is not planned with."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    QUARANTINED = "quarantined"
+
+
 @dataclass(frozen=True)
 class Node:
     """A vertex; ``rank`` is set for nodes of kind rank only."""
@@ -74,6 +83,7 @@ class Link:
     cost: LinkCost
     link_class: str = "ethernet"
     provenance: Provenance = Provenance.DECLARED
+    health: Health = Health.HEALTHY
 
     @property
     def name(self) -> str:
@@ -146,9 +156,24 @@ class LinkGraph:
             digest.update(f"{node.name}\0{node.kind}\0{node.rank}\n".encode())
         for link in sorted(self.links, key=lambda link: link.name):
             cost = f"{link.cost.bandwidth_bytes_per_s:.11e}\0{link.cost.alpha_s:.11e}"
-            words = f"{link.name}\0{cost}\0{link.link_class}\0{link.provenance}\n"
+            state = "" if link.health is Health.HEALTHY else f"\0{link.health}"
+            words = f"{link.name}\0{cost}\0{link.link_class}\0{link.provenance}{state}\n"
             digest.update(words.encode())
         return digest.hexdigest()
+
+    def usable(self) -> LinkGraph:
+        """This version without the links in quarantine.
+
+        Raises:
+            GraphError: some rank can't do without them.
+        """
+        kept = [link for link in self.links if link.health is not Health.QUARANTINED]
+        if len(kept) == len(self.links):
+            return self
+        try:
+            return LinkGraph(self.nodes, kept, version=self.version)
+        except GraphError as error:
+            raise GraphError(f"without the links in quarantine: {error}") from error
 
     def digraph(self) -> nx.DiGraph[str]:
         """A copy for graph algorithms; edges carry ``capacity`` (bytes/s)."""

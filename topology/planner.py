@@ -88,12 +88,14 @@ def choose(
 
     Raises:
         ConfigError: ``only`` is not a known algorithm.
+        GraphError: the ranks can't do without the links in quarantine.
         ValueError: ``sizes`` is empty.
     """
     if only is not None and only not in planners():
         raise ConfigError(f"unknown algorithm {only!r}; known are {', '.join(planners())}")
     if not sizes:
         raise ValueError("a step without buckets needs no plan")
+    graph = graph.usable()
     request = Request(max(sizes), collective, executors, max_trees)
     least = bound(graph, request.nbytes, collective)
     found, warnings = _candidates(graph, request, least)
@@ -184,7 +186,13 @@ def _candidate(
         cost = plan_cost(plan, graph)
         check_loads(plan, graph, cost.loads)
         time_s, num_chunks = cost.predict(request.nbytes)
-        plan = replace(plan, predicted_s=time_s, num_chunks=num_chunks, bottleneck=cost.bottleneck)
+        plan = replace(
+            plan,
+            predicted_s=time_s,
+            busy_s=cost.busiest_s_per_byte * request.nbytes,
+            num_chunks=num_chunks,
+            bottleneck=cost.bottleneck,
+        )
     elif not least.time_s <= plan.predicted_s < math.inf:
         raise PlanError(f"predicted_s is {plan.predicted_s}, the bound is {least.time_s} s")
     plan = replace(

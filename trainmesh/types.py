@@ -134,6 +134,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     num_chunks: Natural = 1
     nbytes: Natural = 0
     predicted_s: Seconds = 0.0
+    busy_s: Seconds = 0.0
+    """The part of it in which the busiest link transfers: what is left for very large buckets."""
     bound_s: Seconds = 0.0
     bound_kind: Name = ""
     bound_cut: tuple[Name, ...] = ()

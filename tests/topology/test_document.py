@@ -343,3 +343,22 @@ def test_the_example_is_the_demos_graph() -> None:
     graph = load_file(Path(__file__).parents[2] / "examples" / "two_racks.yaml")
     assert graph.world_size == 4
     assert sum(node.kind is Kind.SWITCH for node in graph.nodes) == 2
+
+
+def test_a_link_in_quarantine_is_kept_but_not_planned_with() -> None:
+    text = """
+version: 1
+nodes: {a: {kind: rank}, b: {kind: rank}, s: {kind: switch}}
+links:
+  - {src: a, dst: b, bandwidth_GBps: 10, health: quarantined}
+  - {src: a, dst: s, bandwidth_GBps: 1, health: degraded}
+  - {src: s, dst: b, bandwidth_GBps: 1}
+"""
+    graph = load(text, source="here")
+    assert load(json.dumps(dump(graph)), source="again").digest == graph.digest
+    assert [link.name for link in graph.usable().links] == ["a->s", "s->a", "s->b", "b->s"]
+    alone = load(text.replace("degraded", "quarantined"), source="here")
+    with pytest.raises(GraphError, match="without the links in quarantine: no path from a to b"):
+        alone.usable()
+    with pytest.raises(GraphError, match=r"here:5: link a->b: health must be one of"):
+        load(text.replace("quarantined", "ill"), source="here")

@@ -20,6 +20,8 @@ __all__ = ["BUSBW_FACTOR", "Rank", "Run", "Sample", "parse"]
 MAX_CHARS = 16 * 2**20
 MAX_ROWS = 10_000
 TAG = re.compile(r"^\s*(\[[\d,]{1,20}\](<std(out|err)>:?)?:?\s*)?")
+TAGS = re.compile(r"\[\d{1,6}\]")
+"""mpirun's, in the middle of lines that several ranks wrote."""
 COMMAND = re.compile(r"\b(all_reduce|all_gather|reduce_scatter)_perf")
 OTHER = re.compile(r"\b(alltoall|broadcast|gather|scatter|reduce|sendrecv|hypercube)_perf")
 NEW_RUN = re.compile(r"#?\s*nThread\s+\d+\s+nGpus\s+\d+")
@@ -132,7 +134,7 @@ class _Draft:
         elif match := RANK.match(line):
             self._rank(match, number)
         else:
-            self._row(line.split(), number)
+            self._row(TAGS.sub(" ", line).split(), number)
 
     def _rank(self, match: re.Match[str], number: int) -> None:
         rank = Rank(int(match[1]), match[2], int(match[3]), match[4].strip())
@@ -154,8 +156,8 @@ class _Draft:
         if len(self.samples) >= 2 * MAX_ROWS:
             raise GraphError(f"{where}: more than {MAX_ROWS} rows; give one run")
         self._first_line = self._first_line or number
-        self._reduces |= bool(middle) and middle[0] not in ("none", "-1", "")
-        self._rooted |= len(middle) == 2 and middle[1] not in ("-1", "none")
+        self._reduces |= any(word.isalpha() and word != "none" for word in middle)
+        self._rooted |= any(word.isdigit() for word in middle)
         nbytes = int(words[0])
         for in_place, half in enumerate((halves[:HALF], halves[HALF:])):
             sample = _sample(nbytes, half, bool(in_place), where)

@@ -145,10 +145,10 @@ class _Reader:
 
     def _device(self, device: Element, parent: str, host: str) -> None:
         """A PCI device and all below it; depth is bounded by ``parse_xml``."""
-        GBps = _pcie(device)
+        GBps, provenance = _pcie(device)
         gpu = self._gpus.get(id(device))
         if gpu is not None:
-            self._pen.both_ways(gpu.name, parent, pcie_cost(GBps, ends=1), "pcie")
+            self._pen.both_ways(gpu.name, parent, pcie_cost(GBps, ends=1), "pcie", provenance)
             return
         kind = device.text("class", "")
         if device.all("gpu") or kind.startswith(GPU_CLASS):
@@ -158,7 +158,7 @@ class _Reader:
             self._nic(nics[0] if nics else None, device.where, parent, host, device)
             return
         name = self._pen.node(f"{host}/pci {device.text('busid')[:40]}", Kind.SWITCH)
-        self._pen.both_ways(name, parent, pcie_cost(GBps, ends=0), "pcie")
+        self._pen.both_ways(name, parent, pcie_cost(GBps, ends=0), "pcie", provenance)
         for child in device.all("pci"):
             self._device(child, name, host)
 
@@ -180,10 +180,11 @@ class _Reader:
         if not known:
             self._pen.notes([f"{where}: NIC {name} has no speed; taken as {GBps:g} GB/s"])
         provenance = Provenance.DISCOVERED if known else Provenance.ASSUMED
-        inside = _pcie(device) if device else GBps
+        # A NIC without a PCI device is one of a virtual machine: nothing inside limits it.
+        inside, inner = _pcie(device) if device else (GBps, provenance)
         self._pen.node(node, Kind.NIC)
         self._pen.node(NETWORK, Kind.SWITCH)
-        self._pen.both_ways(node, parent, pcie_cost(inside, ends=0), "pcie")
+        self._pen.both_ways(node, parent, pcie_cost(inside, ends=0), "pcie", inner)
         self._pen.both_ways(node, NETWORK, network_cost(GBps), "network", provenance)
 
     def _gpu_links(self, gpu: _Gpu) -> None:
@@ -239,7 +240,10 @@ def _count(links: Element) -> int:
     return count
 
 
-def _pcie(device: Element) -> float:
-    """GB/s between a device and what is above it."""
+def _pcie(device: Element) -> tuple[float, Provenance]:
+    """GB/s between a device and what is above it; assumed where /sys did not say."""
     speed = re.match(r"[0-9]+(\.[0-9]+)?", device.text("link_speed", ""))
-    return pcie_GBps(speed[0] if speed else "", device.whole("link_width", 0))
+    width = device.whole("link_width", 0)
+    known = speed is not None and width > 0
+    GBps = pcie_GBps(speed[0] if speed else "", width)
+    return GBps, Provenance.DISCOVERED if known else Provenance.ASSUMED
