@@ -1,6 +1,7 @@
 """Graph in, plan out: the link graph, the bound, the planners, the proof. No torch, no I/O.
 
-Reading order: ``graph``, ``bound``, ``cost``, ``ring``, ``validate``, ``planner``.
+Reading order: ``graph``, ``routes``, ``bounds``, ``cost``, ``planners``, ``validate``,
+``planner``, ``answer``. Graphs come from ``document``, ``importers`` and ``measured``.
 
 A *link* is a directed edge with alpha (s), bandwidth (bytes/s) and a class. A *cut* is a set of
 nodes that separates some rank from another; what leaves it bounds every all-reduce. *bound* is

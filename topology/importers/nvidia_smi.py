@@ -130,9 +130,8 @@ def _row(words: list[str], columns: list[str], where: str) -> dict[tuple[str, st
     own = words[1 : 1 + len(columns)]
     wrong = next((word for word in own if not CELL.fullmatch(word)), None)
     if wrong is not None or len(own) < len(columns):
-        what = (
-            f"{wrong[:40]!r} is no link" if wrong else f"{len(columns)} columns, {len(own)} cells"
-        )
+        few = f"{len(own)} cells in {len(columns)} columns"
+        what = few if wrong is None else f"{wrong[:40]!r} is no link"
         raise GraphError(f"{where}: row {words[0][:40]}: {what}; give it as nvidia-smi printed it")
     return {(words[0], column): cell for column, cell in zip(columns, own, strict=True)}
 
@@ -145,15 +144,9 @@ def _numa(rest: list[str]) -> str:
 def _near(matrix: _Matrix, gpus: list[str]) -> dict[tuple[str, str], Nearness]:
     """What pairs share. NV# hides it, but GPUs of one NUMA node share at least that."""
     near = {pair: NEAR[cell] for pair, cell in matrix.cells.items() if cell in NEAR}
-    for a in gpus:
-        for b in gpus:
-            if (
-                a != b
-                and (a, b) not in near
-                and matrix.numa[a]
-                and matrix.numa[a] == matrix.numa[b]
-            ):
-                near[a, b] = Nearness.NODE
+    for a, b in permutations(gpus, 2):
+        if matrix.numa[a] and matrix.numa[a] == matrix.numa[b]:
+            near.setdefault((a, b), Nearness.NODE)
     return near
 
 
@@ -171,9 +164,7 @@ def _nvlinks(
         # More than 12 links came with Hopper; below, V100 and A100 have the same speed.
         sm = 90 if max(counts.values()) > max_nvlinks(80) else 80
         most = MOST_NVLINKS
-        pen.notes(
-            [f"NVLinks are taken as {nvlink_GBps(sm):g} GB/s each; --sm says which GPU it is"]
-        )
+        pen.notes([f"an NVLink is taken as {nvlink_GBps(sm):g} GB/s; --sm says which GPU it is"])
     else:
         most = max_nvlinks(sm)
     for gpu in gpus:

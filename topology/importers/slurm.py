@@ -101,7 +101,7 @@ def expand(nodelist: str, *, what: str) -> list[str]:
 
 def _split(nodelist: str, what: str) -> list[str]:
     """At the commas outside of brackets."""
-    words = re.findall(r"(?:[^][,\s]|\[[0-9,-]*\])+", nodelist, re.ASCII)
+    words = re.findall(r"(?:[^][,\s]|\[[0-9,-]+\])+", nodelist, re.ASCII)
     if not words or ",".join(words) != nodelist.strip():
         raise GraphError(
             f"{what}: {nodelist.strip()[:40]!r} is no node list such as node[001-004,007],login1"

@@ -90,6 +90,8 @@ def parse_xml(text: str, *, source: str, root: str) -> Element:
         data = text.removeprefix("\ufeff").lstrip().encode()
     except UnicodeEncodeError as error:
         raise GraphError(f"{source}: not valid UTF-8; dump it again with NCCL") from error
+    if not data:
+        raise GraphError(f"{source}: empty; dump it again with NCCL")
     reader = _Reader(source, skipped=text[: len(text) - len(text.lstrip("\ufeff \t\r\n"))])
     found = reader.read(data)
     if found.tag != root:
@@ -120,8 +122,7 @@ class _Reader:
             line = error.lineno + self._first_line
             what = expat.ErrorString(error.code)
             raise GraphError(f"{self._source}:{line}: not XML: {what}; is it cut off?") from error
-        if self._root is None:
-            raise GraphError(f"{self._source}: empty; dump it again with NCCL")
+        assert self._root is not None  # noqa: S101 - without one, expat finds an error
         return self._root
 
     def _where(self) -> str:

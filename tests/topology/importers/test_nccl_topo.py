@@ -1,0 +1,158 @@
+"""NCCL topology dumps: recorded machines, and what is refused."""
+
+import pytest
+
+from tests.topology.importers.recorded import GBps, neighbours, text
+from trainmesh.errors import GraphError
+from trainmesh.topology.graph import Kind, LinkGraph, Provenance
+from trainmesh.topology.importers.nccl_topo import parse
+from trainmesh.topology.importers.xml_tree import MAX_CHARS, MAX_DEPTH
+from trainmesh.topology.merge import merge
+
+
+def graph_of(name: str) -> LinkGraph:
+    return merge(parse(text(name), source=name, host="h"))
+
+
+def test_dgx_a100() -> None:
+    graph = graph_of("topo_dgx_a100.xml")
+    assert graph.world_size == 8
+    for rank in range(8):
+        # Two links to each of six NVSwitches, which are one node.
+        assert GBps(graph, f"h/rank{rank}->h/nvswitch") == pytest.approx(12 * 20.0)
+    assert neighbours(graph, "h/rank0") == {"h/nvswitch", "h/pci 0000:05:10.0"}
+    assert GBps(graph, "h/rank0->h/pci 0000:05:10.0") == 24.0
+    assert "h/mlx5_0" in neighbours(graph, "h/pci 0000:05:10.0")
+    assert GBps(graph, "h/mlx5_0->core switch") == 25.0
+    # A card with two ports, 200 and 100 Gbit/s, straight on a CPU without GPUs.
+    assert GBps(graph, "h/mlx5_4->core switch") == 37.5
+    assert neighbours(graph, "h/numa0") == {"h", "h/mlx5_4"}
+    # familyid 143 is what NCCL wrote for AMD Rome.
+    assert GBps(graph, "h/numa3->h") == 16.0
+    kinds = {node.name: node.kind for node in graph.nodes}
+    assert kinds["h/pci 0000:05:10.0"] is Kind.SWITCH
+    assert kinds["h/numa3"] is kinds["h"] is Kind.HOST
+    assert kinds["h/mlx5_0"] is Kind.NIC
+    assert {link.provenance for link in graph.links} == {Provenance.DISCOVERED}
+
+
+def test_dgx1v_links_gpus_directly_and_some_lead_outside() -> None:
+    found = parse(text("topo_dgx1v_four_gpus.xml"), source="dump.xml", host="h")
+    graph = merge(found)
+    assert GBps(graph, "h/rank0->h/rank1") == 20.0
+    assert GBps(graph, "h/rank0->h/rank3") == GBps(graph, "h/rank3->h/rank0") == 40.0
+    assert graph.link("h/rank0->h/rank3").link_class == "nvlink"
+    outside = [note for note in found.notes if "outside the job" in note]
+    assert len(outside) == 4
+    assert outside[0].startswith("dump.xml:9: ")
+    # An interface of the kernel has no PCI device in the dump: it hangs on the CPU.
+    assert neighbours(graph, "h/enp1s0f0") == {"h/numa0", "core switch"}
+    assert GBps(graph, "h/enp1s0f0->core switch") == 1.25
+
+
+def test_a_hop_between_gpus_costs_what_nccl_says_whatever_is_between() -> None:
+    direct = graph_of("topo_dgx1v_four_gpus.xml")
+    switched = graph_of("topo_dgx_a100.xml")
+    assert direct.link("h/rank0->h/rank1").cost.alpha_s == pytest.approx(3.4e-6)
+    over = [switched.link("h/rank0->h/nvswitch"), switched.link("h/nvswitch->h/rank5")]
+    assert sum(link.cost.alpha_s for link in over) == pytest.approx(3.4e-6)
+
+
+def test_virtual_machine_with_h200() -> None:
+    graph = graph_of("topo_vm_h200.xml")
+    assert GBps(graph, "h/rank0->h/nvswitch") == pytest.approx(18 * 20.6)
+    assert GBps(graph, "h/rank0->h/pci 0000:16:00.0") == 48.0
+    assert GBps(graph, "h/mlx5_1->core switch") == 50.0
+    assert GBps(graph, "h/numa0->h") == 40.0
+
+
+def test_speeds_that_a_virtual_machine_hides_are_assumed() -> None:
+    graph = graph_of("topo_vm_no_speeds.xml")
+    link = graph.link("h/rank0->h/pci 0000:18:00.0")
+    assert link.cost.bandwidth_bytes_per_s == 12e9
+    assert link.provenance is Provenance.ASSUMED
+    assert graph.link("h/mlx5_0->core switch").provenance is Provenance.DISCOVERED
+
+
+def test_a_cloud_images_file_has_no_ranks() -> None:
+    found = parse(text("topo_cloud_image_ndv4.xml"), source="ndv4.xml", host="h")
+    graph = merge(found)
+    assert graph.world_size == 4
+    # By bus id, 0001: first, although the file begins with 0003:.
+    assert neighbours(graph, "h/rank0") == {"h/pci ffff:ff:02.0"}
+    assert neighbours(graph, "h/rank2") == {"h/pci ffff:ff:01.0"}
+    assert graph.link("h/nic 0101:00:00.0->core switch").provenance is Provenance.ASSUMED
+    assert "ndv4.xml:1: no ranks; GPUs are numbered by bus id" in found.notes
+
+
+def test_c2c_and_pcie() -> None:
+    graph = graph_of("topo_gb10.xml")
+    # 8 links of 43.125 GB/s beside PCIe 1 x16.
+    assert GBps(graph, "h/rank0->h/numa-1") == pytest.approx(345 + 3)
+
+
+def test_ranks_can_be_numbered_anew() -> None:
+    found = parse(text("topo_vm_h200.xml"), source="x", host="b", first_rank=8)
+    assert found.ranks == (8, 9)
+    assert {node.name for node in found.nodes if node.rank is not None} == {"b/rank8", "b/rank9"}
+
+
+def test_hosts_of_one_dump_are_told_apart() -> None:
+    one = text("topo_vm_h200.xml")
+    other = one[one.index("  <cpu") :].replace('"0x2"', '"0x9"')
+    other = other.replace('rank="0"', 'rank="2"').replace('rank="1"', 'rank="3"')
+    graph = merge(parse(one.replace("</system>", "") + other, source="x", host="h"))
+    assert [graph.rank_node(rank) for rank in range(4)] == [
+        *("h/rank0", "h/rank1", "h-2/rank2", "h-2/rank3")
+    ]
+
+
+GPU = '<pci busid="0000:01:00.0" class="0x030200" link_speed="8 GT/s" link_width="16">{}</pci>'
+BAD = {
+    "": "dump.xml: empty; dump it again with NCCL",
+    "GPU0 GPU1": "dump.xml:1: not XML: syntax error; is it cut off?",
+    '<system>\n<cpu numaid="0">': "dump.xml:2: not XML: no element found; is it cut off?",
+    "<graphs/>": "dump.xml:1: the root is <graphs>, not <system>",
+    "\n\n<system/>": "dump.xml:3: no GPU in it; dump it from a rank of the job",
+    "<system><cpu>" + GPU.format('<gpu rank="no"/>') + "</cpu></system>": (
+        "dump.xml:1: rank='no' of <gpu> must be a whole number; dump it again with NCCL"
+    ),
+    "<system><cpu>" + GPU.format('<gpu rank="99999999"/>') + "</cpu></system>": (
+        "dump.xml:1: rank='99999999' of <gpu> must be 0 to 65535; dump it again with NCCL"
+    ),
+    "<system>\n<cpu>" + GPU.format('<gpu rank="0"/>\n') * 2 + "</cpu></system>": (
+        "dump.xml:3: rank 0 is there twice"
+    ),
+    "<system><cpu>"
+    + GPU.format('<gpu rank="0"><nvlink target="a" count="-1"/></gpu>')
+    + "</cpu></system>": (
+        "dump.xml:1: count='-1' of <nvlink> must be 1 to 1000; dump it again with NCCL"
+    ),
+    "<system><cpu><pci class='0x03'/></cpu></system>": (
+        "dump.xml:1: <pci> has no busid; dump it again with NCCL"
+    ),
+    '<!DOCTYPE a [<!ENTITY b "c">]>\n<system>&b;</system>': (
+        "dump.xml:1: a document type declaration is not allowed; remove the <!DOCTYPE>"
+    ),
+    '<!DOCTYPE a SYSTEM "file:///etc/passwd"><system/>': (
+        "dump.xml:1: a document type declaration is not allowed; remove the <!DOCTYPE>"
+    ),
+    "<system>" + "<a>" * MAX_DEPTH: f"dump.xml:1: nested more than {MAX_DEPTH} deep",
+    " " * (MAX_CHARS + 1): "dump.xml: larger than 16 MiB; no dump of NCCL is",
+    "<system>\ud800</system>": "dump.xml: not valid UTF-8; dump it again with NCCL",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_complaints_name_the_line(bad: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        parse(bad, source="dump.xml", host="h")
+    assert str(caught.value).startswith(BAD[bad])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_text_cannot_choose_another_encoding() -> None:
+    claimed = text("topo_vm_h200.xml").replace('encoding="UTF-8"', 'encoding="UTF-16"')
+    assert parse(claimed, source="x", host="h") == parse(
+        text("topo_vm_h200.xml"), source="x", host="h"
+    )
