@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
-from trainmesh.format import duration, rate
+from trainmesh.format import count, duration, rate
 from trainmesh.launcher.quantity import nbytes
-from trainmesh.launcher.terminal import Output
+from trainmesh.launcher.terminal import Output, waiting
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.document import load_file
@@ -63,14 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     graph = load_file(args.graph)
-    found = answer(
-        graph,
-        Collective(args.collective),
-        args.bytes,
-        only=args.algorithm,
-        max_trees=args.max_trees,
-        nccl=Generation[args.nccl.upper()] if args.nccl else None,
-    )
+    with waiting(f"planning for {count(graph.world_size, 'rank')}"):
+        found = answer(
+            graph,
+            Collective(args.collective),
+            args.bytes,
+            only=args.algorithm,
+            max_trees=args.max_trees,
+            nccl=Generation[args.nccl.upper()] if args.nccl else None,
+        )
     if args.draw:
         drawing = svg(graph, cut=found.bound.cut, bottleneck=found.bound.links)
         try:

@@ -1,4 +1,4 @@
-"""``trainmesh topology show | validate | probe``: look at a link graph, or measure it."""
+"""``trainmesh topology show | validate | import | probe``: look at a link graph, or make one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, rate, size
-from trainmesh.launcher import jobs, probe_topology
+from trainmesh.launcher import import_topology, jobs, probe_topology
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.bounds import bound
@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw it into this file")
     validate = actions.add_parser("validate", help="check a topology file")
     validate.add_argument("file", type=Path)
+    words = "make a topology file of what NCCL, nvidia-smi, NVML, SLURM or a hostfile say"
+    import_topology.add_arguments(actions.add_parser("import", help=words, description=words))
     words = "measure round trips and bandwidth between a running job's nodes"
     probe_topology.add_arguments(actions.add_parser("probe", help=words, description=words))
 
@@ -43,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         graph = load_file(args.file)
         Output().text(f"{args.file}: valid; {_size(graph)}", _limit(graph))
         return 0
+    if args.action == "import":
+        return import_topology.run(args)
     if args.action == "probe":
         return probe_topology.run(args)
     if args.file is not None and args.job is not None:

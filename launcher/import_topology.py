@@ -36,6 +36,14 @@ __all__ = ["KINDS", "add_arguments", "run"]
 
 MAX_BYTES = 64 * 2**20
 MAX_NOTES = 8
+OPTIONS = {
+    "host": ("nccl-topo", "nccl-graph", "nvidia-smi", "nvml"),
+    "ranks_per_node": ("slurm", "slurm-topology"),
+    "sm": ("nvidia-smi",),
+    "collective": ("nccl-tests",),
+    "link_class": ("nccl-tests",),
+}
+"""Which kinds look at an option."""
 Pieces = list[LinkGraph | Fragment]
 
 
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.files) is not needs_files:
         problem = "needs a FILE" if needs_files else "reads no FILE; leave it out"
         raise ConfigError(f"topology import {args.kind} {problem}")
+    _check_options(args)
     before: Pieces = [load_file(path) for path in args.merge]
     pieces, notes = KINDS[args.kind](args, before)
     graph = merge(*pieces)
@@ -111,6 +120,16 @@ def run(args: argparse.Namespace) -> int:
     if len(notes) > MAX_NOTES:
         print(f"note: and {len(notes) - MAX_NOTES} more", file=sys.stderr)
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """An option that a kind does not look at is a mistake."""
+    for name, kinds in OPTIONS.items():
+        if getattr(args, name) and args.kind not in kinds:
+            option = name.replace("link_class", "class").replace("_", "-")
+            raise ConfigError(f"--{option} is for {', '.join(kinds)}, not {args.kind}")
+    if args.link_class and not args.merge:
+        raise ConfigError("--class needs --merge: which graph has that class of links?")
 
 
 def _write(graph: LinkGraph, path: Path | None) -> None:

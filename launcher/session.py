@@ -62,6 +62,7 @@ def _run_workers(
     try:
         supervisor.start()
         progress.start()
+        signals.check()
         with _environment(environment):
             return torchrun.run(args)
     finally:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["INTERRUPTED", "exiting", "hold", "raising"]
+__all__ = ["INTERRUPTED", "check", "exiting", "hold", "raising"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: what a shell reports for a program that SIGINT has ended."""
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_received: list[int] = []
 
 
 @contextmanager
@@ -31,17 +32,27 @@ def exiting() -> Iterator[None]:
 def raising() -> Iterator[None]:
     """Signals that would end the process at once raise SystemExit (128 + number) instead, so
     that what was started is cleaned up. Torchrun replaces these handlers by its own when it
-    starts workers. On exit the handlers are as they were."""
+    starts workers. On exit the handlers are as they were.
+
+    Python drops an exception that is raised in a destructor or in a callback of the importer;
+    ``check`` raises it again."""
     handled = (signal.SIGINT, *ENDING)
     before = {number: signal.getsignal(number) for number in handled}
-    for number in ENDING:
-        if before[number] is signal.SIG_DFL:
-            signal.signal(number, _exit)
+    _received.clear()
+    for number in handled:
+        if before[number] in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _raise)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raise what a signal was to raise, if that was dropped."""
+    if _received:
+        _raise(_received[0], None)
 
 
 def hold() -> None:
@@ -56,7 +67,10 @@ def _exit_now(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(INTERRUPTED)
 
 
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    _received.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "clean"]
+__all__ = ["Output", "clean", "waiting"]
 
 PIPE_WIDTH = 400
 """Columns where there is no terminal: wide enough for every table."""
@@ -18,6 +20,16 @@ PIPE_WIDTH = 400
 def clean(text: str) -> str:
     """``text`` without control characters: what a job is called must not steer a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Shows on standard error that ``text`` is going on, in a terminal only."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield
+        return
+    with Console(stderr=True, emoji=False, markup=False).status(clean(text)):
+        yield
 
 
 class Output:

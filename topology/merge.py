@@ -2,14 +2,18 @@
 
 Nodes are the same if their names are, links if they lead from and to the same nodes. What is
 said of one link by several sources is decided by where its cost comes from: measured before
-discovered before declared before assumed; between equals, the later source wins. Kind and rank
-of a node are no matter of degree: sources that disagree about them are refused.
+discovered before declared before assumed; between equals, the later source wins. An assumed link
+stands for all that is not known between its ends: where more is known of both, it is left out,
+unless some rank can't do without it. Kind and rank of a node are no matter of degree: sources
+that disagree about them are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from trainmesh.errors import GraphError
-from trainmesh.topology.graph import Link, LinkGraph, Node
+from trainmesh.topology.graph import Link, LinkGraph, Node, Provenance
 from trainmesh.topology.importers.fragment import Fragment
 
 __all__ = ["merge"]
@@ -36,7 +40,22 @@ def merge(*sources: LinkGraph | Fragment) -> LinkGraph:
                 links[link.name] = link
     _check_ranks(nodes)
     versions = [source.version for source in sources if isinstance(source, LinkGraph)]
-    return LinkGraph(nodes.values(), links.values(), version=max(versions, default=0) + 1)
+    version = max(versions, default=0) + 1
+    try:
+        return LinkGraph(nodes.values(), _known(links.values()), version=version)
+    except GraphError:
+        return LinkGraph(nodes.values(), links.values(), version=version)
+
+
+def _known(links: Collection[Link]) -> list[Link]:
+    """Without the assumed links between nodes of which more is known."""
+    surely = [link for link in links if link.provenance > Provenance.ASSUMED]
+    ends = {end for link in surely for end in (link.src, link.dst)}
+    return [
+        link
+        for link in links
+        if link.provenance > Provenance.ASSUMED or not {link.src, link.dst} <= ends
+    ]
 
 
 def _check_same(known: Node, node: Node) -> None:

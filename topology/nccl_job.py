@@ -6,9 +6,11 @@ The assumptions of ``from_graph``, because a link graph says less than NCCL sees
 - Inside a host, the bandwidth is that of the narrowest link on the cheapest paths between
   neighbouring ranks. Several direct NVLinks side by side are not added up.
 - It is NVLink if a link's class begins with ``nv`` or it is faster than PCIe 5 x16. NCCL counts
-  0.8 of NVLink's nominal bandwidth (``topo.h``), and the declared one is taken as nominal.
-- A NIC is what is left when the path to the next host enters a switch for the first time; two
-  ranks share a NIC if the last link up to there is the same. What is behind, NCCL never sees.
+  0.8 of NVLink's nominal bandwidth (``topo.h``): a declared one is taken as nominal, one that was
+  discovered or measured as what NCCL counts.
+- A NIC is the first node of that kind on the path to the next host, or, without one, what is left
+  when that path enters a switch for the first time; two ranks share a NIC if the last link up to
+  there is the same. What is behind, NCCL never sees.
 - Channels are found as NCCL's search (``search.cc``) would on such a host if every ring could
   pass every GPU; the real search may settle for less.
 - NICs add no latency (``latencyinter`` 0, as InfiniBand and sockets report), each is close enough
@@ -19,12 +21,12 @@ The assumptions of ``from_graph``, because a link graph says less than NCCL sees
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from trainmesh.errors import ConfigError
-from trainmesh.topology.graph import Kind, Link, LinkGraph
+from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
 from trainmesh.topology.nccl_tables import Generation, speeds
 from trainmesh.types import MAX_RANKS
 
@@ -182,21 +184,31 @@ def _host(graph: LinkGraph, islands: Sequence[Sequence[int]], generation: Genera
     nics: dict[str, float] = {}
     if len(islands) > 1:
         for place, rank in enumerate(first):
-            way_out: list[Link] = []
-            for link in graph.path(rank, islands[1][place % len(islands[1])]):
-                way_out.append(link)
-                if link.dst not in own and kinds[link.dst] is Kind.SWITCH:
-                    break
+            path = graph.path(rank, islands[1][place % len(islands[1])])
+            way_out = _way_out(path, own, kinds)
             nics[way_out[-1].name] = min(_GBps(link) for link in way_out)
     GBps = min(map(_GBps, inside), default=math.inf)
     nvlink = bool(inside) and (GBps > FASTEST_PCI_GBps or all(_is_nvlink(link) for link in inside))
+    nominal = any(link.provenance <= Provenance.DECLARED for link in inside)
     return _Host(
         num_ranks=len(first),
-        inside_GBps=GBps * NVLINK_SHARE[generation] if nvlink else GBps,
+        inside_GBps=GBps * NVLINK_SHARE[generation] if nvlink and nominal else GBps,
         nvlink=nvlink,
         switched=any(kinds[link.dst] is Kind.SWITCH for link in inside),
         nics_GBps=tuple(nics.values()),
     )
+
+
+def _way_out(path: Sequence[Link], own: Collection[str], kinds: Mapping[str, Kind]) -> list[Link]:
+    """The links of ``path`` up to and through the host's NIC."""
+    has_nic = any(kinds[link.src] is Kind.NIC for link in path)
+    way_out: list[Link] = []
+    for link in path:
+        way_out.append(link)
+        entered = link.dst not in own and kinds[link.dst] is Kind.SWITCH
+        if kinds[link.src] is Kind.NIC if has_nic else entered:
+            break
+    return way_out
 
 
 def _GBps(link: Link) -> float:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from enum import IntEnum, StrEnum
 
-__all__ = ["Generation", "Hardware", "NcclAlgorithm", "Protocol", "speeds", "tree_correction"]
+__all__ = [
+    "HOP_LATENCY",
+    "Generation",
+    "Hardware",
+    "NcclAlgorithm",
+    "Protocol",
+    "speeds",
+    "tree_correction",
+]
 
 
 class NcclAlgorithm(StrEnum):

@@ -96,6 +96,8 @@ class Router:
     def route(self, src: str, dst: str) -> Route:
         """The cheapest ways from rank node ``src`` to rank node ``dst``, which can be reached."""
         key = (src, dst)
+        if src == dst:
+            return Route((), 0.0)
         if key not in self._routes:
             if ways := self._ways(src, dst):
                 self._routes[key] = self._over_switches(ways, src, dst)
@@ -109,6 +111,8 @@ class Router:
 
     def path(self, src: str, dst: str) -> tuple[str, ...]:
         """The nodes of one of those ways; ties go to the names that sort first."""
+        if src == dst:
+            return (src,)
         if ways := self._ways(src, dst):
             way = min(ways, key=lambda way: natural(way.first or dst))
             if not way.first:

@@ -143,6 +143,9 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["nccl-topo"], "topology import nccl-topo needs a FILE"),
         (["slurm", "file"], "topology import slurm reads no FILE; leave it out"),
+        (["hostfile", "bad", "--sm", "80"], "--sm is for nvidia-smi, not hostfile"),
+        (["nccl-topo", "one", "--class", "x"], "--class is for nccl-tests, not nccl-topo"),
+        (["nccl-tests", "one", "--class", "x"], "--class needs --merge: which graph has that"),
         (["hostfile", "missing"], "missing: No such file or directory; check the path"),
         (["hostfile", "."], ".: Is a directory; check the path"),
         (["hostfile", "bad", "bad"], "a job has one hostfile; give one FILE"),

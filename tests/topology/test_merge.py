@@ -92,3 +92,32 @@ def test_sources_that_disagree_are_refused(other: Fragment, says: str) -> None:
     with pytest.raises(GraphError) as caught:
         merge(pair(1, Provenance.DECLARED), other)
     assert str(caught.value).startswith(says)
+
+
+def both_ways(a: str, b: str, provenance: Provenance) -> tuple[Link, Link]:
+    cost = LinkCost(alpha_s=0.0, bandwidth_bytes_per_s=1e9)
+    return Link(a, b, cost, "x", provenance), Link(b, a, cost, "x", provenance)
+
+
+def test_a_guess_between_nodes_of_which_more_is_known_is_left_out() -> None:
+    switch = Node("sw", Kind.SWITCH)
+    known = (
+        *both_ways("a", "sw", Provenance.DISCOVERED),
+        *both_ways("b", "sw", Provenance.MEASURED),
+    )
+    assumed = pair(1, Provenance.ASSUMED)
+    names = {link.name for link in merge(assumed, Fragment((switch, *PAIR), known)).links}
+    assert names == {"a->sw", "sw->a", "b->sw", "sw->b"}
+    # Of b nothing else is known: the guess is all there is.
+    names = {link.name for link in merge(assumed, Fragment((switch, *PAIR), known[:2])).links}
+    assert names == {"a->sw", "sw->a", "a->b", "b->a"}
+
+
+def test_a_guess_without_which_a_rank_is_cut_off_stays() -> None:
+    nodes = (*PAIR, Node("s", Kind.SWITCH), Node("t", Kind.SWITCH))
+    known = (
+        *both_ways("a", "s", Provenance.DISCOVERED),
+        *both_ways("b", "t", Provenance.DISCOVERED),
+    )
+    graph = merge(pair(1, Provenance.ASSUMED), Fragment(nodes, known))
+    assert graph.link("a->b").provenance is Provenance.ASSUMED
