@@ -13,7 +13,7 @@ from trainmesh.launcher.terminal import Output, waiting
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.document import load_file
-from trainmesh.topology.nccl_tables import Generation
+from trainmesh.topology.nccl.tables import Generation
 from trainmesh.topology.render import svg
 from trainmesh.types import Collective
 

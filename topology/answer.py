@@ -15,9 +15,9 @@ from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.explain import advice_words, slack_at_most
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.nccl_job import from_graph
-from trainmesh.topology.nccl_model import NcclCost, crossovers, predict
-from trainmesh.topology.nccl_tables import Generation
+from trainmesh.topology.nccl.job import from_graph
+from trainmesh.topology.nccl.model import NcclCost, crossovers, predict
+from trainmesh.topology.nccl.tables import Generation
 from trainmesh.topology.planner import choose
 from trainmesh.topology.planners.hierarchical import islands
 from trainmesh.topology.request import ANY

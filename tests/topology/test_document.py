@@ -311,7 +311,7 @@ def test_a_million_links_are_refused_while_they_are_read(text: str, line: int) -
 
 
 def test_values_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmesh.topology.text.MAX_VALUES", 12)
+    monkeypatch.setattr("trainmesh.topology.document.text.MAX_VALUES", 12)
     with pytest.raises(GraphError, match=r"^bad:8: more than 12 values$"):
         load(GOOD, source="bad")
     with pytest.raises(GraphError, match=r"^bad:17: more than 12 values$"):
@@ -319,7 +319,7 @@ def test_values_are_limited_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_links_count_by_direction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmesh.topology.document.MAX_LINKS", 3)
+    monkeypatch.setattr("trainmesh.topology.document.format.MAX_LINKS", 3)
     with pytest.raises(GraphError, match=r"^bad:10: more than the 3 links allowed, counted by"):
         load(GOOD, source="bad")
 

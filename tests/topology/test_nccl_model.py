@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.topology.graphs import both_ways, direct, hgx, racks, star
 from trainmesh.errors import ConfigError
 from trainmesh.topology.graph import Kind, LinkGraph, Node
-from trainmesh.topology.nccl_job import Cpu, NcclGraph, NcclJob, from_graph
-from trainmesh.topology.nccl_model import NcclCost, crossovers, predict
-from trainmesh.topology.nccl_tables import Generation, NcclAlgorithm
+from trainmesh.topology.nccl.job import Cpu, NcclGraph, NcclJob, from_graph
+from trainmesh.topology.nccl.model import NcclCost, crossovers, predict
+from trainmesh.topology.nccl.tables import Generation, NcclAlgorithm
 from trainmesh.types import Collective
 
 MIB = 2**20

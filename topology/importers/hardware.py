@@ -9,7 +9,7 @@ bandwidths. A hop crosses several links: half of its latency counts at each of i
 
 from __future__ import annotations
 
-from trainmesh.topology.nccl_tables import HOP_LATENCY, Hardware, NcclAlgorithm
+from trainmesh.topology.nccl.tables import HOP_LATENCY, Hardware, NcclAlgorithm
 from trainmesh.types import LinkCost
 
 __all__ = [

@@ -27,7 +27,7 @@ from enum import StrEnum
 
 from trainmesh.errors import ConfigError
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
-from trainmesh.topology.nccl_tables import Generation, speeds
+from trainmesh.topology.nccl.tables import Generation, speeds
 from trainmesh.types import MAX_RANKS
 
 __all__ = ["Cpu", "NcclGraph", "NcclJob", "from_graph"]

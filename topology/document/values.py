@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
+from trainmesh.topology.document.places import Path
+from trainmesh.topology.document.text import Value
 from trainmesh.topology.graph import MAX_NAME
-from trainmesh.topology.places import Path
-from trainmesh.topology.text import Value
 
 __all__ = ["Problem", "label", "mapping", "number", "one_of", "required", "whole"]
 

@@ -1,6 +1,6 @@
 """Which algorithm and protocol NCCL will pick, from its own cost model, without a GPU.
 
-NCCL's model (``src/graph/tuning.cc``, version 2.30; the tables are in ``nccl_tables``) gives each
+NCCL's model (``src/graph/tuning.cc``, version 2.30; the tables are in ``tables``) gives each
 pair of algorithm and protocol a latency and a bandwidth when a communicator is made, and takes,
 per collective, the pair with the least ``latency + nbytes / bandwidth``. Predicted is the choice.
 The time is what NCCL believes, which is not what the job will measure.
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from trainmesh.errors import ConfigError
-from trainmesh.topology import nccl_tables as tables
-from trainmesh.topology.nccl_job import Cpu, NcclGraph, NcclJob
-from trainmesh.topology.nccl_tables import Generation, Hardware, NcclAlgorithm, Protocol
+from trainmesh.topology.nccl import tables
+from trainmesh.topology.nccl.job import Cpu, NcclGraph, NcclJob
+from trainmesh.topology.nccl.tables import Generation, Hardware, NcclAlgorithm, Protocol
 from trainmesh.types import Collective
 
 __all__ = ["NcclChoice", "NcclCost", "crossovers", "predict"]

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from trainmesh.errors import GraphError
-from trainmesh.topology.places import Path, Token, json_tokens, places, yaml_tokens
+from trainmesh.topology.document.places import Path, Token, json_tokens, places, yaml_tokens
 
 __all__ = ["MAX_ENTRIES", "Document", "Value", "parse"]
 

@@ -20,6 +20,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from trainmesh.errors import GraphError
+from trainmesh.topology.document.text import Value, parse
+from trainmesh.topology.document.values import (
+    Problem,
+    label,
+    mapping,
+    number,
+    one_of,
+    required,
+    whole,
+)
 from trainmesh.topology.graph import (
     MAX_LINKS,
     Health,
@@ -30,16 +40,6 @@ from trainmesh.topology.graph import (
     Provenance,
     link_problem,
     node_problem,
-)
-from trainmesh.topology.text import Value, parse
-from trainmesh.topology.values import (
-    Problem,
-    label,
-    mapping,
-    number,
-    one_of,
-    required,
-    whole,
 )
 from trainmesh.types import MAX_INT, MAX_RANKS, LinkCost
 

@@ -1,0 +1,1 @@
+"""NCCL's own cost model: what it would pick by itself, without a GPU."""
