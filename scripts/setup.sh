@@ -17,6 +17,16 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   fi
 fi
 
+# Some tests need network namespaces or a C compiler; without them they skip and say why.
+missing=()
+command -v tc >/dev/null && command -v ip >/dev/null || missing+=(iproute2)
+command -v cc >/dev/null || missing+=(gcc libc6-dev)
+if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "setup: installing ${missing[*]}"
+  { apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null; } \
+    || echo "setup: could not install ${missing[*]}; the tests that need them will skip" >&2
+fi
+
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   echo "setup: making $venv with $("$python" --version)"
   "$python" -m venv --clear "$venv"
