@@ -1,6 +1,7 @@
 """One bound for a collective on a graph, with the bottleneck that sets it.
 
-- cut: a set of nodes whose links out are too narrow for what has to leave it.
+- cut: a set of nodes whose links out are too narrow for what has to leave it. For all-gather and
+  reduce-scatter it is reached where switches have as much capacity in as out; not exact else.
 - volume: all the ranks' links together are too narrow for the 2 (N - 1) messages that each
   element of an all-reduce needs.
 - forest: the links between several groups of ranks are; the optimum over reduce-then-broadcast
@@ -83,13 +84,15 @@ def _limit(graph: LinkGraph, collective: Collective) -> _Limit:
     indexed = Indexed.of(graph)
     if collective == Collective.ALLREDUCE:
         return _all_reduce(graph, indexed)
-    count = len(indexed.ranks)
     if collective == Collective.ALLGATHER:
         cut = broadcast_cut(indexed)
     else:
         received = broadcast_cut(indexed.reversed())
         cut = received._replace(side=frozenset(range(indexed.size)) - received.side)
-    return _of_cut(graph, indexed, cut, count * cut.value)
+    algbw = len(indexed.ranks) * cut.value
+    # Half as many messages as in an all-reduce. What limits unequal ways in and out of switches.
+    sent = 2 * volume(indexed, single_ranks(indexed)).capacity
+    return _of_cut(graph, indexed, cut._replace(exact=cut.exact and sent >= algbw), algbw)
 
 
 def _all_reduce(graph: LinkGraph, indexed: Indexed) -> _Limit:
