@@ -65,7 +65,7 @@ def hgx(hosts: int, nic0: float = 25) -> LinkGraph:
             rank = host * 8 + gpu
             nodes.append(Node(f"g{rank}", Kind.RANK, rank))
             links += both_ways(f"g{rank}", f"nvswitch{host}", 300)
-            if hosts > 1:
+            if hosts > 1 and (rank or nic0):
                 links += both_ways(f"g{rank}", f"rail{gpu % 2}", 25 if rank else nic0)
     return LinkGraph(nodes, links)
 

@@ -101,7 +101,7 @@ def test_the_choice_explains_itself() -> None:
         {"core", "leaf1", "h4", "h5", "h6", "h7"},
     )
     words = " ".join(choice.explain)
-    for part in ("leaf", "10.000 GB/s", "62.5%", "Chosen: hierarchical"):
+    for part in ("leaf", "10.0 GB/s", "62.5%", "Chosen: hierarchical"):
         assert part in words
 
 

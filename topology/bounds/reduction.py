@@ -36,6 +36,9 @@ SCALE = 2**30
 VIOLATED = 1e-6
 """A set that takes in less than this share too little is not violated: rounding."""
 PRICED = 1e-7
+TOLERANCE = Fraction(1, 10**9)
+SIMPLE = 1_000
+"""Largest denominator of a simple fraction, in units of the common divisor of all links."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,17 @@ def reduction_optimum(graph: Indexed, seeds: Collection[frozenset[int]]) -> Redu
             break
     edges = tuple(np.flatnonzero(solution.prices > PRICED * solution.prices.max()).tolist())
     proven = _held_apart(graph, edges)
-    rate = Fraction(solution.rate * float(programme.widest)).limit_denominator(10**12)
-    if proven is not None and abs(float(proven.capacity / rate) - 1) < VIOLATED:
+    found = Fraction(solution.rate) * programme.widest
+    if proven is not None and abs(proven.capacity / found - 1) < VIOLATED:
         return Reduction(proven.capacity, edges, proven.groups, exact)
-    # Rounded up: the solver's tolerance must not make the bound one that a plan could beat.
-    return Reduction(rate * (1 + Fraction(1, 10**9)), edges, (), exact)
+    return Reduction(_rounded(found), edges, (), exact)
+
+
+def _rounded(rate: Fraction) -> Fraction:
+    """The simple fraction that the solver's tolerance hides, or, without one near, a little more:
+    a bound must not be one that a plan could beat."""
+    simple = rate.limit_denominator(SIMPLE)
+    return simple if abs(simple / rate - 1) < TOLERANCE else rate * (1 + TOLERANCE)
 
 
 @dataclass(frozen=True)
