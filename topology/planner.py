@@ -21,7 +21,7 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
 from trainmesh.topology.request import LIVE, Executors, Planner, Request
 from trainmesh.topology.validate import check_loads, validate
-from trainmesh.types import Algorithm, Choice, Collective, Plan
+from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
 __all__ = ["CALIBRATION", "GROUP", "choose", "planners"]
 
@@ -32,6 +32,8 @@ own work costs (benchmarks/executors.py; gloo, 4 ranks on one machine)."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000
+NEEDED = {16: math.inf, 32: 0.999, MAX_RANKS: 0.75}
+"""Up to so many ranks a forest is packed if no other plan reaches this share of the bound."""
 DIGITS = 7
 """Times that agree to as many digits are equal: then the simpler algorithm is the better one."""
 
@@ -98,7 +100,7 @@ def choose(
     graph = graph.usable()
     request = Request(max(sizes), collective, executors, max_trees)
     least = bound(graph, request.nbytes, collective)
-    found, warnings = _candidates(graph, request, least)
+    found, warnings = _candidates(graph, request, least, only)
     factors = calibration or {}
     simplicity = {name: place for place, name in enumerate(planners())}
     timed = sorted(
@@ -149,7 +151,7 @@ class _Candidate:
 
 
 def _candidates(
-    graph: LinkGraph, request: Request, least: Bound
+    graph: LinkGraph, request: Request, least: Bound, only: str | None
 ) -> tuple[list[_Candidate], list[str]]:
     """All plans that apply, and warnings of what was left out."""
     known, unloaded = _registered()
@@ -157,6 +159,9 @@ def _candidates(
     warnings = list(unloaded)
     for name, planner in known.items():
         if name in BUILT_IN and name not in request.executors.algorithms:
+            continue
+        if name == Algorithm.FOREST and only != name and (good := _good_enough(found, least)):
+            warnings.append(f"forest was not tried: {good} comes close to the bound already.")
             continue
         try:
             candidate = _candidate(planner, graph, request, least)
@@ -171,6 +176,17 @@ def _candidates(
         if candidate is not None:
             found.append(candidate)
     return found, warnings
+
+
+def _good_enough(found: Sequence[_Candidate], least: Bound) -> str | None:
+    """The algorithm of a plan that leaves so little to gain, for very large buckets, that packing
+    trees for this many ranks isn't worth its seconds."""
+    plans = [item.plan for item in found if item.plan.busy_s]
+    if not plans:
+        return None
+    best = min(plans, key=lambda plan: plan.busy_s)
+    needed = next(share for ranks, share in NEEDED.items() if best.world_size <= ranks)
+    return best.algorithm if least.time_s >= needed * best.busy_s else None
 
 
 def _candidate(

@@ -1,0 +1,227 @@
+"""``trainmesh plan``: the contract that others script against, and what happens on misuse."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.topology.graphs import racks
+from trainmesh.launcher.cli import main
+from trainmesh.topology.document import dump
+
+ROOT = Path(__file__).parent.parent.parent
+STAR = """
+version: 1
+nodes:
+  g0: {kind: rank}
+  g1: {kind: rank}
+  g2: {kind: rank}
+  g3: {kind: rank}
+  sw: {kind: switch}
+links:
+  - {src: g0, dst: sw, bandwidth_GBps: 100, alpha_us: 5}
+  - {src: g1, dst: sw, bandwidth_GBps: 100, alpha_us: 5}
+  - {src: g2, dst: sw, bandwidth_GBps: 100, alpha_us: 5}
+  - {src: g3, dst: sw, bandwidth_GBps: 50, alpha_us: 5}
+"""
+
+
+@pytest.fixture
+def star(tmp_path: Path) -> str:
+    path = tmp_path / "star.yaml"
+    path.write_text(STAR)
+    return str(path)
+
+
+@pytest.fixture
+def two_racks(tmp_path: Path) -> str:
+    path = tmp_path / "racks.json"
+    path.write_text(json.dumps(dump(racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=10))))
+    return str(path)
+
+
+def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+    assert main(["plan", "--json", *args]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("collective", "algbw", "ranks_in_cut"),
+    [("allreduce", 50.0, 3), ("allgather", 200 / 3, 3), ("reduce_scatter", 200 / 3, 1)],
+)
+def test_the_contract(
+    star: str,
+    capsys: pytest.CaptureFixture[str],
+    collective: str,
+    algbw: float,
+    ranks_in_cut: int,
+) -> None:
+    found = planned(capsys, "--graph", star, "--collective", collective, "--bytes", "100MB")
+    assert {"collective", "bytes", "bound", "plans", "chosen", "explain"} <= found.keys()
+    assert (found["collective"], found["bytes"]) == (collective, 100_000_000)
+    bound = found["bound"]
+    assert bound["algbw_GBps"] == pytest.approx(algbw, rel=1e-6)
+    assert bound["time_s"] == pytest.approx(0.1 / algbw, rel=1e-6)
+    assert bound["kind"] == "cut"
+    assert sum(node.startswith("g") for node in bound["cut"]) in (ranks_in_cut, 4 - ranks_in_cut)
+    assert (bound["exact"], bound["slack_at_most"]) == (True, 0.0)
+    for plan in found["plans"]:
+        assert plan["valid"] is True
+        assert 0 < plan["efficiency"] <= 1
+        assert plan["efficiency"] == pytest.approx(bound["time_s"] / plan["time_s"])
+        assert plan["algbw_GBps"] == pytest.approx(0.1 / plan["time_s"])
+        assert plan["reason"]
+    times = [plan["time_s"] for plan in found["plans"]]
+    assert all(a <= b * (1 + 1e-6) for a, b in pairwise(times))
+    assert found["chosen"] in {plan["algorithm"] for plan in found["plans"]}
+    assert "Chosen: " + found["chosen"] in found["explain"]
+
+
+def test_all_reduce_of_100_mb_by_default(star: str, capsys: pytest.CaptureFixture[str]) -> None:
+    by_default = planned(capsys, "--graph", star)
+    asked = planned(capsys, "--graph", star, "--collective", "allreduce", "--bytes", "100MB")
+    assert by_default == asked
+    assert planned(capsys, "--graph", star, "--bytes", "1MiB")["bytes"] == 2**20
+
+
+def test_crossovers_and_what_nccl_would_pick(
+    two_racks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(Path(two_racks).read_text())
+    for link in document["links"]:
+        link["alpha_us"] = 5
+    Path(two_racks).write_text(json.dumps(document))
+    found = planned(capsys, "--graph", two_racks, "--nccl", "hopper")
+    assert found["crossovers"][0]["before"] == "tree"
+    sizes = [change["bytes"] for change in found["crossovers"]]
+    assert sizes == sorted(sizes)
+    assert found["crossovers"][-1]["after"] in ("hierarchical", "forest")
+    assert found["nccl"]["protocol"] in ("LL", "LL128", "Simple")
+    assert "NCCL would pick" in found["explain"]
+    assert found["nccl"]["hosts"] == 2
+    assert "nccl" not in planned(capsys, "--graph", two_racks)
+
+
+def test_one_algorithm_can_be_asked_for(star: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("native", "ring", "tree", "sharded", "forest"):
+        found = planned(capsys, "--graph", star, "--algorithm", name)
+        assert found["chosen"] == name
+        assert "asked for" in found["explain"]
+    for name, words in (
+        ("magic", "unknown algorithm 'magic'; known are native, ring"),
+        ("sharded", "algorithm 'sharded' does not apply to this graph and allgather; those that"),
+    ):
+        args = ["plan", "--graph", star, "--algorithm", name, "--collective", "allgather"]
+        assert main(args) != 0
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert words in captured.err
+        assert captured.err.count("\n") == 1
+
+
+def test_in_words(two_racks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--graph", two_racks, "--bytes", "1GB"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert rows["*"].split()[1] == "hierarchical"
+    assert "100.0%" in rows["bound"]
+    for words in ("No all-reduce of 1.00 GB can take less than 100 ms", "What would help most"):
+        assert words in out
+
+
+def test_the_picture_has_the_cut_and_is_written_whole_or_not_at_all(
+    two_racks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawing = tmp_path / "racks.svg"
+    assert main(["plan", "--graph", two_racks, "--draw", str(drawing)]) == 0
+    root = ElementTree.fromstring(drawing.read_text())
+    shaded = [e for e in root.iter() if "cut" in (e.get("class") or "").split()]
+    assert len(shaded) in (5, 6)
+    capsys.readouterr()
+    assert main(["plan", "--graph", two_racks, "--draw", str(tmp_path / "no" / "x.svg")]) != 0
+    assert "--draw" in capsys.readouterr().err
+    assert main(["plan", "--graph", str(tmp_path / "gone"), "--draw", str(drawing)]) != 0
+    assert ElementTree.fromstring(drawing.read_text()).tag == root.tag
+
+
+def test_one_rank_needs_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("version: 1\nnodes: {g: {kind: rank}}\nlinks: []\n")
+    found = planned(capsys, "--graph", str(path))
+    assert found["bound"] | {"algbw_GBps": None, "time_s": 0.0, "kind": "none"} == found["bound"]
+    assert found["chosen"] == "native"
+    assert main(["plan", "--graph", str(path)]) == 0
+
+
+BAD = [
+    (STAR.replace("50, alpha", "-50, alpha"), ":13: link g3->sw: bandwidth_GBps must be"),
+    (STAR.replace("50, alpha", ".nan, alpha"), ":13: link g3->sw: bandwidth_GBps must be"),
+    (STAR.replace("50, alpha", "0, alpha"), ":13: link g3->sw: bandwidth_GBps must be"),
+    (STAR.replace("src: g3", "src: g9"), ":13: link g9->sw: there is no node 'g9'"),
+    (STAR.replace("src: g3", "src: g2"), ":13: link g2->sw is there twice"),
+    (STAR.replace("  - {src: g3", "#"), "'g3'"),
+    ("version: 1\nnodes: {a: {kind: switch}, b: {kind: switch}}\nlinks: []\n", "rank"),
+    ("", "empty"),
+    ("\x00\x01", "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD, ids=[words for _, words in BAD])
+def test_a_bad_graph_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert main(["plan", "--graph", str(path), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert str(path) in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_million_links_end_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    link = "  - {src: a, dst: b, bandwidth_GBps: 1}\n"
+    path.write_text(
+        "version: 1\nnodes: {a: {kind: rank}, b: {kind: rank}}\nlinks:\n" + link * 10**6
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "trainmesh", "plan", "--graph", path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "more than 500000" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--bytes", "0"),
+        ("--bytes", "many"),
+        ("--collective", "broadcast"),
+        ("--max-trees", "0"),
+        ("--nccl", "riva"),
+    ],
+)
+def test_wrong_flags_are_refused(
+    star: str, capsys: pytest.CaptureFixture[str], flag: str, value: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--graph", star, flag, value])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert flag in error
+    assert error.count("\n") == 1
