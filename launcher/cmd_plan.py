@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
             nccl=Generation[args.nccl.upper()] if args.nccl else None,
         )
     if args.draw:
-        drawing = svg(graph, cut=found.bound.cut, bottleneck=found.bound.links)
+        drawing = svg(
+            graph, cut=found.bound.cut, bottleneck=found.bound.links, limited="every plan"
+        )
         try:
             write_atomically(args.draw, drawing.encode())
         except OSError as error:

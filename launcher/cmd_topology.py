@@ -103,8 +103,9 @@ def _limit(graph: LinkGraph) -> str:
 def _draw(graph: LinkGraph, plan: Plan | None, path: Path) -> None:
     """The picture, with what limits the plan in force, or else any plan at all."""
     least = bound(graph, DDP_BUCKET_BYTES)
-    links = plan.bottleneck if plan is not None else least.links
+    links, limited = (plan.bottleneck, "the plan") if plan else (least.links, "every plan")
+    drawing = svg(graph, cut=least.cut, bottleneck=links, limited=limited)
     try:
-        write_atomically(path, svg(graph, cut=least.cut, bottleneck=links).encode())
+        write_atomically(path, drawing.encode())
     except OSError as error:
         raise ConfigError(f"--draw {path}: {error.strerror}") from error

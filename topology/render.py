@@ -26,32 +26,47 @@ MAX_LABELS = 64
 MARGIN = 24
 LEGEND_HEIGHT = 34
 
+# Colours are written out in every rule: viewers other than browsers know no CSS variables.
 STYLE = """
-.tm-graph { font: 12px system-ui, sans-serif; --ink: #1c2330; --soft: #566079; --node: #fff;
-  --line: #aab4c6; --hot: #d03238; --cut: #fbe3b0; --rank: #e6effc; --halo: #fff; }
-@media (prefers-color-scheme: dark) { .tm-graph { --ink: #e8ecf4; --soft: #a9b3c6;
-  --node: #232a37; --line: #56617a; --hot: #ff6b6b; --cut: #5a4613; --rank: #1f3557;
-  --halo: #12161e; } }
-.tm-graph text { fill: var(--ink); text-anchor: middle; }
-.tm-graph .label { fill: var(--soft); font-size: 11px; }
-.tm-graph .label, .tm-graph .hot-text { paint-order: stroke; stroke: var(--halo);
+.tm-graph { font: 12px system-ui, sans-serif; }
+.tm-graph text { fill: #1c2330; text-anchor: middle; }
+.tm-graph .label { fill: #566079; font-size: 11px; }
+.tm-graph .label, .tm-graph .hot-text { paint-order: stroke; stroke: #fff;
   stroke-width: 3px; stroke-linejoin: round; }
-.tm-graph .node rect { fill: var(--node); stroke: var(--line); stroke-width: 1.5; }
-.tm-graph .rank rect { fill: var(--rank); }
-.tm-graph .cut rect { fill: var(--cut); }
-.tm-graph line { stroke: var(--line); stroke-width: 2; }
-.tm-graph line.hot { stroke: var(--hot); stroke-width: 4; }
-.tm-graph .hot-text { fill: var(--hot); font-weight: 600; font-size: 11px; }
-.tm-graph .legend text { text-anchor: start; fill: var(--soft); font-size: 11px; }
+.tm-graph .node rect { fill: #fff; stroke: #aab4c6; stroke-width: 1.5; }
+.tm-graph .rank rect { fill: #e6effc; }
+.tm-graph .cut rect { fill: #fbe3b0; }
+.tm-graph line { stroke: #aab4c6; stroke-width: 2; }
+.tm-graph line.hot { stroke: #d03238; stroke-width: 4; }
+.tm-graph .hot-text { fill: #d03238; font-weight: 600; font-size: 11px; }
+.tm-graph .legend text { text-anchor: start; fill: #566079; font-size: 11px; }
+@media (prefers-color-scheme: dark) {
+.tm-graph text { fill: #e8ecf4; }
+.tm-graph .label, .tm-graph .legend text { fill: #a9b3c6; }
+.tm-graph .label, .tm-graph .hot-text { stroke: #12161e; }
+.tm-graph .node rect { fill: #232a37; stroke: #56617a; }
+.tm-graph .rank rect { fill: #1f3557; }
+.tm-graph .cut rect { fill: #5a4613; }
+.tm-graph line { stroke: #56617a; }
+.tm-graph line.hot { stroke: #ff6b6b; }
+.tm-graph .hot-text { fill: #ff6b6b; }
+}
 """
 
 
-def svg(graph: LinkGraph, *, cut: Collection[str] = (), bottleneck: Collection[str] = ()) -> str:
+def svg(
+    graph: LinkGraph,
+    *,
+    cut: Collection[str] = (),
+    bottleneck: Collection[str] = (),
+    limited: str = "the plan",
+) -> str:
     """The graph with its switches above its ranks, as an ``<svg>`` element of its own.
 
     Args:
         cut: nodes to shade (one side of the bound's cut).
         bottleneck: links (``src->dst``) to mark.
+        limited: what these limit, in words.
 
     Returns:
         The element; above ``MAX_DRAWN_RANKS`` ranks one that says that it is too large to draw.
@@ -62,7 +77,8 @@ def svg(graph: LinkGraph, *, cut: Collection[str] = (), bottleneck: Collection[s
     layout = _layout(graph)
     parts = _lines(graph, layout, set(bottleneck))
     parts += [_box(node, layout, node.name in cut) for node in graph.nodes]
-    parts += _legend(layout.height, has_cut=bool(cut), has_bottleneck=bool(bottleneck))
+    words = f"limits {limited}" if bottleneck else ""
+    parts += _legend(layout.height, words, has_cut=bool(cut))
     title = f"Link graph: {graph.world_size} ranks, {len(graph.links)} directed links"
     return _document(layout.width, layout.height + LEGEND_HEIGHT, parts, title)
 
@@ -220,13 +236,13 @@ def _label(node: Node, width: float) -> str:
     return node.name if len(node.name) <= 13 else f"{node.name[:7]}\u2026{node.name[-4:]}"
 
 
-def _legend(height: float, *, has_cut: bool, has_bottleneck: bool) -> list[str]:
+def _legend(height: float, hot: str, *, has_cut: bool) -> list[str]:
     y = height + LEGEND_HEIGHT / 2
     parts = ['<g class="legend">']
     x = MARGIN
-    if has_bottleneck:
+    if hot:
         parts.append(f'<line class="hot" x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}"/>')
-        parts.append(f'<text x="{x + 32}" y="{y + 4}">limits the plan</text>')
+        parts.append(f'<text x="{x + 32}" y="{y + 4}">{escape(hot)}</text>')
         x += 150
     if has_cut:
         parts.append(
