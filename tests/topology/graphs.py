@@ -71,24 +71,29 @@ def hgx(hosts: int, nic0: float = 25) -> LinkGraph:
 
 
 @st.composite
-def random_graphs(draw: st.DrawFn, max_ranks: int = 6) -> LinkGraph:
-    """A random tree of ranks and switches with some links more; speeds differ by direction."""
-    ranks = draw(st.integers(2, max_ranks))
-    switches = draw(st.integers(1, 3))
+def random_graphs(draw: st.DrawFn, max_ranks: int = 6, min_ranks: int = 2) -> LinkGraph:
+    """A random tree of ranks and switches, both ways, with some links more, both ways or one;
+    speeds differ by direction."""
+    ranks = draw(st.integers(min_ranks, max_ranks))
+    switches = draw(st.integers(0, 3))
     names = [f"s{i}" for i in range(switches)] + [f"g{i}" for i in range(ranks)]
     nodes = [Node(f"s{i}", Kind.SWITCH) for i in range(switches)]
     nodes += [Node(f"g{i}", Kind.RANK, i) for i in range(ranks)]
-    pairs = {(names[draw(st.integers(0, i - 1))], names[i]) for i in range(1, len(names))}
-    for _ in range(draw(st.integers(0, 3))):
+    ways: dict[tuple[str, str], None] = {}
+    for i in range(1, len(names)):
+        parent = names[draw(st.integers(0, i - 1))]
+        ways |= {(parent, names[i]): None, (names[i], parent): None}
+    for _ in range(draw(st.integers(0, 1 + ranks // 2))):
         a, b = draw(st.sampled_from(names)), draw(st.sampled_from(names))
-        if a != b and (b, a) not in pairs:
-            pairs.add((a, b))
+        if a != b:
+            ways[a, b] = None
+            if draw(st.booleans()):
+                ways[b, a] = None
     speeds = st.sampled_from([1.0, 2.5, 10.0, 25.0])
     links = []
-    for a, b in sorted(pairs):
-        for src, dst in ((a, b), (b, a)):
-            cost = LinkCost(
-                alpha_s=draw(st.sampled_from([0.0, 5e-6])), bandwidth_bytes_per_s=draw(speeds) * GB
-            )
-            links.append(Link(src, dst, cost))
+    for src, dst in ways:
+        cost = LinkCost(
+            alpha_s=draw(st.sampled_from([0.0, 5e-6])), bandwidth_bytes_per_s=draw(speeds) * GB
+        )
+        links.append(Link(src, dst, cost))
     return LinkGraph(nodes, links)

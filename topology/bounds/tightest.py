@@ -90,9 +90,17 @@ def _limit(graph: LinkGraph, collective: Collective) -> _Limit:
         received = broadcast_cut(indexed.reversed())
         cut = received._replace(side=frozenset(range(indexed.size)) - received.side)
     algbw = len(indexed.ranks) * cut.value
-    # Half as many messages as in an all-reduce. What limits unequal ways in and out of switches.
-    sent = 2 * volume(indexed, single_ranks(indexed)).capacity
-    return _of_cut(graph, indexed, cut._replace(exact=cut.exact and sent >= algbw), algbw)
+    return _of_cut(graph, indexed, cut._replace(exact=cut.exact and _balanced(indexed)), algbw)
+
+
+def _balanced(indexed: Indexed) -> bool:
+    """Whether all switches have as much capacity in as out."""
+    surplus = [0] * indexed.size
+    for tail, head, capacity in indexed.edges:
+        surplus[tail] -= capacity
+        surplus[head] += capacity
+    ranks = frozenset(indexed.ranks)
+    return not any(rest for node, rest in enumerate(surplus) if node not in ranks)
 
 
 def _all_reduce(graph: LinkGraph, indexed: Indexed) -> _Limit:

@@ -116,19 +116,23 @@ class _Programme:
     def add_missing(self, whole: Sequence[int], trees: int) -> bool:
         """Add the sets that have not enough in; False if there are none."""
         rooted = self.fabric.rooted(whole, [trees] * self.fabric.ranks)
-        before = len(self.sets)
-        for rank in range(self.fabric.ranks):
-            if missing := shortage(rooted, rank):
-                self._add(missing.inside)
-        return len(self.sets) > before
+        short = [shortage(rooted, rank) for rank in range(self.fabric.ranks)]
+        added = [self._add(missing.inside) for missing in short if missing]
+        return any(added)
 
-    def _add(self, inside: NDArray[np.bool_]) -> None:
-        entering = inside[self.heads] & ~inside[self.tails]
-        row = np.append(entering.astype(float), 0.0)
-        if not any((row == known).all() for known in self.sets):
-            outside = self.fabric.ranks - int(inside[: self.fabric.ranks].sum())
-            self.sets.append(row)
-            self.needs.append(self.trees * outside)
+    def _add(self, inside: NDArray[np.bool_]) -> bool:
+        """Whether this asks for more than is known. Several sets may have the same links in: the
+        one with most ranks outside counts."""
+        row = np.append((inside[self.heads] & ~inside[self.tails]).astype(float), 0.0)
+        need = self.trees * (self.fabric.ranks - int(inside[: self.fabric.ranks].sum()))
+        for number, known in enumerate(self.sets):
+            if (row == known).all():
+                more = need > self.needs[number]
+                self.needs[number] = max(need, self.needs[number])
+                return more
+        self.sets.append(row)
+        self.needs.append(need)
+        return True
 
 
 def _rebalanced(fabric: Fabric, whole: Sequence[int]) -> list[int]:
