@@ -17,7 +17,7 @@ from trainmesh.topology.planner import choose
 from trainmesh.topology.planners import ring
 from trainmesh.topology.request import LIVE, Request
 from trainmesh.topology.validate import validate
-from trainmesh.types import Plan
+from trainmesh.types import Collective, Plan
 
 NBYTES = 10**8
 thorough = settings(
@@ -88,7 +88,9 @@ def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
     draw.shuffle(numbers)
     nodes = [Node(n.name, n.kind, None if n.rank is None else numbers[n.rank]) for n in graph.nodes]
     other = LinkGraph(nodes, graph.links)
-    assert bound(other, NBYTES).time_s == pytest.approx(bound(graph, NBYTES).time_s)
+    for collective in Collective:
+        expected = bound(graph, NBYTES, collective).time_s
+        assert bound(other, NBYTES, collective).time_s == pytest.approx(expected)
     first, second = (
         ring.plan(graph, Request(NBYTES, executors=LIVE)),
         ring.plan(other, Request(NBYTES, executors=LIVE)),
@@ -102,8 +104,10 @@ def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
 
 
 @thorough
-@given(random_graphs(max_ranks=5), st.data())
-def test_one_link_more_never_makes_the_bound_worse(graph: LinkGraph, data: st.DataObject) -> None:
+@given(random_graphs(max_ranks=5), st.sampled_from(Collective), st.data())
+def test_one_link_more_never_makes_the_bound_worse(
+    graph: LinkGraph, collective: Collective, data: st.DataObject
+) -> None:
     names = [node.name for node in graph.nodes]
     have = {(link.src, link.dst) for link in graph.links}
     missing = [(a, b) for a in names for b in names if a < b and (a, b) not in have]
@@ -111,12 +115,15 @@ def test_one_link_more_never_makes_the_bound_worse(graph: LinkGraph, data: st.Da
         return
     a, b = data.draw(st.sampled_from(missing))
     more = LinkGraph(graph.nodes, [*graph.links, *both_ways(a, b, 5)])
-    assert bound(more, NBYTES).time_s <= bound(graph, NBYTES).time_s * (1 + 1e-9)
+    before = bound(graph, NBYTES, collective).time_s
+    assert bound(more, NBYTES, collective).time_s <= before * (1 + 1e-9)
 
 
 @thorough
-@given(random_graphs(max_ranks=5), st.sampled_from([0.5, 3.0]))
-def test_the_bound_scales_with_the_links(graph: LinkGraph, factor: float) -> None:
+@given(random_graphs(max_ranks=5), st.sampled_from(Collective), st.sampled_from([0.5, 3.0]))
+def test_the_bound_scales_with_the_links(
+    graph: LinkGraph, collective: Collective, factor: float
+) -> None:
     links = [
         type(link)(
             link.src,
@@ -126,8 +133,8 @@ def test_the_bound_scales_with_the_links(graph: LinkGraph, factor: float) -> Non
         for link in graph.links
     ]
     faster = LinkGraph(graph.nodes, links)
-    expected = bound(graph, NBYTES).time_s / factor
-    assert bound(faster, NBYTES).time_s == pytest.approx(expected)
+    expected = bound(graph, NBYTES, collective).time_s / factor
+    assert bound(faster, NBYTES, collective).time_s == pytest.approx(expected)
 
 
 def plan(algorithm: str, order: tuple[int, ...], *islands: tuple[int, ...]) -> Plan:

@@ -11,7 +11,7 @@ import pytest
 from tests.topology import oracles
 from tests.topology.graphs import GB, both_ways, direct
 from trainmesh.topology.answer import answer
-from trainmesh.topology.bounds import Bound, bound
+from trainmesh.topology.bounds import Bound, bound, cuts
 from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node
 from trainmesh.topology.validate import check_loads, validate
@@ -269,3 +269,16 @@ def test_names_and_numbers_of_ranks_do_not_matter(name: str) -> None:
     for collective in Collective:
         expected = plans(name, collective)[0].time_s
         assert bound(other, NBYTES, collective).time_s == pytest.approx(expected, rel=1e-9)
+
+
+@every_system
+def test_large_clusters_are_bounded_in_the_same_way(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking nodes that look alike together loses nothing on any of these."""
+    monkeypatch.setattr(cuts, "EXACT_WORK", 0)
+    graph = SYSTEMS[name].graph
+    for collective in Collective:
+        expected = plans(name, collective)[0].time_s
+        found = bound(LinkGraph(graph.nodes, graph.links), NBYTES, collective)
+        assert found.time_s == pytest.approx(expected, rel=1e-9)

@@ -1,10 +1,17 @@
-"""The interpreter bites: schedules that lose or repeat a contribution are refused."""
+"""The interpreter bites: schedules that lose, repeat or misdirect a contribution are refused."""
+
+from collections.abc import Iterator
 
 import pytest
 
+from tests.topology.graphs import both_ways, direct, racks, star
 from trainmesh.errors import PlanError
+from trainmesh.topology.cost import link_loads, plan_cost
+from trainmesh.topology.graph import Kind, LinkGraph, Node
+from trainmesh.topology.planner import BUILT_IN
+from trainmesh.topology.request import Request
 from trainmesh.topology.validate import Message, Schedule, interpret, schedule
-from trainmesh.types import Plan
+from trainmesh.types import Collective, Plan
 
 RING = Plan(algorithm="ring", world_size=3, order=(0, 2, 1))
 
@@ -43,3 +50,78 @@ def test_storing_where_it_should_add_is_noticed() -> None:
     broken[0][0] = Message(first.src, first.dst, first.chunk, reduce=False)
     with pytest.raises(PlanError, match="without rank"):
         run(broken)
+
+
+def pods() -> LinkGraph:
+    """Two of two racks of two: a hierarchy of three levels."""
+    nodes = [Node("core", Kind.SWITCH)]
+    links = []
+    for pod in range(2):
+        nodes.append(Node(f"pod{pod}", Kind.SWITCH))
+        links += both_ways(f"pod{pod}", "core", 2)
+    for rack in range(4):
+        nodes.append(Node(f"rack{rack}", Kind.SWITCH))
+        links += both_ways(f"rack{rack}", f"pod{rack // 2}", 5)
+        for rank in (2 * rack, 2 * rack + 1):
+            nodes.append(Node(f"g{rank}", Kind.RANK, rank))
+            links += both_ways(f"g{rank}", f"rack{rack}", 10)
+    return LinkGraph(nodes, links)
+
+
+GRAPHS = {
+    "star of unequal NICs": star([10, 10, 5], alpha_us=5),
+    "racks": racks(range(6), uplink=5, per_rack=3),
+    "pods": pods(),
+    "unequal racks": direct([(0, 1, 10), (1, 2, 10), (2, 0, 10), (2, 3, 1), (3, 4, 10)]),
+    "clique, for several rings": direct([(a, b, 1) for a in range(4) for b in range(a)]),
+}
+
+
+def plans() -> Iterator[tuple[LinkGraph, Plan]]:
+    for graph in GRAPHS.values():
+        for collective in Collective:
+            for planner in BUILT_IN.values():
+                plan = planner(graph, Request(10**8, collective))
+                if plan is not None:
+                    yield graph, plan
+
+
+PLANS = list(plans())
+
+
+def test_all_kinds_of_plans_are_among_them() -> None:
+    every = [plan for _, plan in PLANS]
+    assert {plan.algorithm for plan in every} == set(BUILT_IN)
+    assert any(len(plan.rings) > 1 for plan in every)
+    assert any(len(plan.levels) > 1 for plan in every)
+    assert any(len({len(island) for island in plan.islands}) > 1 for plan in every)
+    assert any(len(plan.trees) == 2 and plan.algorithm == "tree" for plan in every)
+
+
+@pytest.mark.parametrize(
+    ("graph", "plan"), PLANS, ids=[f"{p.algorithm} {p.collective} {p.world_size}" for _, p in PLANS]
+)
+def test_any_one_message_lost_or_sent_elsewhere_or_twice_is_noticed(
+    graph: LinkGraph, plan: Plan
+) -> None:
+    whole = schedule(plan)
+    loads = plan_cost(plan, graph).loads
+    for number, messages in enumerate(whole.rounds):
+        for place, message in enumerate(messages):
+            others = [*messages[:place], *messages[place + 1 :]]
+            elsewhere = {*range(plan.world_size)} - {message.dst}
+            wrong = [others]
+            wrong += [[*others, message._replace(dst=dst)] for dst in sorted(elsewhere)]
+            for instead in wrong:
+                rounds = (*whole.rounds[:number], instead, *whole.rounds[number + 1 :])
+                with pytest.raises(PlanError):
+                    interpret(plan.world_size, Schedule(whole.chunks, rounds), plan.collective)
+            again = Schedule(
+                whole.chunks,
+                (*whole.rounds[: number + 1], [message], *whole.rounds[number + 1 :]),
+            )
+            if message.reduce:
+                with pytest.raises(PlanError, match="twice"):
+                    interpret(plan.world_size, again, plan.collective)
+            sent = link_loads(again.flows(), graph)
+            assert any(sent[name] > loads[name] * 1.001 for name in sent)
