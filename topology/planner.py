@@ -32,7 +32,7 @@ own work costs (benchmarks/executors.py; gloo, 4 ranks on one machine)."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000
-NEEDED = {16: math.inf, 32: 0.999, MAX_RANKS: 0.75}
+NEEDED = {32: math.inf, MAX_RANKS: 0.75}
 """Up to so many ranks a forest is packed if no other plan reaches this share of the bound."""
 DIGITS = 7
 """Times that agree to as many digits are equal: then the simpler algorithm is the better one."""
