@@ -31,6 +31,7 @@ __all__ = [
     "Prediction",
     "Stage",
     "StageCost",
+    "busiest",
     "busbw_bytes_per_s",
     "link_loads",
     "plan_cost",
@@ -141,7 +142,7 @@ def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:
     return plan_cost(plan, graph).predict(nbytes).time_s
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
     """The cost of ``plan`` on ``graph``; pipelined unless the plan has one chunk.
 
@@ -158,9 +159,9 @@ def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
             slowest = max(slowest, (cost.transfer_s(1.0), links), key=lambda item: item[0])
             for name, load in loads.items():
                 total[name] += load
-    busiest_s, busiest = _busiest(total, graph)
+    busiest_s, names = busiest(total, graph)
     pipelined = plan.num_chunks != 1 and len(costs) > 1
-    links = busiest if pipelined else slowest[1]
+    links = names if pipelined else slowest[1]
     return PlanCost(tuple(costs), busiest_s, links, total, pipelined)
 
 
@@ -181,7 +182,8 @@ def _loads(flows: Iterable[tuple[Flow, Route]]) -> dict[str, float]:
     return loads
 
 
-def _busiest(loads: Mapping[str, float], graph: LinkGraph) -> tuple[float, tuple[str, ...]]:
+def busiest(loads: Mapping[str, float], graph: LinkGraph) -> tuple[float, tuple[str, ...]]:
+    """Seconds per byte on the link that is busy for longest, and the links that are."""
     seconds = {
         name: load / graph.link(name).cost.bandwidth_bytes_per_s for name, load in loads.items()
     }
@@ -195,7 +197,7 @@ def _stage_cost(
     routed = [(flow, _route(flow, graph)) for flow in stage.flows]
     loads = _loads(routed)
     far, longest = max(routed, key=lambda item: item[1].alpha_s)
-    _, links = _busiest(loads, graph)
+    _, links = busiest(loads, graph)
     cost = StageCost(
         rounds=stage.rounds,
         alpha_s=longest.alpha_s,
@@ -256,9 +258,12 @@ def _hierarchical(plan: Plan) -> tuple[Stage, ...]:
     levels = plan.levels or (plan.islands,)
     if len({len(island) for island in plan.islands}) != 1:
         return _led(plan.islands)
+    rings_inwards = dimensions(levels)
+    if plan.shares:
+        return _by_place(plan, rings_inwards)
     inwards: list[Stage] = []
     share = 1.0
-    for rings in dimensions(levels):
+    for rings in rings_inwards:
         inwards.append(_ring(rings, share, phases=1))
         share /= len(rings[0])
     if plan.collective == Collective.REDUCE_SCATTER:
@@ -268,6 +273,37 @@ def _hierarchical(plan: Plan) -> tuple[Stage, ...]:
     *inside, across = inwards
     both = tuple(flow._replace(share=2 * flow.share) for flow in across.flows)
     return (*inside, Stage(2 * across.rounds, both), *reversed(inside))
+
+
+def _by_place(
+    plan: Plan, dimensions_inwards: Sequence[Sequence[Sequence[int]]]
+) -> tuple[Stage, ...]:
+    """With unequal shares, the ranks of an island exchange them directly; each place then has
+    rings of its own."""
+    islands, *outer = dimensions_inwards
+    place = {rank: number for island in islands for number, rank in enumerate(island)}
+    to_owner = [
+        Flow(a, b, plan.shares[place[b]])
+        for island in islands
+        for a in island
+        for b in island
+        if a != b and plan.shares[place[b]]
+    ]
+    back = tuple(Flow(b, a, share) for a, b, share, _ in to_owner)
+    rounds = len(islands[0]) - 1
+    inwards = [Stage(rounds, tuple(to_owner))]
+    parts = 1
+    for rings in outer:
+        flows = _ring(rings, 1 / parts, phases=1)
+        own = (
+            flow._replace(share=flow.share * plan.shares[place[flow.src]]) for flow in flows.flows
+        )
+        inwards.append(Stage(flows.rounds, tuple(own)))
+        parts *= len(rings[0])
+    *inside, across = inwards
+    both = tuple(flow._replace(share=2 * flow.share) for flow in across.flows)
+    outwards = [*reversed(inside[1:]), Stage(rounds, back)]
+    return (*inside, Stage(2 * across.rounds, both), *outwards)
 
 
 def _led(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:

@@ -165,7 +165,8 @@ def _shape(plan: Plan) -> str:
     shown = " | ".join(_ranks(island) for island in plan.islands[:MAX_ISLANDS])
     more = " | ..." if len(plan.islands) > MAX_ISLANDS else ""
     levels = f" in {len(plan.levels)} levels" if plan.levels else ""
-    return f"over {len(plan.islands)} islands{levels} ({shown}{more})"
+    places = f" with shares by place from {min(plan.shares):.1%}" if plan.shares else ""
+    return f"over {len(plan.islands)} islands{levels} ({shown}{more}){places}"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -15,22 +15,26 @@ __all__ = ["ANY", "LIVE", "Executors", "Planner", "Request"]
 @dataclass(frozen=True)
 class Executors:
     """What those who will carry a plan out can do: which built-in algorithms, whether they cut
-    the bytes into chunks so that stages overlap, and how many rings and nested levels of islands
-    they run."""
+    the bytes into chunks so that stages overlap, how many rings and nested levels of islands they
+    run, and whether the places of an island may have unequal shares."""
 
     algorithms: Collection[str]
     pipelined: bool
     max_rings: int
     max_levels: int
+    unequal_places: bool
 
 
-ANY = Executors(frozenset(Algorithm), pipelined=True, max_rings=16, max_levels=8)
+ANY = Executors(
+    frozenset(Algorithm), pipelined=True, max_rings=16, max_levels=8, unequal_places=True
+)
 """No limit of today's executors: what the algorithms are capable of."""
 LIVE = Executors(
     frozenset({Algorithm.NATIVE, Algorithm.RING, Algorithm.HIERARCHICAL}),
     pipelined=False,
     max_rings=1,
     max_levels=1,
+    unequal_places=False,
 )
 """The executors in ``trainmesh.hooks``."""
 

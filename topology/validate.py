@@ -209,22 +209,28 @@ def _nested(plan: Plan) -> Schedule:
     held = {rank: tuple(range(size)) for rank in range(size)}
     inwards: list[Round] = []
     outwards: list[list[Round]] = []
-    for dimension in rings:
+    for number, dimension in enumerate(rings):
         parts = len(dimension[0])
+        exchanged = bool(plan.shares) and number == 0
         scatter: list[Iterator[Round]] = []
         gather: list[Iterator[Round]] = []
         kept: dict[int, tuple[int, ...]] = {}
         for ring in dimension:
             chunks = held[ring[0]]
             groups = [chunks[part::parts] for part in range(parts)]
-            scatter.append(_by_group(ring, groups, reduce=True))
-            gather.append(_by_group(ring, groups, reduce=False))
-            kept.update((rank, groups[(place + 1) % parts]) for place, rank in enumerate(ring))
+            way = _exchanged if exchanged else _by_group
+            scatter.append(way(ring, groups, reduce=True))
+            gather.append(way(ring, groups, reduce=False))
+            ahead = 0 if exchanged else 1
+            kept.update((rank, groups[(place + ahead) % parts]) for place, rank in enumerate(ring))
         inwards += _together(scatter)
         outwards.append(list(_together(gather)))
         held = kept
     owner = {chunk: rank for rank, own in held.items() for chunk in own}
-    pieces = tuple(Chunk(1 / size, owner[chunk]) for chunk in range(size))
+    places = len(plan.islands[0])
+    weights = [share * places for share in plan.shares] or [1.0] * places
+    # Chunk c is of place c modulo the number of places: they are dealt out in turn.
+    pieces = tuple(Chunk(weights[c % places] / size, owner[c]) for c in range(size))
     back = [messages for rounds in reversed(outwards) for messages in rounds]
     if plan.collective == Collective.ALLGATHER:
         return Schedule(pieces, tuple(back))
@@ -241,6 +247,18 @@ def _by_group(
         yield [
             message._replace(chunk=chunk) for message in messages for chunk in groups[message.chunk]
         ]
+
+
+def _exchanged(
+    island: Sequence[int], groups: Sequence[Sequence[int]], *, reduce: bool
+) -> Iterator[Round]:
+    """Everyone sends each rank the group of its place, or each rank sends its group to everyone."""
+    pairs = [(a, b, place) for place, b in enumerate(island) for a in island if a != b]
+    yield [
+        Message(a, b, chunk, reduce) if reduce else Message(b, a, chunk, reduce)
+        for a, b, place in pairs
+        for chunk in groups[place]
+    ]
 
 
 def _led(islands: Sequence[Sequence[int]]) -> Schedule:

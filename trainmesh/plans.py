@@ -13,7 +13,7 @@ NEARLY = 1e-9
 """Shares are decimal fractions; their sum may miss 1 by rounding."""
 FIELDS = {
     "rings": (Algorithm.RING,),
-    "shares": (Algorithm.RING, Algorithm.SHARDED),
+    "shares": (Algorithm.RING, Algorithm.SHARDED, Algorithm.HIERARCHICAL),
     "islands": (Algorithm.HIERARCHICAL,),
     "levels": (Algorithm.HIERARCHICAL,),
     "trees": (Algorithm.TREE, Algorithm.FOREST),
@@ -117,8 +117,19 @@ def _check_levels(plan: Plan) -> None:
             if home.setdefault(island, block[rank]) != block[rank]:
                 raise PlanError("hierarchical: a level splits an island of the one before")
         inner = block
-    if len(plan.levels) > 1 or plan.collective != Collective.ALLREDUCE:
+    if len(plan.levels) > 1 or plan.shares or plan.collective != Collective.ALLREDUCE:
         _check_equal(plan.levels or (plan.islands,))
+    if plan.shares:
+        _check_places(plan)
+
+
+def _check_places(plan: Plan) -> None:
+    if plan.collective != Collective.ALLREDUCE:
+        raise PlanError("hierarchical: only an allreduce has shares to choose")
+    if len(plan.shares) != len(plan.islands[0]):
+        size = len(plan.islands[0])
+        raise PlanError(f"hierarchical: {len(plan.shares)} shares for islands of {size}")
+    _check_sum("hierarchical", plan.shares)
 
 
 def _check_equal(levels: Sequence[Sequence[Sequence[int]]]) -> None:

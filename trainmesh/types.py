@@ -114,9 +114,10 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Other fields are set for one algorithm each: ``rings`` for a ring plan of several rings at
     once (``shares``: the part of the bytes that each takes), ``islands`` for a hierarchical plan
     (``levels`` if there are more: each partitions the ranks into unions of the islands of the one
-    before, ``islands`` first), ``shares`` for a sharded plan (by rank), ``trees`` for tree and
-    forest. ``num_chunks`` is how many pieces the bytes are cut into, so that stages overlap: 1 is
-    one stage after the other, 0 is no limit (no link has an alpha).
+    before, ``islands`` first; ``shares``: the part of the bytes for each place in an island, where
+    these are not equal), ``shares`` for a sharded plan (by rank), ``trees`` for tree and forest.
+    ``num_chunks`` is how many pieces the bytes are cut into, so that stages overlap: 1 is one stage
+    after the other, 0 is no limit (no link has an alpha).
 
     ``bottleneck`` names the links (``"src->dst"``) that set ``predicted_s``; ``bound_cut`` the
     nodes on one side of the cut (or empty, where no single cut does) that sets ``bound_s``.

@@ -211,3 +211,50 @@ def test_several_spines_share_what_crosses_them() -> None:
     assert parts["leaf0->spine1"] == parts["spine2->leaf1"] == pytest.approx(1 / 3)
     assert parts["h0->leaf0"] == parts["leaf1->h2"] == 1
     assert fabric.route(0, 0).parts == ()
+
+
+def test_a_slow_nic_gets_less_to_carry_on_a_large_cluster() -> None:
+    """Three hosts on two rails, one NIC at half its speed: the places share 2 : 1 (by hand: 75 GB/s
+    of NICs a host instead of 100, and half an all-reduce's bytes each way over them)."""
+    nodes = [Node(f"rail{rail}", Kind.SWITCH) for rail in range(2)]
+    links = []
+    for host in range(3):
+        nodes.append(Node(f"nvswitch{host}", Kind.SWITCH))
+        for gpu in range(2):
+            rank = 2 * host + gpu
+            nodes.append(Node(f"g{rank}", Kind.RANK, rank))
+            links += both_ways(f"g{rank}", f"nvswitch{host}", 900)
+            links += both_ways(f"g{rank}", f"rail{gpu}", 50 if rank else 25)
+    graph = LinkGraph(nodes, links)
+    plan = BUILT_IN["hierarchical"](graph, Request(NBYTES))
+    assert plan is not None
+    assert plan.shares == pytest.approx((1 / 3, 2 / 3))
+    validate(plan, 6)
+    cost = plan_cost(plan, graph)
+    check_loads(plan, graph, cost.loads)
+    assert 1 / cost.busiest_s_per_byte == pytest.approx(75e9 / (2 * 2 / 3))
+    for wrong, reason in (
+        (replace(plan, shares=(1.0,)), "1 shares for islands of 2"),
+        (replace(plan, shares=(0.5, 0.6)), "add up"),
+        (replace(plan, collective=Collective.ALLGATHER), "only an allreduce"),
+    ):
+        with pytest.raises(PlanError, match=reason):
+            check_shape(wrong, 6)
+
+
+def test_unequal_places_on_three_levels_are_proven_too() -> None:
+    graph = racks(range(16), uplink=5, per_rack=4)
+    levels = (
+        tuple((2 * i, 2 * i + 1) for i in range(8)),
+        tuple(tuple(range(4 * i, 4 * i + 4)) for i in range(4)),
+    )
+    plan = Plan(
+        algorithm="hierarchical",
+        world_size=16,
+        order=tuple(range(16)),
+        islands=levels[0],
+        levels=levels,
+        shares=(0.75, 0.25),
+    )
+    validate(plan, 16)
+    check_loads(plan, graph, plan_cost(plan, graph).loads)

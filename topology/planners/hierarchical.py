@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from trainmesh.topology.clusters import clustered_ranks, divisions
-from trainmesh.topology.cost import predict
+from trainmesh.topology.cost import Flow, busiest, link_loads, predict
 from trainmesh.topology.graph import Kind, LinkGraph
 from trainmesh.topology.indexed import Indexed
+from trainmesh.topology.levels import dimensions
 from trainmesh.topology.planners.ring import best_order
 from trainmesh.topology.request import Request
 from trainmesh.topology.routes import natural
@@ -22,6 +25,10 @@ MAX_PREDICTED = 12
 """Divisions and chains of them that are compared."""
 MAX_SEARCHED = 32
 """Ranks up to which the order of the islands is that of the best ring."""
+MAX_PLACES = 32
+"""Ranks of an island that exchange unequal shares: each sends to each."""
+NEARLY = 0.99
+"""Places whose speeds differ by less have equal shares."""
 SEVERAL = 3
 """Islands from which on their order matters."""
 
@@ -40,7 +47,10 @@ def plan(graph: LinkGraph, request: Request) -> Plan | None:
     aligned = [tuple(_aligned(division, by_rail) for division in chain) for chain in chains]
     candidates = list(dict.fromkeys([*chains, *aligned]))[:MAX_PREDICTED]
     plans = [_as_plan(chain, graph, request) for chain in candidates]
-    return min(plans, key=lambda p: (predict(p, graph, request.nbytes), p.islands), default=None)
+    plans.sort(key=lambda plan: (predict(plan, graph, request.nbytes), plan.islands))
+    if request.executors.unequal_places and request.collective == Collective.ALLREDUCE:
+        plans += _weighted(plans, graph)
+    return min(plans, key=lambda plan: predict(plan, graph, request.nbytes), default=None)
 
 
 def islands(graph: LinkGraph) -> list[Islands]:
@@ -67,6 +77,30 @@ def _as_plan(levels: tuple[Islands, ...], graph: LinkGraph, request: Request) ->
         nbytes=request.nbytes,
         num_chunks=0 if request.executors.pipelined else 1,
     )
+
+
+def _weighted(plans: Sequence[Plan], graph: LinkGraph) -> list[Plan]:
+    """Of the first that has small equal islands: if its places are unequally fast outside them,
+    the same with shares in proportion. A slow NIC then has less to carry."""
+    for plan in plans:
+        if _is_equal(plan.islands) and 1 < len(plan.islands[0]) <= MAX_PLACES:
+            speeds = _place_speeds(plan, graph)
+            if min(speeds) >= NEARLY * max(speeds):
+                return []
+            return [replace(plan, shares=tuple(speed / sum(speeds) for speed in speeds))]
+    return []
+
+
+def _place_speeds(plan: Plan, graph: LinkGraph) -> list[float]:
+    """Bytes/s of each place's rings, one place alone."""
+    _, *outer = dimensions(plan.levels or (plan.islands,))
+    place = {rank: number for island in plan.islands for number, rank in enumerate(island)}
+    flows: list[list[Flow]] = [[] for _ in plan.islands[0]]
+    for rings in outer:
+        for ring in rings:
+            around = zip(ring, (*ring[1:], ring[0]), strict=True)
+            flows[place[ring[0]]] += [Flow(a, b, 1.0) for a, b in around if a != b]
+    return [1 / busiest(link_loads(own, graph), graph)[0] for own in flows]
 
 
 def _is_equal(division: Islands) -> bool:
