@@ -13,7 +13,7 @@ with ``T_bw`` the time of the busiest link over all stages; for a tree this is t
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -342,22 +342,37 @@ def _sharded(shares: Sequence[float]) -> tuple[Stage, Stage]:
 
 
 def _trees(plan: Plan) -> tuple[Stage, ...]:
-    """Hops that can run at once, by their distance from the leaves and then from the root."""
+    """Hops that can run at once, by their distance from the leaves and then from the root. A
+    single tree leaves links idle meanwhile: there a rank's hops are a step each."""
     up: dict[int, list[Flow]] = defaultdict(list)
     down: dict[int, list[Flow]] = defaultdict(list)
+    alone = len(plan.trees) == 1
     for tree in plan.trees:
         for hops, found in ((tree.up, up), (tree.down, down)):
-            for hop, step in zip(hops, _steps(hops), strict=True):
+            for hop, step in zip(hops, _steps(hops, alone=alone), strict=True):
                 found[step].append(Flow(hop.src, hop.dst, tree.share, hop.via))
-    return tuple(Stage(1, tuple(found[step])) for found in (up, down) for step in sorted(found))
+    return tuple(
+        Stage(_most_messages(found[step]), tuple(found[step]))
+        for found in (up, down)
+        for step in sorted(found)
+    )
 
 
-def _steps(hops: Sequence[Hop]) -> list[int]:
-    """When each hop can run: one step after the last of those that bring what it sends."""
+def _steps(hops: Sequence[Hop], *, alone: bool) -> list[int]:
+    """When each hop can run: one step after the last of those that bring what it sends; if
+    ``alone``, also after the other hops of its ranks."""
     ready: dict[int, int] = defaultdict(int)
+    sent: dict[int, int] = defaultdict(int)
     steps = []
     for hop in hops:
-        step = ready[hop.src]
+        step = max(ready[hop.src], sent[hop.src], ready[hop.dst]) if alone else ready[hop.src]
+        sent[hop.src] = step + 1
         ready[hop.dst] = max(ready[hop.dst], step + 1)
         steps.append(step)
     return steps
+
+
+def _most_messages(flows: Sequence[Flow]) -> int:
+    """That one rank sends or receives: they leave, or arrive, one after the other."""
+    sent, received = Counter(flow.src for flow in flows), Counter(flow.dst for flow in flows)
+    return max(*sent.values(), *received.values())

@@ -159,3 +159,12 @@ def test_up_to_24_ranks(graph: LinkGraph) -> None:
     in_turn = 1 / sum(1 / forest_algbw(found[collective]) for collective in ONE_WAY)
     assert ring_algbw(graph) <= in_turn * 1.002
     assert in_turn <= NBYTES / found[Collective.ALLREDUCE].bound.time_s * (1 + 1e-6)
+
+
+def test_a_ring_leaves_the_way_back_to_another_ring() -> None:
+    """On a cube a ring over 8 of the 24 links and its reverse use 16; one that is as fast by itself
+    but goes over ranks in between would leave no room for a second one."""
+    graph = build({"build": "hypercube", "args": []})
+    found = answer(graph, Collective.ALLREDUCE, NBYTES)
+    [ring] = [plan for plan in found.choice.candidates if plan.algorithm == "ring"]
+    assert ring.efficiency == pytest.approx(2 / 3)

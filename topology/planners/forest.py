@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from trainmesh.errors import PlanError
 from trainmesh.topology.bounds import algbw_limit
@@ -26,8 +27,10 @@ MAX_RANKS = 64
 MAX_LINKS = 1_200
 """Packing takes about 10 s for 64 ranks and grows with the fourth power of their number."""
 MAX_PAIRED = 32
-"""Above, an all-reduce is a reduce-scatter and an all-gather over the same trees: as good where
-all ranks are alike, and found in a tenth of the time."""
+"""Ranks up to which pairs of trees are packed for an all-reduce."""
+GOOD = 0.995
+"""Part of the bound that trees of an all-gather, run there and back, must reach to be taken where
+pairs could be packed: as good where all ranks are alike, and found in a tenth of the time."""
 
 
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
@@ -56,38 +59,67 @@ def _trees(graph: LinkGraph, collective: Collective, max_trees: int) -> tuple[Tr
     capacities = {
         (link.src, link.dst): rational(link.cost.bandwidth_bytes_per_s) for link in graph.links
     }
-    if collective == Collective.ALLREDUCE and len(ranks) <= MAX_PAIRED:
-        return _pairs(graph, ranks, capacities, max_trees)
-    rate = algbw_limit(graph, _ONE_WAY[collective]) / len(ranks)
-    if collective == Collective.REDUCE_SCATTER:
-        capacities = _opposite(capacities)
-    elif collective == Collective.ALLREDUCE and capacities != _opposite(capacities):
+    if collective != Collective.ALLREDUCE:
+        return _one_way(graph, ranks, capacities, collective, max_trees).trees
+    small = len(ranks) <= MAX_PAIRED
+    there_and_back = _Found((), 0.0)
+    if capacities == _opposite(capacities):
+        limit = algbw_limit(graph, collective)
+        possible = float(algbw_limit(graph, Collective.ALLGATHER) / 2 / limit)
+        if not small or (possible >= GOOD and len(ranks) <= max_trees):
+            there_and_back = _one_way(graph, ranks, capacities, collective, max_trees)
+        there_and_back = there_and_back._replace(part=there_and_back.part * possible)
+    elif not small:
         raise PlanError("a broadcast's trees can't be turned round on this graph")
+    if there_and_back.part >= GOOD or not small:
+        return there_and_back.trees
+    pairs = _pairs(graph, ranks, capacities, max_trees)
+    return max(pairs, there_and_back, key=lambda found: found.part).trees
+
+
+_Capacities = dict[tuple[str, str], Fraction]
+
+
+class _Found(NamedTuple):
+    """``part`` of the bound that the trees reach."""
+
+    trees: tuple[Tree, ...]
+    part: float
+
+
+def _one_way(
+    graph: LinkGraph,
+    ranks: Sequence[str],
+    capacities: _Capacities,
+    collective: Collective,
+    max_trees: int,
+) -> _Found:
+    """The trees of an all-gather, which for an all-reduce are run there and back; ``part`` is
+    theirs of the all-gather's bound."""
+    scatter = collective == Collective.REDUCE_SCATTER
+    bounded = Collective.REDUCE_SCATTER if scatter else Collective.ALLGATHER
+    rate = algbw_limit(graph, bounded) / len(ranks)
+    if scatter:
+        capacities = _opposite(capacities)
     found = allgather_forest(ranks, capacities, rate, max_trees=max_trees)
     total = found.rate * len(ranks)
-    return tuple(
+    trees = (
         _turned(tree, float(Fraction(tree.weight) / total), collective) for tree in found.trees
     )
-
-
-_ONE_WAY = {
-    Collective.ALLREDUCE: Collective.ALLGATHER,
-    Collective.ALLGATHER: Collective.ALLGATHER,
-    Collective.REDUCE_SCATTER: Collective.REDUCE_SCATTER,
-}
-_Capacities = dict[tuple[str, str], Fraction]
+    return _Found(tuple(trees), float(found.rate / rate))
 
 
 def _pairs(
     graph: LinkGraph, ranks: Sequence[str], capacities: _Capacities, max_trees: int
-) -> tuple[Tree, ...]:
+) -> _Found:
     target = float(algbw_limit(graph, Collective.ALLREDUCE))
     pairs = allreduce_forest(ranks, capacities, target=target, max_trees=max_trees).pairs
     total = sum(float(pair.weight) for pair in pairs)
-    return tuple(
+    trees = (
         Tree(pair.root, float(pair.weight) / total, _hops(pair.up), _hops(pair.down))
         for pair in pairs
     )
+    return _Found(tuple(trees), total / target)
 
 
 def _opposite(capacities: _Capacities) -> _Capacities:

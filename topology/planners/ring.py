@@ -32,6 +32,7 @@ MAX_HOPS = 16_384
 MIN_SHARE = 1e-3
 """A ring that takes less of the bytes is not worth its latency."""
 Order = tuple[int, ...]
+_Cost = tuple[float, float, float, Order]
 
 
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
@@ -98,8 +99,9 @@ class _Free:
                 uses[name] += part
         return uses
 
-    def cost(self, order: Order) -> tuple[float, float, Order]:
-        """Seconds per byte that each hop sends, on the bottleneck; the largest alpha of a hop."""
+    def cost(self, order: Order) -> _Cost:
+        """Seconds per byte that each hop sends, on the bottleneck; the largest alpha of a hop; how
+        many links are used, as what is left is for further rings."""
         uses: dict[str, float] = defaultdict(float)
         longest_s = 0.0
         for route in self._hops(order):
@@ -110,7 +112,7 @@ class _Free:
         slowest = max(
             part / free[name] if free[name] > 0 else math.inf for name, part in uses.items()
         )
-        return float(slowest), longest_s, order
+        return float(slowest), longest_s, round(sum(uses.values()), 6), order
 
     def rate(self, order: Order) -> float:
         """Bytes/s that each hop can send."""
@@ -231,7 +233,7 @@ def _least(graph: LinkGraph) -> float:
     return 1 / min(min(out[name], into[name]) for name in names)
 
 
-def _two_opt(order: Order, cost: Callable[[Order], tuple[float, float, Order]]) -> Order:
+def _two_opt(order: Order, cost: Callable[[Order], _Cost]) -> Order:
     """Reverse stretches of the ring while that helps; at most ``len(order)`` times."""
     for _ in order:
         size = len(order)
@@ -241,7 +243,7 @@ def _two_opt(order: Order, cost: Callable[[Order], tuple[float, float, Order]]) 
             for j in range(i + 2, size + 1)
         ]
         best = min(candidates, key=cost)
-        if cost(best)[:2] >= cost(order)[:2]:
+        if cost(best)[:3] >= cost(order)[:3]:
             return order
         order = best
     return order
