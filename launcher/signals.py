@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,7 +15,10 @@ __all__ = ["INTERRUPTED", "check", "exiting", "hold", "raising"]
 INTERRUPTED = 130
 """Exit code after Ctrl-C: what a shell reports for a program that SIGINT has ended."""
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+AGAIN_S = 1.5
+"""Longer than it takes from the exception to the clean-up."""
 _received: list[int] = []
+_timers: list[threading.Timer] = []
 
 
 @contextmanager
@@ -34,17 +38,18 @@ def raising() -> Iterator[None]:
     that what was started is cleaned up. Torchrun replaces these handlers by its own when it
     starts workers. On exit the handlers are as they were.
 
-    Python drops an exception that is raised in a destructor or in a callback of the importer;
-    ``check`` raises it again."""
+    Python drops an exception that is raised in a destructor or in a callback of the importer. So a
+    signal comes again after ``AGAIN_S``, to whoever handles it then, unless it has done its work:
+    ``hold`` was called or the context left. ``check`` doesn't wait for that."""
     handled = (signal.SIGINT, *ENDING)
     before = {number: signal.getsignal(number) for number in handled}
-    _received.clear()
     for number in handled:
         if before[number] in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _raise)
     try:
         yield
     finally:
+        _settle()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -57,6 +62,7 @@ def check() -> None:
 
 def hold() -> None:
     """From now on these signals do nothing: a clean-up that is bounded runs to its end."""
+    _settle()
     for number in (signal.SIGINT, *ENDING):
         # Not SIG_IGN: a process that is started now would inherit that.
         signal.signal(number, _nothing)
@@ -68,10 +74,22 @@ def _exit_now(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    _settle()
     _received.append(number)
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    _timers.append(again)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
+
+
+def _settle() -> None:
+    """What was received is done with."""
+    _received.clear()
+    while _timers:
+        _timers.pop().cancel()
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 import weakref
 
 import pytest
@@ -32,6 +33,29 @@ def test_an_exception_dropped_by_a_callback_is_raised_again(
         assert reference() is None
         with pytest.raises(raised):
             signals.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_signal_comes_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "AGAIN_S", 0.1)
+
+    def waits_after_a_dropped_signal() -> None:
+        with signals.raising():
+            thing = Thing()
+            reference = weakref.ref(thing, lambda gone: os.kill(os.getpid(), signal.SIGINT))
+            del thing
+            assert reference() is None
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        waits_after_a_dropped_signal()
+
+
+def test_a_signal_that_did_its_work_does_not_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "AGAIN_S", 0.1)
+    with pytest.raises(KeyboardInterrupt), signals.raising():
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.3)
 
 
 def test_handlers_are_as_they_were() -> None:
