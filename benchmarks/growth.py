@@ -7,7 +7,7 @@ from html import escape
 __all__ = ["svg"]
 
 WIDTH, HEIGHT = 640, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 210, 24, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 226, 24, 48
 COLOURS = ("#2563c9", "#1b8a5a", "#c2571a", "#8a3fb0")
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1c2330; }
@@ -45,7 +45,8 @@ def svg(curves: Mapping[str, Mapping[int, float]], aims_s: Mapping[int, float]) 
     for count, aim_s in aims_s.items():
         if count in ranks:
             parts.append(_line("aim", x(count) - 9, x(count) + 9, y(aim_s)))
-    key = WIDTH - RIGHT + 16
+            parts.append(_text(x(count), y(aim_s) - 6, f"{aim_s:g} s", "middle"))
+    key = WIDTH - RIGHT + 36
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = [(x(count), y(seconds)) for count, seconds in sorted(curve.items())]

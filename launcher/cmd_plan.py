@@ -74,11 +74,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.draw:
         drawing = svg(
-            graph,
-            cut=found.bound.cut,
-            groups=found.bound.groups,
-            bottleneck=found.bound.links,
-            limited="every plan",
+            graph, cut=found.bound.cut, bottleneck=found.bound.links, limited="every plan"
         )
         try:
             write_atomically(args.draw, drawing.encode())

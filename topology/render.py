@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from html import escape
+from typing import NamedTuple, TypeAlias
+
+import networkx as nx
 
 from trainmesh.topology.graph import Link, LinkGraph, Node
-from trainmesh.topology.layout import (
-    MARGIN,
-    NODE_HEIGHT,
-    NODE_WIDTH,
-    Layout,
-    Point,
-    layout_of,
-    overlap,
-    room,
-)
 
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
 
 MAX_DRAWN_RANKS = 256
-MAX_LABELLED = 256
-"""Above so many lines none has its speed written on it."""
-LETTER_WIDTH, LETTER_HEIGHT = 6.5, 14
-"""Of a label, with room around it."""
-PLACES = (0.62, 0.54, 0.7, 0.44, 0.8, 0.34, 0.5)
-"""Where on a line its label may be, from the upper end: rather near the lower one, where the lines
-of a switch are further apart."""
-TINTS = 6
-"""Of groups; neighbours in their order differ."""
+ROW_HEIGHT = 110
+NODE_WIDTH = 92
+NODE_HEIGHT = 34
+MANY_RANKS = 16
+SMALL_WIDTH = 46
+"""Of a rank where there are more than MANY_RANKS; only its number is shown."""
+GAP = 14
+MAX_LABELS = 64
+MARGIN = 24
 LEGEND_HEIGHT = 34
 
 # Colours are written out in every rule: viewers other than browsers know no CSS variables.
@@ -41,12 +35,7 @@ STYLE = """
   stroke-width: 3px; stroke-linejoin: round; }
 .tm-graph .node rect { fill: #fff; stroke: #aab4c6; stroke-width: 1.5; }
 .tm-graph .rank rect { fill: #e6effc; }
-.tm-graph .cut rect, .tm-graph .group0 rect { fill: #fbe3b0; }
-.tm-graph .group1 rect { fill: #cfeed6; }
-.tm-graph .group2 rect { fill: #e6d6f7; }
-.tm-graph .group3 rect { fill: #fad3d8; }
-.tm-graph .group4 rect { fill: #c5ecec; }
-.tm-graph .group5 rect { fill: #e2e2c0; }
+.tm-graph .cut rect { fill: #fbe3b0; }
 .tm-graph line { stroke: #aab4c6; stroke-width: 2; }
 .tm-graph line.hot { stroke: #d03238; stroke-width: 4; }
 .tm-graph .hot-text { fill: #d03238; font-weight: 600; font-size: 11px; }
@@ -57,12 +46,7 @@ STYLE = """
 .tm-graph .label, .tm-graph .hot-text { stroke: #12161e; }
 .tm-graph .node rect { fill: #232a37; stroke: #56617a; }
 .tm-graph .rank rect { fill: #1f3557; }
-.tm-graph .cut rect, .tm-graph .group0 rect { fill: #5a4613; }
-.tm-graph .group1 rect { fill: #1e4a2b; }
-.tm-graph .group2 rect { fill: #44306a; }
-.tm-graph .group3 rect { fill: #5e2530; }
-.tm-graph .group4 rect { fill: #164a4d; }
-.tm-graph .group5 rect { fill: #484821; }
+.tm-graph .cut rect { fill: #5a4613; }
 .tm-graph line { stroke: #56617a; }
 .tm-graph line.hot { stroke: #ff6b6b; }
 .tm-graph .hot-text { fill: #ff6b6b; }
@@ -74,7 +58,6 @@ def svg(
     graph: LinkGraph,
     *,
     cut: Collection[str] = (),
-    groups: Sequence[Collection[str]] = (),
     bottleneck: Collection[str] = (),
     limited: str = "the plan",
 ) -> str:
@@ -82,7 +65,6 @@ def svg(
 
     Args:
         cut: nodes to shade (one side of the bound's cut).
-        groups: sets of nodes to shade, each in another tint (those that the bound holds apart).
         bottleneck: links (``src->dst``) to mark.
         limited: what these limit, in words.
 
@@ -92,17 +74,11 @@ def svg(
     if graph.world_size > MAX_DRAWN_RANKS:
         text = f"{graph.world_size} ranks and {len(graph.links)} links: too many to draw"
         return _document(420, 60, [f'<text x="210" y="34">{text}</text>'], "Link graph")
-    layout = layout_of(graph)
-    shades = {name: f"group{i % TINTS}" for i, group in enumerate(groups) for name in group}
-    shades |= dict.fromkeys(cut, "cut")
-    # Labels last: none lies on a box, and no line on a label.
+    layout = _layout(graph)
     parts = _lines(graph, layout, set(bottleneck))
-    parts += [_box(node, layout, shades.get(node.name)) for node in graph.nodes]
-    parts += _labels(graph, layout, set(bottleneck))
-    keys = [("hot", f"limits {limited}")] if bottleneck else []
-    keys += [("cut", "one side of the cut of the bound")] if cut else []
-    keys += [("group0", f"{len(groups)} groups that the bound holds apart")] if groups else []
-    parts += _legend(layout.height, keys)
+    parts += [_box(node, layout, node.name in cut) for node in graph.nodes]
+    words = f"limits {limited}" if bottleneck else ""
+    parts += _legend(layout.height, words, has_cut=bool(cut))
     title = f"Link graph: {graph.world_size} ranks, {len(graph.links)} directed links"
     return _document(layout.width, layout.height + LEGEND_HEIGHT, parts, title)
 
@@ -131,57 +107,92 @@ def _document(width: float, height: float, parts: list[str], title: str) -> str:
     )
 
 
-def _pairs(graph: LinkGraph) -> dict[tuple[str, str], list[Link]]:
-    """The links between two nodes, of both directions: they are one line."""
+_Ends: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+
+
+class _Layout(NamedTuple):
+    """Centre of each node by name, the size of the whole, and the width of a rank's box."""
+
+    places: dict[str, tuple[float, float]]
+    width: float
+    height: float
+    rank_width: float
+
+
+def _layout(graph: LinkGraph) -> _Layout:
+    """Rows: a node's is its distance from the nearest rank; a row is in the order of the mean
+    place of what hangs below, so that lines seldom cross. Without switches, a circle."""
+    rank_width = NODE_WIDTH if graph.world_size <= MANY_RANKS else SMALL_WIDTH
+    undirected = graph.digraph().to_undirected()
+    ranks = [graph.rank_node(rank) for rank in range(graph.world_size)]
+    if len(ranks) == len(graph.nodes) > 2:
+        return _circle(ranks, rank_width)
+    distance = nx.multi_source_dijkstra_path_length(undirected, set(ranks), weight=None)
+    rows: dict[int, list[str]] = defaultdict(list)
+    for node in graph.nodes:
+        rows[int(distance.get(node.name, 0))].append(node.name)
+    order = {name: float(index) for index, name in enumerate(_by_parent(graph))}
+    for row in sorted(rows):
+        if row > 0:
+            for name in rows[row]:
+                below = [order[other] for other in undirected[name] if other in order]
+                order[name] = sum(below) / len(below) if below else 0.0
+    widths = {row: rank_width if row == 0 else NODE_WIDTH for row in rows}
+    widest = max(len(names) * (widths[row] + GAP) for row, names in rows.items())
+    width = max(420.0, widest + 2.0 * MARGIN)
+    height = (max(rows) + 1) * ROW_HEIGHT - ROW_HEIGHT / 2 + 2 * MARGIN
+    places = {}
+    for row, names in rows.items():
+        names.sort(key=lambda name: order[name])
+        room = (width - 2 * MARGIN) / len(names)
+        y = height - MARGIN - NODE_HEIGHT / 2 - row * ROW_HEIGHT
+        for index, name in enumerate(names):
+            places[name] = (MARGIN + room * (index + 0.5), y)
+    return _Layout(places, width, height, rank_width)
+
+
+def _circle(ranks: list[str], rank_width: float) -> _Layout:
+    radius = max(150.0, len(ranks) * (rank_width + GAP) / (2 * math.pi))
+    across = 1.5 * radius
+    middle_x, middle_y = MARGIN + NODE_WIDTH / 2 + across, MARGIN + NODE_HEIGHT / 2 + radius
+    places = {}
+    for index, name in enumerate(ranks):
+        turn = 2 * math.pi * index / len(ranks)
+        places[name] = (middle_x + across * math.sin(turn), middle_y - radius * math.cos(turn))
+    return _Layout(places, 2 * middle_x, 2 * middle_y, rank_width)
+
+
+def _by_parent(graph: LinkGraph) -> list[str]:
+    """Names of the ranks, those that hang on the same switch (the fastest one) together."""
+    places = {node.name: place for place, node in enumerate(graph.nodes)}
+    ranks = {graph.rank_node(rank): rank for rank in range(graph.world_size)}
+    parents: dict[str, tuple[float, int]] = {}
+    for link in graph.links:
+        if link.src in ranks and link.dst not in ranks:
+            found = (-link.cost.bandwidth_bytes_per_s, places[link.dst])
+            parents[link.src] = min(found, parents.get(link.src, found))
+    return sorted(ranks, key=lambda name: (parents.get(name, (0.0, -1))[1], ranks[name]))
+
+
+def _lines(graph: LinkGraph, layout: _Layout, hot: set[str]) -> list[str]:
+    """One line for both directions of a link. Labels show the slower direction, and are left out
+    where they would lie on each other."""
+    ranks = {graph.rank_node(rank) for rank in range(graph.world_size)}
     pairs: dict[tuple[str, str], list[Link]] = defaultdict(list)
     for link in graph.links:
         first, second = sorted((link.src, link.dst))
         pairs[first, second].append(link)
-    return pairs
+    lines, labels = [], []
+    for (first, second), links in pairs.items():
+        is_hot = any(link.name in hot for link in links)
+        ends = layout.places[first], layout.places[second]
+        lines.append(_line(ends, links, is_hot))
+        if layout.rank_width == NODE_WIDTH or not {first, second} & ranks:
+            labels.append(_line_label(ends, links, is_hot))
+    return lines + (labels if len(labels) <= MAX_LABELS else [])
 
 
-def _lines(graph: LinkGraph, layout: Layout, hot: set[str]) -> list[str]:
-    """Those of ``hot`` links above the others."""
-    lines = sorted(
-        (any(link.name in hot for link in links), number, ends, links)
-        for number, (ends, links) in enumerate(_pairs(graph).items())
-    )
-    return [
-        _line((layout.places[first], layout.places[second]), links, is_hot)
-        for is_hot, _, (first, second), links in lines
-    ]
-
-
-def _labels(graph: LinkGraph, layout: Layout, hot: set[str]) -> list[str]:
-    """The speed of each line's slower direction where there is room for it, those of ``hot`` links
-    first."""
-    pairs = _pairs(graph)
-    if len(pairs) > MAX_LABELLED:
-        return []
-    taken = [room(layout.places[node.name], layout.width_of(node)) for node in graph.nodes]
-    marked = [
-        (any(link.name in hot for link in links), ends, links) for ends, links in pairs.items()
-    ]
-    labels = []
-    for is_hot, (first, second), links in sorted(marked, key=lambda line: not line[0]):
-        text = _speed(min(links, key=lambda link: link.cost.bandwidth_bytes_per_s))
-        for x, y in _on_line(layout.places[first], layout.places[second]):
-            place = room((x, y), LETTER_WIDTH * len(text), LETTER_HEIGHT)
-            if not any(overlap(place, other) for other in taken):
-                taken.append(place)
-                kind = "hot-text" if is_hot else "label"
-                labels.append(f'<text class="{kind}" x="{x:.1f}" y="{y + 4:.1f}">{text}</text>')
-                break
-    return labels
-
-
-def _on_line(one: Point, other: Point) -> Iterator[Point]:
-    (x1, y1), (x2, y2) = sorted((one, other), key=lambda point: point[1])
-    for share in PLACES:
-        yield x1 + share * (x2 - x1), y1 + share * (y2 - y1)
-
-
-def _line(ends: tuple[Point, Point], links: list[Link], is_hot: bool) -> str:
+def _line(ends: _Ends, links: list[Link], is_hot: bool) -> str:
     (x1, y1), (x2, y2) = ends
     tip = "; ".join(f"{link.name}: {_speed(link)}, {link.link_class}" for link in links)
     kind = ' class="hot"' if is_hot else ""
@@ -191,14 +202,24 @@ def _line(ends: tuple[Point, Point], links: list[Link], is_hot: bool) -> str:
     )
 
 
+def _line_label(ends: _Ends, links: list[Link], is_hot: bool) -> str:
+    (x1, y1), (x2, y2) = ends
+    slowest = min(links, key=lambda link: link.cost.bandwidth_bytes_per_s)
+    style = "hot-text" if is_hot else "label"
+    # Nearer to the lower end, where the lines of a switch are further apart.
+    share = 0.62 if y2 > y1 else 0.38
+    x, y = x1 + share * (x2 - x1), y1 + share * (y2 - y1) - (6 if y1 == y2 else 0)
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{_speed(slowest)}</text>'
+
+
 def _speed(link: Link) -> str:
     return f"{link.cost.bandwidth_bytes_per_s / 1e9:.3g} GB/s"
 
 
-def _box(node: Node, layout: Layout, shade: str | None) -> str:
+def _box(node: Node, layout: _Layout, in_cut: bool) -> str:
     x, y = layout.places[node.name]
-    width = layout.width_of(node)
-    classes = " ".join(["node", node.kind.value, *([shade] if shade else [])])
+    width = NODE_WIDTH if node.rank is None else layout.rank_width
+    classes = " ".join(["node", node.kind.value, *(["cut"] if in_cut else [])])
     return (
         f'<g class="{classes}"><title>{escape(node.name)}</title>'
         f'<rect x="{x - width / 2:.1f}" y="{y - NODE_HEIGHT / 2:.1f}" width="{width}" '
@@ -215,16 +236,17 @@ def _label(node: Node, width: float) -> str:
     return node.name if len(node.name) <= 13 else f"{node.name[:7]}\u2026{node.name[-4:]}"
 
 
-def _legend(height: float, keys: Sequence[tuple[str, str]]) -> list[str]:
-    """A line or a box of each class, and what it means."""
-    x, y = float(MARGIN), height + LEGEND_HEIGHT / 2
+def _legend(height: float, hot: str, *, has_cut: bool) -> list[str]:
+    y = height + LEGEND_HEIGHT / 2
     parts = ['<g class="legend">']
-    for kind, text in keys:
-        if kind == "hot":
-            parts.append(f'<line class="hot" x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}"/>')
-        else:
-            box = f'<rect x="{x}" y="{y - 8}" width="26" height="16" rx="4"/>'
-            parts.append(f'<g class="node {kind}">{box}</g>')
-        parts.append(f'<text x="{x + 32}" y="{y + 4}">{escape(text)}</text>')
-        x += 48 + LETTER_WIDTH * len(text)
+    x = MARGIN
+    if hot:
+        parts.append(f'<line class="hot" x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}"/>')
+        parts.append(f'<text x="{x + 32}" y="{y + 4}">{escape(hot)}</text>')
+        x += 150
+    if has_cut:
+        parts.append(
+            f'<g class="node cut"><rect x="{x}" y="{y - 8}" width="26" height="16" rx="4"/></g>'
+        )
+        parts.append(f'<text x="{x + 32}" y="{y + 4}">one side of the cut of the bound</text>')
     return [*parts, "</g>"]
