@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from trainmesh.types import Hint
+from trainmesh.hooks.probing import measure_pairs, one_of_each_node
+from trainmesh.types import Hint, PairTime
 from trainmesh.wire import hint_digest
 
 __all__ = ["Agreement", "Verdict"]
@@ -36,9 +37,11 @@ class Verdict:
 class Agreement:
     """The rounds of one DDP module on one rank. ``group`` is a gloo group of all its ranks."""
 
-    def __init__(self, group: dist.ProcessGroup, cadence: int) -> None:
+    def __init__(self, group: dist.ProcessGroup, cadence: int, node: str) -> None:
         self._group = group
         self._cadence = cadence
+        self._node = node
+        self._members: list[int] | None = None
         self._round: tuple[dist.Work, torch.Tensor, Hint | None] | None = None
 
     def propose(self, step: int, candidate: Hint | None) -> None:
@@ -72,3 +75,13 @@ class Agreement:
         ballot = torch.tensor([int(ready)], dtype=torch.int64)
         self._group.allreduce([ballot], dist.ReduceOp.MIN).wait()
         return bool(ballot.item())
+
+    def probe(self, epoch: int, nbytes: int) -> tuple[PairTime, ...]:
+        """Measure the links; all ranks do it at the same step. What this rank received.
+
+        Raises:
+            RuntimeError: a rank is gone or the group timed out.
+        """
+        if self._members is None:
+            self._members = one_of_each_node(self._group, self._node)
+        return measure_pairs(self._group, self._members, epoch, nbytes)

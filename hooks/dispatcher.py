@@ -19,11 +19,12 @@ from trainmesh.errors import PlanError
 from trainmesh.hooks import loss
 from trainmesh.hooks.agreement import Agreement
 from trainmesh.hooks.context import RankContext, say
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.fusion import Bucket
 from trainmesh.hooks.native import NativeExecutor
+from trainmesh.hooks.route import Route, check
 from trainmesh.hooks.scaling import GradientScaling
 from trainmesh.hooks.timing import CudaMarks, HostMarks, StepTimer
-from trainmesh.plans import check_shape
 from trainmesh.types import Hint
 
 __all__ = ["Dispatcher", "comm_hook"]
@@ -47,7 +48,7 @@ class Dispatcher:
         self._context = context
         self._fabric = Fabric(module.process_group)
         self._native = NativeExecutor(None, self._fabric)
-        self._executor: Executor = self._native
+        self._route = Route.native(self._fabric)
         on_cuda = module.device_type == "cuda"
         marks = CudaMarks() if on_cuda else HostMarks()
         self._timer = StepTimer(context.hello.rank, number, marks)
@@ -73,18 +74,21 @@ class Dispatcher:
     def reduce(self, bucket: GradBucket) -> Future[torch.Tensor]:
         """Average ``bucket`` over the ranks."""
         # Each attribute of a bucket is a call into C++: ask once.
-        index, buffer = bucket.index(), bucket.buffer()
+        index, buffer, is_last = bucket.index(), bucket.buffer(), bucket.is_last()
         if index == 0:
             self._begin_step(buffer.device)
         if buffer.is_sparse:
             mark = self._timer.mark(index, buffer._values().nbytes)
-            executor: Executor = self._native
-        else:
-            mark = self._timer.mark(index, buffer.nbytes)
-            executor = self._executor
+            self._scaling.apply(bucket, buffer)
+            mark.start()
+            if is_last:
+                self._route.flush()
+            return self._native.reduce(buffer, mark)
+        mark = self._timer.mark(index, buffer.nbytes)
         self._scaling.apply(bucket, buffer)
         mark.start()
-        return executor.reduce(buffer, mark)
+        parameters = bucket.parameters() if self._route.needs_parameters else ()
+        return self._route.take(Bucket(buffer, parameters, mark), is_last=is_last)
 
     def close(self) -> None:
         """The process ends: report what was measured."""
@@ -117,7 +121,7 @@ class Dispatcher:
         parent.allreduce([ballot], dist.ReduceOp.MIN).wait()
         if group is None or not ballot.item():
             return None
-        return Agreement(group, self._context.cadence)
+        return Agreement(group, self._context.cadence, self._context.hello.node)
 
     def _agree(self, agreement: Agreement) -> None:
         try:
@@ -138,8 +142,7 @@ class Dispatcher:
         if hint is None or hint.epoch <= max(self._epoch, self._rejected):
             return None
         try:
-            check_shape(hint.plan, self._fabric.world_size)
-            load(hint.plan.algorithm)
+            check(hint, self._fabric.world_size)
         except PlanError as error:
             if hint is not self._unusable:
                 self._unusable = hint
@@ -149,21 +152,24 @@ class Dispatcher:
 
     def _switch(self, agreement: Agreement, hint: Hint) -> None:
         """Every rank holds ``hint``: carry it out, if every rank can."""
-        built: Executor | None = None
+        built: Route | None = None
         try:
-            built = load(hint.plan.algorithm)(hint.plan, self._fabric)
+            built = self._route.following(hint)
         except Exception as error:  # a plug-in may fail in any way; the vote must still be cast
             self._reject(hint, f"can't be carried out: {error}")
         if not agreement.vote(built is not None):
             if built is not None:
-                built.close()
+                built.close(self._route)
                 self._reject(hint, "another rank can't carry it out")
             return
         assert built is not None  # noqa: S101 - the vote was unanimous
-        old, self._executor = self._executor, built
+        old, self._route = self._route, built
         self._epoch = hint.epoch
         self._context.note("switched", hint.plan.algorithm, step=self._step, epoch=hint.epoch)
-        old.close()
+        old.close(built)
+        if hint.probe_bytes:
+            for pair in agreement.probe(hint.epoch, hint.probe_bytes):
+                self._context.reporter.pair(pair)
 
     def _reject(self, hint: Hint, why: str) -> None:
         self._rejected = hint.epoch

@@ -14,7 +14,7 @@ A third party adds one by the entry-point group ``trainmesh.hooks``: the name is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -25,7 +25,7 @@ from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.timing import Mark
-from trainmesh.types import Plan
+from trainmesh.types import Algorithm, Plan
 
 __all__ = ["Executor", "Fabric", "load"]
 
@@ -97,26 +97,29 @@ class Executor(Protocol):
         ...
 
 
-def load(algorithm: str) -> type[Executor]:
-    """The executor class registered for ``algorithm``.
+def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
+    """What makes the executor registered for ``algorithm``.
 
     Raises:
         PlanError: none is registered, or it can't be imported.
     """
-    from trainmesh.hooks.hierarchical import HierarchicalExecutor
     from trainmesh.hooks.native import NativeExecutor
-    from trainmesh.hooks.ring import RingExecutor
+    from trainmesh.hooks.pipeline import PipelinedExecutor
+    from trainmesh.hooks.ring import ring
 
-    built_in: dict[str, type[Executor]] = {
-        "native": NativeExecutor,
-        "ring": RingExecutor,
-        "hierarchical": HierarchicalExecutor,
+    built_in: dict[str, Callable[[Plan, Fabric], Executor]] = {
+        Algorithm.NATIVE: NativeExecutor,
+        Algorithm.RING: ring,
+        Algorithm.TREE: PipelinedExecutor,
+        Algorithm.HIERARCHICAL: PipelinedExecutor,
+        Algorithm.SHARDED: PipelinedExecutor,
+        Algorithm.FOREST: PipelinedExecutor,
     }
     if algorithm in built_in:
         return built_in[algorithm]
     for point in entry_points(group=GROUP, name=algorithm):
         try:
-            loaded: type[Executor] = point.load()
+            loaded: Callable[[Plan, Fabric], Executor] = point.load()
         except Exception as error:  # third-party code may fail in any way
             raise PlanError(f"executor {algorithm!r} can't be loaded: {error}") from error
         return loaded

@@ -1,4 +1,5 @@
-"""ring(order): the backend's all-reduce on a group whose ring goes through ``plan.order``."""
+"""ring: one ring is the backend's own all-reduce on a group in the plan's order, for gloo's and
+NCCL's rings follow the rank order of the group; several rings at once are trees (``pipeline``)."""
 
 from __future__ import annotations
 
@@ -6,16 +7,22 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import Executor, Fabric
 from trainmesh.hooks.native import all_reduce
+from trainmesh.hooks.pipeline import PipelinedExecutor
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
-__all__ = ["RingExecutor"]
+__all__ = ["RingExecutor", "ring"]
+
+
+def ring(plan: Plan, fabric: Fabric) -> Executor:
+    """The executor of a ring plan."""
+    return PipelinedExecutor(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
 
 
 class RingExecutor:
-    """Gloo's and NCCL's rings follow the rank order of the group they run on."""
+    """The backend's all-reduce, around ``plan.order``."""
 
     def __init__(self, plan: Plan, fabric: Fabric) -> None:
         group = fabric.new_group(plan.order)

@@ -21,15 +21,17 @@ __all__ = ["CudaMarks", "HostMarks", "Mark", "Marks", "StepTimer"]
 
 class Mark:
     """Times of one bucket. Executors call ``start`` (when its communication really begins, if
-    that is later than its arrival) and ``end`` (when its result is there)."""
+    that is later than its arrival) and ``end`` (when its result is there). A bucket that is
+    reduced together with another one has that one's mark as its ``leader``."""
 
-    __slots__ = ("arrival_ns", "end_ns", "index", "nbytes", "start_ns")
+    __slots__ = ("arrival_ns", "end_ns", "index", "leader", "nbytes", "start_ns")
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
         self.nbytes = nbytes
         self.arrival_ns = self.start_ns = monotonic_ns()
         self.end_ns = 0
+        self.leader: Mark | None = None
 
     def start(self) -> None:
         self.start_ns = monotonic_ns()
@@ -39,9 +41,18 @@ class Mark:
 
     def timing(self) -> BucketTiming | None:
         """The finished timing; None while it is not known yet."""
-        if not self.end_ns:
+        span = (self.leader or self).span_ns()
+        if span is None:
             return None
-        return BucketTiming(self.index, self.nbytes, self.arrival_ns, self.start_ns, self.end_ns)
+        return BucketTiming(self.index, self.nbytes, self.arrived_ns(), *span)
+
+    def arrived_ns(self) -> int:
+        """When the bucket arrived; asked for when it has ended."""
+        return self.arrival_ns
+
+    def span_ns(self) -> tuple[int, int] | None:
+        """Start and end of the communication; None while they are not known yet."""
+        return (self.start_ns, self.end_ns) if self.end_ns else None
 
 
 class CudaMark(Mark):
@@ -66,14 +77,16 @@ class CudaMark(Mark):
     def end(self) -> None:
         self._end = _event()
 
-    def timing(self) -> BucketTiming | None:
+    def arrived_ns(self) -> int:
+        return self._since_anchor_ns(self._arrival)
+
+    def span_ns(self) -> tuple[int, int] | None:
         if self._end is None or not self._end.query():  # type: ignore[no-untyped-call]
             return None
-        arrival, start, end = (
-            self._anchor_ns + int(1e6 * self._anchor.elapsed_time(event))
-            for event in (self._arrival, self._start, self._end)
-        )
-        return BucketTiming(self.index, self.nbytes, arrival, start, end)
+        return self._since_anchor_ns(self._start), self._since_anchor_ns(self._end)
+
+    def _since_anchor_ns(self, event: torch.cuda.Event) -> int:
+        return self._anchor_ns + int(1e6 * self._anchor.elapsed_time(event))
 
 
 def _event() -> torch.cuda.Event:

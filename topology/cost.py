@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from trainmesh.errors import PlanError
+from trainmesh.schedule import dimensions
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.levels import dimensions
 from trainmesh.topology.routes import Route
 from trainmesh.types import Algorithm, Collective, Hop, Plan
 
@@ -307,29 +307,15 @@ def _by_place(
 
 
 def _led(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
+    """Along a chain to each leader, one hop of every island at a time; around them; and back."""
+    hops = [
+        [(island[place], island[place + 1]) for island in islands if place + 1 < len(island)]
+        for place in range(max(map(len, islands)) - 1)
+    ]
+    outwards = [Stage(1, tuple(Flow(a, b, 1.0) for a, b in pairs)) for pairs in hops]
+    inwards = [Stage(1, tuple(Flow(b, a, 1.0) for a, b in pairs)) for pairs in reversed(hops)]
     leaders = _ring([[island[0] for island in islands]], 1.0, phases=2)
-    return *_to_leaders(islands), leaders, *_from_leaders(islands)
-
-
-def _to_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
-    """Gloo's reduce: a ring reduce-scatter, then each rank sends its part to the leader."""
-    parts = [Flow(rank, island[0], 1.0 / len(island)) for island in islands for rank in island[1:]]
-    return _ring(islands, 1.0, phases=1), Stage(1, tuple(parts))
-
-
-def _from_leaders(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
-    """Gloo's broadcast: a binomial tree, whose places below 2^i send to place + 2^i in round i."""
-    rounds: list[Stage] = []
-    have, largest = 1, max(map(len, islands))
-    while have < largest:
-        flows = [
-            Flow(island[place], island[place + have], 1.0)
-            for island in islands
-            for place in range(min(have, len(island) - have))
-        ]
-        rounds.append(Stage(1, tuple(flows)))
-        have *= 2
-    return tuple(rounds)
+    return (*inwards, leaders, *outwards)
 
 
 def _sharded(shares: Sequence[float]) -> tuple[Stage, Stage]:

@@ -19,7 +19,7 @@ from trainmesh.topology.crossover import crossovers
 from trainmesh.topology.explain import choice_words, crossover_words, reason
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
-from trainmesh.topology.request import LIVE, Executors, Planner, Request
+from trainmesh.topology.request import ANY, Executors, Planner, Request
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
@@ -75,7 +75,7 @@ def choose(
     sizes: Sequence[int],
     *,
     collective: Collective = Collective.ALLREDUCE,
-    executors: Executors = LIVE,
+    executors: Executors = ANY,
     max_trees: int = 64,
     calibration: Mapping[str, float] | None = None,
     margin: float = 0.05,

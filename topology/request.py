@@ -9,7 +9,7 @@ from typing import Protocol
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["ANY", "LIVE", "Executors", "Planner", "Request"]
+__all__ = ["ANY", "NCCL", "Executors", "Planner", "Request"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Executors:
 ANY = Executors(
     frozenset(Algorithm), pipelined=True, max_rings=16, max_levels=8, unequal_places=True
 )
-"""No limit of today's executors: what the algorithms are capable of."""
-LIVE = Executors(
-    frozenset({Algorithm.NATIVE, Algorithm.RING, Algorithm.HIERARCHICAL}),
+"""All that the executors in ``trainmesh.hooks`` can do, on gloo groups."""
+NCCL = Executors(
+    frozenset({Algorithm.NATIVE, Algorithm.RING}),
     pipelined=False,
     max_rings=1,
     max_levels=1,
     unequal_places=False,
 )
-"""The executors in ``trainmesh.hooks``."""
+"""What they can do on NCCL groups."""
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from typing import Protocol
 
 from trainmesh.errors import WireError
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
-from trainmesh.types import Hello, Hint, Note, RankReport, StepReport
+from trainmesh.types import Hello, Hint, Note, PairTime, RankReport, StepReport
 from trainmesh.wire import decode, encode
 
 __all__ = ["HintFile", "NullReporter", "Reporter", "SocketReporter", "connect"]
 
 MAX_WAITING_STEPS = 512
 MAX_WAITING_NOTES = 64
+MAX_WAITING_PAIRS = 1024
 MAX_BUCKETS_A_DATAGRAM = 1_000
 """About 45 kB of JSON: a Unix datagram holds some 200 kB by default."""
 FLUSH_EVERY_S = 0.5
@@ -34,6 +35,8 @@ class Reporter(Protocol):
     def step(self, report: StepReport) -> None: ...
 
     def note(self, note: Note) -> None: ...
+
+    def pair(self, pair: PairTime) -> None: ...
 
     def close(self) -> None:
         """Send what is waiting, for the last time."""
@@ -47,6 +50,9 @@ class NullReporter:
         pass
 
     def note(self, note: Note) -> None:
+        pass
+
+    def pair(self, pair: PairTime) -> None:
         pass
 
     def close(self) -> None:
@@ -64,6 +70,7 @@ class SocketReporter:
         self._socket.setblocking(False)
         self._steps: deque[StepReport] = deque()
         self._notes: deque[Note] = deque(maxlen=MAX_WAITING_NOTES)
+        self._pairs: deque[PairTime] = deque(maxlen=MAX_WAITING_PAIRS)
         self._dropped = 0
         self._next_flush_s = 0.0
 
@@ -79,12 +86,21 @@ class SocketReporter:
         self._notes.append(note)
         self.flush()
 
+    def pair(self, pair: PairTime) -> None:
+        self._pairs.append(pair)
+
     def flush(self) -> None:
         """Send what is waiting, as far as the socket takes it; never blocks, never raises."""
         self._next_flush_s = monotonic() + FLUSH_EVERY_S
         while True:
             steps, notes = self._next_batch(), tuple(self._notes)
-            report = RankReport(hello=self._hello, steps=steps, notes=notes, dropped=self._dropped)
+            report = RankReport(
+                hello=self._hello,
+                steps=steps,
+                notes=notes,
+                pairs=tuple(self._pairs),
+                dropped=self._dropped,
+            )
             try:
                 self._socket.sendto(encode(report), self._path)
             except OSError:
@@ -92,6 +108,7 @@ class SocketReporter:
             for _ in steps:
                 self._steps.popleft()
             self._notes.clear()
+            self._pairs.clear()
             if not self._steps:
                 return
 

@@ -35,6 +35,7 @@ __all__ = [
     "LinkCost",
     "NodeReport",
     "Note",
+    "PairTime",
     "Plan",
     "RankReport",
     "RankStatus",
@@ -155,19 +156,29 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.nbytes / self.predicted_s if self.predicted_s else 0.0
 
 
-class Hint(Struct, frozen=True, kw_only=True):
-    """Which plan ``job`` runs from ``effective_step`` on. Epoch 0 is native and is never sent."""
+class Hint(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What ``job`` does from ``effective_step`` on. Epoch 0 is native and is never sent.
+
+    ``fusion_bytes``: buckets are held back until so many bytes can be reduced in one go (0: each
+    goes by itself). ``codec``: how gradients are compressed (``"none"``, or a codec's name and
+    options, as in ``"powersgd:4"``). ``probe_bytes``: if not 0, the ranks measure their links in
+    pairs when they switch, with messages of that size.
+    """
 
     job: Name
     epoch: Positive
     effective_step: Natural
     plan: Plan
     reason: Text
+    fusion_bytes: Natural = 0
+    codec: Name = "none"
+    probe_bytes: Natural = 0
 
 
 class BucketTiming(Struct, frozen=True, array_like=True):
     """One bucket of one step on one rank: when its gradients were ready (``arrival_ns``), when
-    its communication began (``start_ns``) and when its result was there (``end_ns``)."""
+    its communication began (``start_ns``) and when its result was there (``end_ns``). Buckets that
+    were fused have equal starts and ends."""
 
     index: Natural
     nbytes: Natural
@@ -192,6 +203,20 @@ class StepReport(Struct, frozen=True, array_like=True):
     end_ns: Natural
     loss: float | None
     buckets: tuple[BucketTiming, ...]
+
+
+class PairTime(Struct, frozen=True, array_like=True):
+    """A link probe between two ranks while nothing else ran: in round ``turn`` of probe ``epoch``
+    a message of ``nbytes`` took ``transfer_s`` from rank ``src`` to rank ``dst`` (who reports it),
+    and an empty one ``latency_s``. The pairs of one round ran at once."""
+
+    epoch: Natural
+    turn: Natural
+    src: RankId
+    dst: RankId
+    nbytes: Positive
+    transfer_s: Seconds
+    latency_s: Seconds
 
 
 class Hello(Struct, frozen=True, kw_only=True):
@@ -227,6 +252,7 @@ class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hello: Hello | None = None
     steps: tuple[StepReport, ...] = ()
     notes: tuple[Note, ...] = ()
+    pairs: tuple[PairTime, ...] = ()
     dropped: Natural = 0
 
 
@@ -336,4 +362,5 @@ class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     choice: Choice | None = None
     hint: Hint | None = None
     fit: ClassFit | None = None
+    pair: PairTime | None = None
     graph: dict[str, object] | None = None

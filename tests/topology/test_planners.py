@@ -12,7 +12,7 @@ from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
 from trainmesh.topology.planner import choose
 from trainmesh.topology.planners import hierarchical
-from trainmesh.topology.request import LIVE, Request
+from trainmesh.topology.request import NCCL, Request
 from trainmesh.types import Choice, LinkCost, Plan
 from trainmesh.wire import decode, encode
 
@@ -72,22 +72,22 @@ def test_the_ring_across_follows_the_fabric() -> None:
         for rank in (2 * rack, 2 * rack + 1):
             nodes.append(Node(f"g{rank}", Kind.RANK, rank))
             links += both_ways(f"g{rank}", f"leaf{rack}", 25)
-    plan = hierarchical.plan(LinkGraph(nodes, links), Request(NBYTES, executors=LIVE))
+    plan = hierarchical.plan(LinkGraph(nodes, links), Request(NBYTES, executors=NCCL))
     assert plan is not None
     order = [island[0] // 2 % 2 for island in plan.islands]
     assert order in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1])
 
 
 def test_cost_of_unequal_islands_by_hand() -> None:
-    """Gloo on islands of 3 and 1 ranks around one switch at 1 GB/s, 1 GB: reduce-scatter 2/3 s,
-    two parts of 1/3 to the leader 2/3 s, a ring of two leaders 1 s, broadcast in 2 rounds 2 s."""
+    """Islands of 3 and 1 ranks around one switch at 1 GB/s, 1 GB, in one chunk: two hops of a
+    chain to the leader 2 s, a ring of two leaders 1 s, two hops back 2 s."""
     plan = Plan(
         algorithm="hierarchical", world_size=4, order=(0, 1, 2, 3), islands=((0, 1, 2), (3,))
     )
     graph = star([1, 1, 1, 1], alpha_us=1)
     cost = plan_cost(plan, graph)
-    assert cost.predict(NBYTES).time_s - cost.latency_s == pytest.approx(2 / 3 + 2 / 3 + 1 + 2)
-    assert cost.latency_s == pytest.approx((2 + 1 + 2 + 2) * 2e-6)
+    assert cost.predict(NBYTES).time_s - cost.latency_s == pytest.approx(5)
+    assert cost.latency_s == pytest.approx((1 + 1 + 2 + 1 + 1) * 2e-6)
 
 
 def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:

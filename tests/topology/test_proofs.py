@@ -9,11 +9,12 @@ from msgspec.structs import replace
 from tests.topology.graphs import both_ways, direct, hgx, racks, random_graphs, star
 from trainmesh.errors import PlanError
 from trainmesh.plans import check_shape
+from trainmesh.schedule import Schedule, schedule
 from trainmesh.topology.cost import plan_cost, stages
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN, choose
 from trainmesh.topology.request import ANY, Request
-from trainmesh.topology.validate import Schedule, check_loads, interpret, schedule, validate
+from trainmesh.topology.validate import check_loads, interpret, validate
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 from trainmesh.wire import decode, encode
 

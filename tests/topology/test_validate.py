@@ -6,11 +6,12 @@ import pytest
 
 from tests.topology.graphs import both_ways, direct, racks, star
 from trainmesh.errors import PlanError
+from trainmesh.schedule import Message, Schedule, schedule
 from trainmesh.topology.cost import link_loads, plan_cost
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN
 from trainmesh.topology.request import Request
-from trainmesh.topology.validate import Message, Schedule, interpret, schedule
+from trainmesh.topology.validate import flows, interpret
 from trainmesh.types import Collective, Plan
 
 RING = Plan(algorithm="ring", world_size=3, order=(0, 2, 1))
@@ -112,7 +113,7 @@ def test_any_one_message_lost_or_sent_elsewhere_or_twice_is_noticed(
         changed = Schedule(whole.chunks, rounds)
         interpret(plan.world_size, changed, plan.collective)
         # What can be right all the same loads other links than the plan says.
-        sent, said = link_loads(changed.flows(), graph), plan_cost(plan, graph).loads
+        sent, said = link_loads(flows(changed), graph), plan_cost(plan, graph).loads
         if any(abs(sent.get(name, 0.0) - said.get(name, 0.0)) > 1e-9 for name in {*sent, *said}):
             raise PlanError("loads")
 

@@ -10,8 +10,8 @@
       - {src: g0, dst: sw, bandwidth_GBps: 25, alpha_us: 5, duplex: true, class: ethernet}
 
 ``duplex`` (default true) declares both directions, ``alpha_us`` defaults to 0, ``class`` to
-ethernet. ``graph_version`` and a link's ``source`` are written by ``dump`` only. Every complaint
-names its line.
+ethernet. ``timeline`` is for labs (see ``timeline.py``). ``graph_version`` and a link's ``source``
+are written by ``dump`` only. Every complaint names its line.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from trainmesh.errors import GraphError
 from trainmesh.topology.document.text import Value, parse
+from trainmesh.topology.document.timeline import LinkChange, read_timeline
 from trainmesh.topology.document.values import (
     Problem,
     label,
@@ -43,11 +44,11 @@ from trainmesh.topology.graph import (
 )
 from trainmesh.types import MAX_INT, MAX_RANKS, LinkCost
 
-__all__ = ["MAX_BYTES", "dump", "load", "load_file"]
+__all__ = ["MAX_BYTES", "dump", "load", "load_file", "load_file_with_timeline"]
 
 MAX_BYTES = 128 * 1024 * 1024
 UNITS = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
-DOCUMENT_KEYS = dict.fromkeys(("version", "graph_version", "nodes", "links")).keys()
+DOCUMENT_KEYS = dict.fromkeys(("version", "graph_version", "nodes", "links", "timeline")).keys()
 NODE_KEYS = dict.fromkeys(("kind", "rank")).keys()
 LINK_KEYS = dict.fromkeys(
     ("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source", "health")
@@ -66,6 +67,15 @@ def load_file(path: Path) -> LinkGraph:
     Raises:
         GraphError: it can't be read, or is not a valid document.
     """
+    return load_file_with_timeline(path)[0]
+
+
+def load_file_with_timeline(path: Path) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
+    """Read a topology file, and what is to happen to its links in a lab.
+
+    Raises:
+        GraphError: it can't be read, or is not a valid document.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -76,7 +86,7 @@ def load_file(path: Path) -> LinkGraph:
         raise GraphError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise GraphError(f"{path}: not a text file in UTF-8") from error
-    return load(text, source=str(path))
+    return _load(text, source=str(path))
 
 
 def load(text: str, *, source: str) -> LinkGraph:
@@ -86,9 +96,13 @@ def load(text: str, *, source: str) -> LinkGraph:
         GraphError: not YAML or JSON, not of the documented form, or not a usable graph; the
             message begins with ``source`` and, where there is one, the line.
     """
+    return _load(text, source=source)[0]
+
+
+def _load(text: str, *, source: str) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
     document = parse(text, source=source)
     try:
-        return _graph(document.root)
+        return _contents(document.root)
     except Problem as problem:
         line = document.line(problem.path)
         raise GraphError(f"{source}:{line}: {problem}") from problem
@@ -131,7 +145,7 @@ def _in_unit(value: float, unit: float) -> float:
     return float(f"{float(f'{value:.11e}') / unit:.11e}")
 
 
-def _graph(root: Value) -> LinkGraph:
+def _contents(root: Value) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
     fields = mapping(root, "the document", DOCUMENT_KEYS)
     if "version" not in fields:
         raise Problem("version must be 1")
@@ -145,7 +159,10 @@ def _graph(root: Value) -> LinkGraph:
     nodes = _nodes(fields["nodes"])
     links = _links(fields.get("links", []), nodes)
     _check_linked(nodes, links)
-    return LinkGraph(nodes.values(), links, version=graph_version)
+    timeline: tuple[LinkChange, ...] = ()
+    if "timeline" in fields:
+        timeline = read_timeline(fields["timeline"], {(link.src, link.dst) for link in links})
+    return LinkGraph(nodes.values(), links, version=graph_version), timeline
 
 
 def _nodes(value: Value) -> dict[str, Node]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
+from trainmesh.schedule import dimensions
 from trainmesh.topology.clusters import clustered_ranks, divisions
 from trainmesh.topology.cost import Flow, busiest, link_loads, predict
 from trainmesh.topology.graph import Kind, LinkGraph
 from trainmesh.topology.indexed import Indexed
-from trainmesh.topology.levels import dimensions
 from trainmesh.topology.planners.ring import best_order
 from trainmesh.topology.request import Request
 from trainmesh.topology.routes import natural

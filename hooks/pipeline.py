@@ -1,0 +1,332 @@
+"""Carries out trees over gloo's point-to-point messages, piece by piece.
+
+A thread for every lane waits for that lane's messages, adds or stores them, and sends on what
+has become ready; gloo's own threads move the bytes meanwhile. Receives are posted ahead of the
+data, because gloo sends only after the receiver's note; and those notes don't queue behind our
+own bulk data, because messages to higher and to lower ranks have groups (sockets) of their own.
+
+What the children of a tree send is added in a fixed order, whatever arrives first, and all ranks
+store the root's sum: results are the same on every rank and in every run.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from trainmesh.errors import PlanError
+from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.timing import Mark
+from trainmesh.hooks.trees import Item, Lane, Layout, Part, parts
+from trainmesh.schedule import trees
+from trainmesh.types import Plan
+
+__all__ = ["PipelinedExecutor"]
+
+AHEAD_BYTES = 2_000_000
+"""Receives that a lane has posted ahead: enough for the notes to overtake what is on the way."""
+MIN_PIECE_BYTES = 128 * 1024
+"""Below, the fixed cost of a message (some 100 us of Python) counts for more than what a longer
+pipeline saves."""
+MAX_LAYOUTS = 64
+TAGS = 2**31
+END_S = 5.0
+LOOK_S = 0.5
+
+
+class PipelinedExecutor:
+    """See the module. Buffers are CPU tensors of any dtype that can be added."""
+
+    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+        if dist.get_backend(fabric.parent) != "gloo":
+            raise PlanError(f"{plan.algorithm} runs on gloo groups only")
+        self._fabric = fabric
+        self._trees = trees(plan)
+        self._parts = parts(self._trees, fabric.rank)
+        self._piece_bytes = _piece_bytes(plan)
+        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._next_tag = 0
+        # Messages to higher ranks have the first group, those to lower ranks the second.
+        everyone = range(fabric.world_size)
+        self._groups = [fabric.new_group(everyone), fabric.new_group(everyone)]
+        window = max(2, AHEAD_BYTES // self._piece_bytes)
+        self._lanes = {
+            lane: _Receiver(lane, self._parts, self._group(lane.src, fabric.rank), self, window)
+            for lane in sorted({lane for part in self._parts for lane in part.lanes()})
+        }
+        self._ender = _Ender()
+
+    def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
+        layout = self._layout(buffer)
+        bucket = _Bucket(buffer, mark, layout, self._next_tag)
+        self._next_tag = (self._next_tag + 2 * len(layout.sizes)) % TAGS
+        for lane in layout.expected:
+            self._lanes[lane].take(bucket)
+        # What comes back must not be awaited before it can be asked for: receivers first.
+        for item in layout.by_piece(is_up=True):
+            part = self._parts[item.tree]
+            if not part.children:
+                self.reduced(bucket, item, part)
+        self._ender.take(bucket)
+        return bucket.future
+
+    def close(self) -> None:
+        for worker in (*self._lanes.values(), self._ender):
+            worker.stop()
+        for worker in (*self._lanes.values(), self._ender):
+            worker.join()
+        self._fabric.release(*self._groups)
+
+    def reduced(self, bucket: _Bucket, item: Item, part: Part) -> None:
+        """The contributions of this rank and of all below it are in the piece."""
+        if part.parent is None:
+            self.complete(bucket, item, part)
+        else:
+            self._send(bucket, item, part.parent)
+
+    def complete(self, bucket: _Bucket, item: Item, part: Part) -> None:
+        """The piece is the sum over all ranks."""
+        for target in part.targets:
+            self._send(bucket, item._replace(is_up=False), target)
+        bucket.count_down()
+
+    def _send(self, bucket: _Bucket, item: Item, dst: int) -> None:
+        group = self._group(self._fabric.rank, dst)
+        bucket.sends.append((dst, group.send([bucket.piece(item)], dst, bucket.tag(item))))
+
+    def _group(self, src: int, dst: int) -> dist.ProcessGroup:
+        group = self._groups[src > dst]
+        assert group is not None  # noqa: S101 - every rank is in it
+        return group
+
+    def _layout(self, buffer: torch.Tensor) -> Layout:
+        key = (buffer.numel(), buffer.element_size())
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            piece_numel = max(1, self._piece_bytes // buffer.element_size())
+            layout = Layout.of(self._trees, self._fabric.rank, buffer.numel(), piece_numel)
+            self._layouts[key] = layout
+        return layout
+
+
+class _Bucket:
+    """One buffer on its way through the trees."""
+
+    def __init__(self, buffer: torch.Tensor, mark: Mark, layout: Layout, first_tag: int) -> None:
+        self._buffer = buffer
+        self._mark = mark
+        self._first_tag = first_tag
+        self._pieces = torch.split(buffer, list(layout.sizes))
+        self._missing = len(layout.sizes)
+        self._summed: Future[torch.Tensor] = Future()
+        self.future: Future[torch.Tensor] = self._summed.then(self._result)
+        self.layout = layout
+        self.adding = [threading.Lock() for _ in layout.first]
+        self.early: dict[Item, dict[int, _Arrival]] = {}
+        """What has arrived from children whose turn has not come."""
+        self.turns: dict[Item, int] = {}
+        self._lock = threading.Lock()
+        self.sends: deque[tuple[int, dist.Work]] = deque()
+        self.error: str | None = None
+        self.done = threading.Event()
+        if not self._missing:
+            self.done.set()
+
+    def piece(self, item: Item) -> torch.Tensor:
+        return self._pieces[self.layout.number(item)]
+
+    def tag(self, item: Item) -> int:
+        return (self._first_tag + 2 * self.layout.number(item) + item.is_up) % TAGS
+
+    def count_down(self) -> None:
+        with self._lock:
+            self._missing -= 1
+            if not self._missing:
+                self.done.set()
+
+    def fail(self, error: str) -> None:
+        with self._lock:
+            self.error = self.error or error
+            self.done.set()
+
+    def end(self) -> None:
+        """Nothing reads or writes the buffer any more."""
+        self._mark.end()
+        self._summed.set_result(self._buffer)
+
+    def _result(self, summed: Future[torch.Tensor]) -> torch.Tensor:
+        # Raised here rather than set as the future's exception: DDP would only say that it can't
+        # cast it to a tensor.
+        if self.error is not None:
+            raise RuntimeError(self.error)
+        result: torch.Tensor = summed.value()
+        return result
+
+
+class _Worker:
+    """A thread that takes buckets in turn until it is stopped."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Bucket | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"trainmesh {name}", daemon=True)
+        self._thread.start()
+
+    def take(self, bucket: _Bucket) -> None:
+        self._jobs.put(bucket)
+
+    def stop(self) -> None:
+        self._jobs.put(None)
+
+    def join(self) -> None:
+        self._thread.join(END_S)
+
+    def _run(self) -> None:
+        while (bucket := self._jobs.get()) is not None:
+            self._carry_out(bucket)
+
+    def _carry_out(self, bucket: _Bucket) -> None:
+        raise NotImplementedError
+
+
+class _Ender(_Worker):
+    """Completes buckets in their order, when nothing of them is on its way any more."""
+
+    def __init__(self) -> None:
+        super().__init__("end")
+
+    def _carry_out(self, bucket: _Bucket) -> None:
+        bucket.done.wait()  # the lanes' messages time out, so this ends
+        for dst, work in bucket.sends:
+            if bucket.error is not None:
+                break
+            try:
+                work.wait()
+            except RuntimeError as error:
+                bucket.fail(f"rank {dst} took no more gradients: {_first_line(error)}")
+        bucket.end()
+
+
+class _Arrival:
+    """A received piece; ``storage`` goes back to the receiver's ``free`` when it has been added."""
+
+    __slots__ = ("_free", "_storage", "value", "work")
+
+    def __init__(
+        self,
+        value: torch.Tensor,
+        work: dist.Work,
+        storage: torch.Tensor | None = None,
+        free: queue.SimpleQueue[torch.Tensor] | None = None,
+    ) -> None:
+        self.value = value
+        self.work = work
+        self._storage = storage
+        self._free = free
+
+    def release(self) -> None:
+        if self._free is not None and self._storage is not None:
+            self._free.put(self._storage)
+
+
+class _Receiver(_Worker):
+    """Receives one lane's messages."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        own: tuple[Part, ...],
+        group: dist.ProcessGroup,
+        executor: PipelinedExecutor,
+        window: int,
+    ) -> None:
+        self._lane = lane
+        self._parts = own
+        self._group = group
+        self._executor = executor
+        self._window = window
+        self._error: str | None = None
+        self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        for _ in range(window):
+            self._free.put(torch.empty(0, dtype=torch.uint8))
+        super().__init__(f"from {lane.src}")
+
+    def _carry_out(self, bucket: _Bucket) -> None:
+        if self._error is None:
+            try:
+                self._receive(bucket, iter(bucket.layout.expected[self._lane]))
+            except RuntimeError as error:
+                self._error = f"rank {self._lane.src} sends no gradients: {_first_line(error)}"
+        if self._error is not None:
+            bucket.fail(self._error)
+
+    def _receive(self, bucket: _Bucket, items: Iterator[Item]) -> None:
+        posted = deque(self._post(bucket, item) for item in islice(items, self._window))
+        while posted:
+            item, arrival = posted.popleft()
+            arrival.work.wait()
+            part = self._parts[item.tree]
+            if not item.is_up:
+                self._executor.complete(bucket, item, part)
+            elif self._add(bucket, item, part, arrival):
+                self._executor.reduced(bucket, item, part)
+            posted.extend(self._post(bucket, item) for item in islice(items, 1))
+
+    def _post(self, bucket: _Bucket, item: Item) -> tuple[Item, _Arrival]:
+        """Ask for ``item``: a sum goes where it belongs, a contribution into scratch."""
+        piece, tag = bucket.piece(item), bucket.tag(item)
+        if not item.is_up:
+            return item, _Arrival(piece, self._group.recv([piece], self._lane.src, tag))
+        storage = self._storage(bucket)
+        if storage.numel() < piece.nbytes:
+            storage = torch.empty(piece.nbytes, dtype=torch.uint8)
+        value = storage[: piece.nbytes].view(piece.dtype)
+        work = self._group.recv([value], self._lane.src, tag)
+        return item, _Arrival(value, work, storage, self._free)
+
+    def _storage(self, bucket: _Bucket) -> torch.Tensor:
+        while bucket.error is None:
+            try:
+                return self._free.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue  # all wait for the turn of another child, whose receiver may have failed
+        raise RuntimeError(bucket.error)
+
+    def _add(self, bucket: _Bucket, item: Item, part: Part, arrival: _Arrival) -> bool:
+        """Add what has arrived, and what it was waited for; True if all children have been."""
+        piece, children = bucket.piece(item), part.children
+        if len(children) == 1:
+            piece.add_(arrival.value)
+            arrival.release()
+            return True
+        with bucket.adding[item.tree]:
+            early = bucket.early.setdefault(item, {})
+            early[self._lane.src] = arrival
+            turn = bucket.turns.get(item, 0)
+            while turn < len(children) and children[turn] in early:
+                following = early.pop(children[turn])
+                piece.add_(following.value)
+                following.release()
+                turn += 1
+            bucket.turns[item] = turn
+            return turn == len(children)
+
+
+def _piece_bytes(plan: Plan) -> int:
+    """What the plan's chunks are, for all bucket sizes."""
+    if not plan.num_chunks or not plan.nbytes:
+        return MIN_PIECE_BYTES
+    largest = max(tree.share for tree in trees(plan))
+    return max(MIN_PIECE_BYTES, round(plan.nbytes * largest / plan.num_chunks))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
