@@ -43,6 +43,7 @@ class Fabric:
         self.parent = parent
         self.rank = parent.rank()
         self.world_size = parent.size()
+        self.backend: str = dist.get_backend(parent)
 
     def new_group(
         self, ranks: Sequence[int], *, backend: str | None = None
@@ -57,7 +58,7 @@ class Fabric:
         group = dist.new_group(
             ranks=list(ranks),
             timeout=self._timeout(),
-            backend=backend or dist.get_backend(self.parent),
+            backend=backend or self.backend,
             sort_ranks=False,
             group_desc="trainmesh",
         )

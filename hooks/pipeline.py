@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -39,13 +40,15 @@ MAX_LAYOUTS = 64
 TAGS = 2**31
 END_S = 5.0
 LOOK_S = 0.5
+GRACE_S = 0.3
+"""After an error, for others that say more: all time out at about the same time."""
 
 
 class PipelinedExecutor:
     """See the module. Buffers are CPU tensors of any dtype that can be added."""
 
     def __init__(self, plan: Plan, fabric: Fabric) -> None:
-        if dist.get_backend(fabric.parent) != "gloo":
+        if fabric.backend != "gloo":
             raise PlanError(f"{plan.algorithm} runs on gloo groups only")
         self._fabric = fabric
         self._trees = trees(plan)
@@ -65,7 +68,7 @@ class PipelinedExecutor:
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         layout = self._layout(buffer)
-        bucket = _Bucket(buffer, mark, layout, self._next_tag)
+        bucket = _Bucket(buffer, mark, layout, layout.num_events(self._parts), self._next_tag)
         self._next_tag = (self._next_tag + 2 * len(layout.sizes)) % TAGS
         for lane in layout.expected:
             self._lanes[lane].take(bucket)
@@ -100,6 +103,7 @@ class PipelinedExecutor:
     def _send(self, bucket: _Bucket, item: Item, dst: int) -> None:
         group = self._group(self._fabric.rank, dst)
         bucket.sends.append((dst, group.send([bucket.piece(item)], dst, bucket.tag(item))))
+        bucket.count_down()
 
     def _group(self, src: int, dst: int) -> dist.ProcessGroup:
         group = self._groups[src > dst]
@@ -121,12 +125,14 @@ class PipelinedExecutor:
 class _Bucket:
     """One buffer on its way through the trees."""
 
-    def __init__(self, buffer: torch.Tensor, mark: Mark, layout: Layout, first_tag: int) -> None:
+    def __init__(
+        self, buffer: torch.Tensor, mark: Mark, layout: Layout, num_events: int, first_tag: int
+    ) -> None:
         self._buffer = buffer
         self._mark = mark
         self._first_tag = first_tag
         self._pieces = torch.split(buffer, list(layout.sizes))
-        self._missing = len(layout.sizes)
+        self._missing = num_events
         self._summed: Future[torch.Tensor] = Future()
         self.future: Future[torch.Tensor] = self._summed.then(self._result)
         self.layout = layout
@@ -136,7 +142,7 @@ class _Bucket:
         self.turns: dict[Item, int] = {}
         self._lock = threading.Lock()
         self.sends: deque[tuple[int, dist.Work]] = deque()
-        self.error: str | None = None
+        self._errors: list[tuple[int, str]] = []
         self.done = threading.Event()
         if not self._missing:
             self.done.set()
@@ -148,15 +154,22 @@ class _Bucket:
         return (self._first_tag + 2 * self.layout.number(item) + item.is_up) % TAGS
 
     def count_down(self) -> None:
+        """A message has been sent, or a piece is complete."""
         with self._lock:
             self._missing -= 1
             if not self._missing:
                 self.done.set()
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, *, blame: int = 0) -> None:
+        """``blame``: how sure it is that the rank that the error names is the one that failed."""
         with self._lock:
-            self.error = self.error or error
+            self._errors.append((-blame, error))
             self.done.set()
+
+    @property
+    def error(self) -> str | None:
+        """The error that most likely names the culprit; None if there is none."""
+        return min(self._errors)[1] if self._errors else None
 
     def end(self) -> None:
         """Nothing reads or writes the buffer any more."""
@@ -205,6 +218,8 @@ class _Ender(_Worker):
 
     def _carry_out(self, bucket: _Bucket) -> None:
         bucket.done.wait()  # the lanes' messages time out, so this ends
+        if bucket.error is not None:
+            time.sleep(GRACE_S)
         for dst, work in bucket.sends:
             if bucket.error is not None:
                 break
@@ -266,7 +281,10 @@ class _Receiver(_Worker):
             except RuntimeError as error:
                 self._error = f"rank {self._lane.src} sends no gradients: {_first_line(error)}"
         if self._error is not None:
-            bucket.fail(self._error)
+            # What comes down may be late because of any rank, what comes up only because of those
+            # below; and who closes a connection has had an error itself.
+            blame = self._lane.is_up + 2 * ("Timed out" in self._error)
+            bucket.fail(self._error, blame=blame)
 
     def _receive(self, bucket: _Bucket, items: Iterator[Item]) -> None:
         posted = deque(self._post(bucket, item) for item in islice(items, self._window))

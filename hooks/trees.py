@@ -32,6 +32,11 @@ class Part:
     source: int | None
     targets: tuple[int, ...]
 
+    @property
+    def num_sends(self) -> int:
+        """Messages that leave for each piece."""
+        return len(self.targets) + (self.parent is not None)
+
     def lanes(self) -> Iterator[Lane]:
         """Where messages come from."""
         for child in self.children:
@@ -98,6 +103,11 @@ class Layout:
     def number(self, item: Item) -> int:
         """Which piece of the buffer it is."""
         return self.first[item.tree] + item.piece
+
+    def num_events(self, own: Sequence[Part]) -> int:
+        """How many pieces are completed and messages sent on the rank of these parts."""
+        counts = (b - a for a, b in pairwise(self.first))
+        return sum(n * (1 + part.num_sends) for n, part in zip(counts, own, strict=True))
 
     def by_piece(self, *, is_up: bool) -> Iterator[Item]:
         """All pieces, the trees in turn."""

@@ -1,0 +1,174 @@
+"""Every executor sums right, and alike on all ranks."""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.hooks.ranks import ThreadFabric, run_ranks
+from trainmesh.hooks.executor import load
+from trainmesh.hooks.timing import Mark
+from trainmesh.types import Algorithm, Hop, Plan, Tree
+
+pytestmark = pytest.mark.torch
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+
+
+def chain(order: Sequence[int], share: float) -> Tree:
+    hops = tuple(Hop(a, b) for a, b in zip(order, order[1:], strict=False))
+    back = tuple(Hop(hop.dst, hop.src) for hop in reversed(hops))
+    return Tree(order[-1], share, hops, back)
+
+
+def plans(world_size: int) -> dict[str, Plan]:
+    """A plan of every kind."""
+    ranks = tuple(range(world_size))
+    halves = (ranks[: world_size // 2], ranks[world_size // 2 :])
+    uneven = ((0,), ranks[1:])
+    shares = tuple((rank + 1) / sum(r + 1 for r in ranks) for rank in ranks)
+    backwards = tuple(reversed(ranks))
+    kinds = {
+        "native": Plan(algorithm="native", world_size=world_size, order=ranks),
+        "one ring": Plan(algorithm="ring", world_size=world_size, order=backwards),
+        "two rings": Plan(
+            algorithm="ring",
+            world_size=world_size,
+            order=ranks,
+            rings=(ranks, backwards),
+            shares=(0.3, 0.7),
+        ),
+        "unequal islands": Plan(
+            algorithm="hierarchical", world_size=world_size, order=ranks, islands=uneven
+        ),
+        "sharded": Plan(algorithm="sharded", world_size=world_size, order=ranks, shares=shares),
+        "nobody's share": Plan(
+            algorithm="sharded",
+            world_size=world_size,
+            order=ranks,
+            shares=(1.0, *(0.0 for _ in ranks[1:])),
+        ),
+        "tree": Plan(
+            algorithm="tree", world_size=world_size, order=ranks, trees=(chain(ranks, 1.0),)
+        ),
+        "forest": Plan(
+            algorithm="forest",
+            world_size=world_size,
+            order=ranks,
+            trees=(chain(ranks, 0.625), chain(backwards, 0.375)),
+            nbytes=1000,
+            num_chunks=4,
+        ),
+    }
+    if world_size % 2 == 0:
+        equal = Plan(algorithm="hierarchical", world_size=world_size, order=ranks, islands=halves)
+        kinds["equal islands"] = equal
+    if world_size == 8:
+        quarters = tuple(ranks[i : i + 2] for i in range(0, 8, 2))
+        kinds["three levels"] = Plan(
+            algorithm="hierarchical",
+            world_size=8,
+            order=ranks,
+            islands=quarters,
+            levels=(quarters, halves),
+        )
+        kinds["shares by place"] = Plan(
+            algorithm="hierarchical",
+            world_size=8,
+            order=ranks,
+            islands=quarters,
+            shares=(0.25, 0.75),
+        )
+    return kinds
+
+
+def gradient(rank: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1000 * rank + numel)
+    return torch.randn(numel, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def check(plan: Plan, sizes: Sequence[int], dtypes: Sequence[torch.dtype]) -> None:
+    """All buckets in flight at once, twice in a row."""
+    cases = [(numel, dtype) for numel in sizes for dtype in dtypes]
+
+    def work(fabric: ThreadFabric) -> list[torch.Tensor]:
+        executor = load(plan.algorithm)(plan, fabric)
+        for _ in range(2):
+            buffers = [gradient(fabric.rank, *case) for case in cases]
+            futures = [executor.reduce(buffer, Mark(0, buffer.nbytes)) for buffer in buffers]
+            results = [future.wait() for future in futures]
+            assert all(a is b for a, b in zip(results, buffers, strict=True))
+        executor.close()
+        return results
+
+    by_rank = run_ranks(plan.world_size, work)
+    for place, (numel, dtype) in enumerate(cases):
+        first = by_rank[0][place]
+        exact = sum(
+            gradient(rank, numel, dtype).to(torch.float64) for rank in range(plan.world_size)
+        )
+        error = (first.to(torch.float64) - exact).abs().max()
+        assert error <= TOLERANCE[dtype] * plan.world_size, (plan.algorithm, numel, dtype)
+        for other in by_rank[1:]:
+            assert torch.equal(other[place], first), (plan.algorithm, numel, dtype)
+
+
+@pytest.mark.parametrize("world_size", range(2, 9))
+def test_sums_are_right_and_equal_bit_for_bit(world_size: int) -> None:
+    for plan in plans(world_size).values():
+        check(plan, [1, 2, world_size + 1, 1_001, 100_003], DTYPES)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_trees_over_any_sizes(data: st.DataObject) -> None:
+    world_size = data.draw(st.integers(2, 6))
+    count = data.draw(st.integers(1, 4))
+    weights = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
+    found = []
+    for weight in weights:
+        order = data.draw(st.permutations(range(world_size)))
+        parents = [data.draw(st.integers(0, place - 1)) for place in range(1, world_size)]
+        down = tuple(
+            Hop(order[parent], order[place]) for place, parent in enumerate(parents, start=1)
+        )
+        up = tuple(Hop(hop.dst, hop.src) for hop in reversed(down))
+        found.append(Tree(order[0], weight / sum(weights), up, down))
+    plan = Plan(
+        algorithm=Algorithm.FOREST,
+        world_size=world_size,
+        order=tuple(range(world_size)),
+        trees=tuple(found),
+        nbytes=data.draw(st.integers(1, 10**6)),
+        num_chunks=data.draw(st.integers(0, 8)),
+    )
+    sizes = data.draw(st.lists(st.integers(1, 150_000), min_size=1, max_size=4))
+    check(plan, sizes, [data.draw(st.sampled_from(DTYPES))])
+
+
+def test_a_rank_that_never_comes_is_named_within_the_timeout() -> None:
+    for name, plan in plans(4).items():
+        if name in ("native", "one ring"):
+            continue  # the backend's own words
+
+        end = threading.Barrier(4, timeout=60)
+
+        def work(fabric: ThreadFabric, plan: Plan = plan, end: threading.Barrier = end) -> str:
+            executor = load(plan.algorithm)(plan, fabric)
+            buffer = torch.ones(1000)
+            words = ""
+            if fabric.rank != 2:
+                with pytest.raises(RuntimeError) as caught:
+                    executor.reduce(buffer, Mark(0, buffer.nbytes)).wait()
+                words = str(caught.value)
+            end.wait()
+            return words
+
+        words = run_ranks(4, work, timeout_s=2)
+        for rank in (0, 1, 3):
+            assert "gradients" in words[rank], (name, rank, words[rank])
+        assert any("rank 2 " in text for text in words), (name, words)
