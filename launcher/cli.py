@@ -29,6 +29,7 @@ COMMANDS = {
     "trace": "the path between two ranks, hop by hop",
     "plan": "the bound and the best plan for a topology file, without a job",
     "explain": "the plan in force, and why",
+    "lab": "run a job on an emulated cluster of network namespaces",
     "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
 }
 

@@ -16,14 +16,19 @@ from statistics import fmean
 
 from trainmesh.probes import CostFit, PairMeasure, is_ceiling
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
-from trainmesh.types import LinkCost
+from trainmesh.types import LinkCost, PairTime
 
-__all__ = ["Between", "expected", "with_measures"]
+__all__ = ["PAIR_TOLERANCE", "Between", "expected", "with_measures", "with_pair_times"]
 
 ITERATIONS = 500
 CLOSE = 1e-6
 """Alphas are found when no pair's ratio changes a link by more than this."""
 LEAST_ALPHA_S = 1e-9
+PAIR_TOLERANCE = 0.15
+"""How far one message between two ranks may be off the bandwidth of its link: TCP's own bytes, and
+the noise of a single sample."""
+LEAST_TRANSFER_SHARE = 0.1
+"""Of a message's time that is left to the transfer, whatever the latency was measured to be."""
 
 
 class Between:
@@ -43,7 +48,11 @@ class Between:
         """From node ``src`` to node ``dst``; empty where the graph doesn't know the nodes."""
         if src not in self._first or dst not in self._first:
             return ()
-        whole = self._graph.path(self._first[src], self._first[dst])
+        return self.rank_path(self._first[src], self._first[dst])
+
+    def rank_path(self, src: int, dst: int) -> tuple[Link, ...]:
+        """From rank ``src`` to rank ``dst``, without what is inside a node."""
+        whole = self._graph.path(src, dst)
         return tuple(link for link in whole if link.name not in self._inside)
 
 
@@ -87,6 +96,34 @@ def with_measures(
     """
     between = Between(graph, ranks)
     flows = [flow for number, turn in enumerate(turns) for flow in _flows(turn, number, between)]
+    return _with_flows(graph, flows, except_classes)
+
+
+def with_pair_times(
+    graph: LinkGraph,
+    ranks: Mapping[str, Sequence[int]],
+    pairs: Iterable[PairTime],
+    *,
+    except_classes: Collection[str] = (),
+) -> LinkGraph:
+    """The same from what the ranks themselves measured between two steps of training: one message
+    each way, so a bandwidth within ``PAIR_TOLERANCE`` of the old one says nothing new.
+
+    With one node in ``ranks`` its ranks have measured each other, and every link counts.
+    """
+    apart = ranks if len(ranks) > 1 else {}
+    between = Between(graph, apart)
+    flows = []
+    for pair in pairs:
+        path = between.rank_path(pair.src, pair.dst)
+        if path and pair.transfer_s > 0:
+            flows.append(_flow(pair.turn, path, _pair_fit(pair)))
+    return _with_flows(graph, flows, except_classes)
+
+
+def _with_flows(
+    graph: LinkGraph, flows: Sequence[_Flow], except_classes: Collection[str]
+) -> LinkGraph:
     flows = [flow for flow in flows if not flow.classes & set(except_classes)]
     over: dict[str, list[_Flow]] = defaultdict(list)
     for flow in flows:
@@ -102,6 +139,20 @@ def with_measures(
         return replace(link, cost=cost, provenance=Provenance.MEASURED)
 
     return LinkGraph(graph.nodes, map(changed, graph.links), version=graph.version + 1)
+
+
+def _pair_fit(pair: PairTime) -> CostFit:
+    transfer_s = max(pair.transfer_s - pair.latency_s, LEAST_TRANSFER_SHARE * pair.transfer_s)
+    bandwidth = pair.nbytes / transfer_s
+    return CostFit(
+        cost=LinkCost(alpha_s=pair.latency_s, bandwidth_bytes_per_s=bandwidth),
+        alpha_low_s=0.0,
+        alpha_high_s=pair.transfer_s,
+        bandwidth_low_bytes_per_s=bandwidth * (1 - PAIR_TOLERANCE),
+        bandwidth_high_bytes_per_s=bandwidth * (1 + PAIR_TOLERANCE),
+        num_samples=1,
+        residual=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -124,16 +175,18 @@ def _flows(measures: Sequence[PairMeasure], turn: int, between: Between) -> list
         ):
             path = between.path(src, dst)
             if fit is not None and path:
-                flows.append(
-                    _Flow(
-                        turn=turn,
-                        links=tuple(link.name for link in path),
-                        classes=frozenset(link.link_class for link in path),
-                        fit=fit,
-                        is_ceiling=is_ceiling(fit, measure),
-                    )
-                )
+                flows.append(_flow(turn, path, fit, is_ceiling=is_ceiling(fit, measure)))
     return flows
+
+
+def _flow(turn: int, path: Sequence[Link], fit: CostFit, *, is_ceiling: bool = False) -> _Flow:
+    return _Flow(
+        turn=turn,
+        links=tuple(link.name for link in path),
+        classes=frozenset(link.link_class for link in path),
+        fit=fit,
+        is_ceiling=is_ceiling,
+    )
 
 
 def _inside(graph: LinkGraph, ranks: Mapping[str, Sequence[int]]) -> set[str]:

@@ -79,20 +79,25 @@ def _is_script(path: Path) -> bool:
 
 
 class EmbeddedEtcd:
-    """One server process; all methods are for one thread at a time."""
+    """One server process; all methods are for one thread at a time.
 
-    def __init__(self, data_dir: Path, log: Path) -> None:
+    ``host`` is the address it listens on: another one than loopback is for networks that only
+    exist inside this machine.
+    """
+
+    def __init__(self, data_dir: Path, log: Path, *, host: str = "127.0.0.1") -> None:
         self._binary = find_etcd()
         self._data_dir = data_dir
         self._log = log
-        reserved = [_reserve_port() for _ in range(2)]
+        self._host = host
+        reserved = [_reserve_port(host) for _ in range(2)]
         self._ports = [int(held.getsockname()[1]) for held in reserved]
         self._release = weakref.finalize(self, _close_all, reserved)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._ports[0]}"
+        return f"http://{self._host}:{self._ports[0]}"
 
     @property
     def pid(self) -> int | None:
@@ -104,7 +109,7 @@ class EmbeddedEtcd:
 
     def start(self) -> None:
         """Start, or start again on the same address and data; doesn't wait."""
-        client, peer = (f"http://127.0.0.1:{port}" for port in self._ports)
+        client, peer = (f"http://{self._host}:{port}" for port in self._ports)
         arguments = [
             *(str(self._binary), "--name", "trainmesh", "--data-dir", str(self._data_dir)),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
@@ -175,12 +180,12 @@ def _plain(line: str) -> str:
         return line
 
 
-def _reserve_port() -> socket.socket:
-    """A free loopback port that only sockets with SO_REUSEPORT of this user can also bind;
+def _reserve_port(host: str) -> socket.socket:
+    """A free port of ``host`` that only sockets with SO_REUSEPORT of this user can also bind;
     without ``listen`` it gets none of their connections."""
     held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind(("127.0.0.1", 0))
+    held.bind((host, 0))
     return held
 
 

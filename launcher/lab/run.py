@@ -1,0 +1,116 @@
+"""``trainmesh lab run``: builds the lab, runs the job in it, and shows what goes on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+
+from trainmesh.errors import ConfigError
+from trainmesh.format import duration
+from trainmesh.launcher import signals
+from trainmesh.launcher.lab.arguments import LabArguments, parse
+from trainmesh.launcher.lab.job import Job, Launcher, job_command
+from trainmesh.launcher.lab.lab import Lab
+from trainmesh.launcher.lab.layout import Host, Layout, load_layout
+from trainmesh.launcher.lab.timeline import Timeline, words
+from trainmesh.launcher.progress import Progress
+from trainmesh.launcher.supervisor import say
+from trainmesh.rundir import RunDir
+
+__all__ = ["main"]
+
+
+def main(command_line: Sequence[str], *, debug: bool) -> int:
+    """Run a job in a lab; returns the job's exit code."""
+    arguments = parse(command_line)
+    layout = load_layout(arguments.topology)
+    _check_ranks(layout, arguments)
+    if arguments.dry_run:
+        print(_description(layout))
+        return 0
+    with signals.raising(), Lab(arguments.topology) as lab:
+        return _run(lab, arguments, debug=debug or arguments.debug)
+
+
+def _run(lab: Lab, arguments: LabArguments, *, debug: bool) -> int:
+    flags = [*arguments.flags, *(["--debug"] if debug else [])]
+    if arguments.declare:
+        flags += ["--topology", str(lab.topology)]
+    commands = []
+    for host in lab.hosts:
+        report = host.index == 0 and arguments.report is not None
+        more = ["--report", str(arguments.report)] if report else []
+        commands.append(
+            job_command(lab, host, Launcher.TRAINMESH, [*flags, *more], arguments.program)
+        )
+    view = _View(lab, arguments.progress)
+    job = Job(lab, commands, {}, view.line)
+    timeline = Timeline(lab, say)
+
+    def tick() -> None:
+        timeline.tick()
+        view.tick()
+
+    try:
+        return job.wait(tick=tick)
+    finally:
+        signals.hold()
+        job.stop()
+        view.close()
+
+
+class _View:
+    """Each host's lines with its name before them, and the job's progress."""
+
+    def __init__(self, lab: Lab, progress: str) -> None:
+        self._runs = lab.runs_directory(lab.hosts[0].name)
+        self._width = max(len(host.name) for host in lab.hosts)
+        self._mode = progress
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()
+
+    def line(self, host: Host, line: bytes) -> None:
+        """Print a host's line; called by several threads."""
+        end = b"" if line.endswith(b"\n") else b"\n"
+        with self._lock:
+            sys.stdout.buffer.write(f"{host.name:{self._width}} | ".encode() + line + end)
+            sys.stdout.buffer.flush()
+
+    def tick(self) -> None:
+        """Begin to show the progress, as soon as there is a run directory."""
+        if self._progress is None and self._mode != "off":
+            for owner in self._runs.glob("trainmesh/*/owner.json"):
+                self._progress = Progress(RunDir(owner.parent), self._mode)
+                self._progress.start()
+                break
+
+    def close(self) -> None:
+        """Show what is new, and end."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _check_ranks(layout: Layout, arguments: LabArguments) -> None:
+    wanted = arguments.num_ranks_a_host
+    for host in layout.hosts:
+        if wanted is not None and len(host.ranks) != wanted:
+            raise ConfigError(
+                f"--nproc-per-node {wanted}: host {host.name!r} of {arguments.topology} has "
+                f"{len(host.ranks)}; leave the flag out, the file says it"
+            )
+
+
+def _description(layout: Layout) -> str:
+    lines = []
+    for host in layout.hosts:
+        lines.append(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")
+    for wire in layout.wires:
+        rates = [f"{c.bandwidth_bytes_per_s * 8e-6:g}" for c in (wire.forward, wire.backward)]
+        both = rates[0] if rates[0] == rates[1] else " and ".join(rates)
+        latency = duration(max(wire.forward.alpha_s, wire.backward.alpha_s))
+        lines.append(f"link {wire.a}-{wire.b}: {both} Mbit/s, {latency}")
+    for change in layout.timeline:
+        when = f"step {change.at_step}" if change.at_step is not None else f"{change.at_s:g} s"
+        lines.append(f"at {when}: {words(change)}")
+    return "\n".join(lines)
