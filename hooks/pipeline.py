@@ -5,8 +5,8 @@ has become ready; gloo's own threads move the bytes meanwhile. Receives are post
 data, because gloo sends only after the receiver's note; and those notes don't queue behind our
 own bulk data, because messages to higher and to lower ranks have groups (sockets) of their own.
 
-What the children of a tree send is added in a fixed order, whatever arrives first, and all ranks
-store the root's sum: results are the same on every rank and in every run.
+What the children of a tree send is added in an order fixed beforehand, whatever arrives first,
+and all ranks store the root's sum: results are the same on every rank and in every run.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ class _Receiver(_Worker):
             part = self._parts[item.tree]
             if not item.is_up:
                 self._executor.complete(bucket, item, part)
-            elif self._add(bucket, item, part, arrival):
+            elif self._add(bucket, item, arrival):
                 self._executor.reduced(bucket, item, part)
             posted.extend(self._post(bucket, item) for item in islice(items, 1))
 
@@ -318,9 +318,9 @@ class _Receiver(_Worker):
                 continue  # all wait for the turn of another child, whose receiver may have failed
         raise RuntimeError(bucket.error)
 
-    def _add(self, bucket: _Bucket, item: Item, part: Part, arrival: _Arrival) -> bool:
+    def _add(self, bucket: _Bucket, item: Item, arrival: _Arrival) -> bool:
         """Add what has arrived, and what it was waited for; True if all children have been."""
-        piece, children = bucket.piece(item), part.children
+        piece, children = bucket.piece(item), bucket.layout.turns[item]
         if len(children) == 1:
             piece.add_(arrival.value)
             arrival.release()

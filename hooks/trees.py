@@ -77,11 +77,19 @@ class Lane(NamedTuple):
 class Layout:
     """How a buffer of ``sum(sizes)`` elements is cut: ``sizes`` are those of all pieces, tree by
     tree, and ``first[tree]`` is the number of a tree's first piece. Pieces are never empty.
-    ``expected``: the messages of each lane in the order in which they probably arrive."""
+    ``expected``: the messages of each lane in the order in which they probably arrive.
+    ``turns``: the order in which the children's messages are added, for each piece.
+
+    Both orders are those of one imagined run of the whole plan, the same on every rank. So of all
+    messages that have not been received, the first in that run can be: its sender has all it
+    needs, and its receiver waits for nothing that comes later. No rank waits for ever, although
+    a lane takes messages only in its order and holds a few only.
+    """
 
     sizes: tuple[int, ...]
     first: tuple[int, ...]
     expected: dict[Lane, tuple[Item, ...]]
+    turns: dict[Item, tuple[int, ...]]
 
     @classmethod
     def of(cls, trees: Sequence[Tree], rank: int, numel: int, piece_numel: int) -> Layout:
@@ -98,7 +106,19 @@ class Layout:
             cuts = [begin + (end - begin) * i // count for i in range(count)] if count else []
             sizes += [b - a for a, b in pairwise([*cuts, end])]
             first.append(len(sizes))
-        return cls(tuple(sizes), tuple(first), _expected(trees, rank, sizes, first))
+        arrivals = _arrivals(trees, rank, sizes, first)
+        expected: dict[Lane, list[Item]] = defaultdict(list)
+        turns: dict[Item, list[int]] = defaultdict(list)
+        for src, item in arrivals:
+            expected[Lane(src, item.is_up)].append(item)
+            if item.is_up:
+                turns[item].append(src)
+        return cls(
+            tuple(sizes),
+            tuple(first),
+            {lane: tuple(items) for lane, items in expected.items()},
+            {item: tuple(children) for item, children in turns.items()},
+        )
 
     def number(self, item: Item) -> int:
         """Which piece of the buffer it is."""
@@ -150,11 +170,11 @@ def _links(trees: Sequence[Tree]) -> list[_Link]:
     return found
 
 
-def _expected(
+def _arrivals(
     trees: Sequence[Tree], rank: int, sizes: Sequence[int], first: Sequence[int]
-) -> dict[Lane, tuple[Item, ...]]:
+) -> list[tuple[int, Item]]:
     """Play all messages through, in the order in which they can leave; a rank sends one at a time
-    and receives one at a time."""
+    and receives one at a time. What reaches ``rank``, with its senders, in order."""
     links = _links(trees)
     waiting = {
         (number, piece): link.needs
@@ -165,16 +185,16 @@ def _expected(
     heapq.heapify(ready)
     free_out: dict[int, int] = defaultdict(int)
     free_in: dict[int, int] = defaultdict(int)
-    found: dict[Lane, list[tuple[int, Item]]] = defaultdict(list)
+    found: list[tuple[int, int, Item]] = []
     while ready:
         time, piece, number = heapq.heappop(ready)
         link = links[number]
         end = max(time, free_out[link.src], free_in[link.dst]) + sizes[first[link.tree] + piece]
         free_out[link.src] = free_in[link.dst] = end
         if link.dst == rank:
-            found[Lane(link.src, link.is_up)].append((end, Item(link.tree, piece, link.is_up)))
+            found.append((end, link.src, Item(link.tree, piece, link.is_up)))
         for follower in link.followers:
             waiting[follower, piece] -= 1
             if not waiting[follower, piece]:
                 heapq.heappush(ready, (end, piece, follower))
-    return {lane: tuple(item for _, item in sorted(items)) for lane, items in found.items()}
+    return [(src, item) for _, src, item in sorted(found)]

@@ -1,5 +1,6 @@
 """Every executor sums right, and alike on all ranks."""
 
+import random
 import threading
 from collections.abc import Sequence
 
@@ -172,3 +173,24 @@ def test_a_rank_that_never_comes_is_named_within_the_timeout() -> None:
         for rank in (0, 1, 3):
             assert "gradients" in words[rank], (name, rank, words[rank])
         assert any("rank 2 " in text for text in words), (name, words)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_pieces_and_little_room_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane that may hold two pieces only, in trees that cross each other: it once waited for
+    another child's turn, which waited for what this lane did not take."""
+    monkeypatch.setattr("trainmesh.hooks.pipeline.MIN_PIECE_BYTES", 512)
+    monkeypatch.setattr("trainmesh.hooks.pipeline.AHEAD_BYTES", 1024)
+    draw = random.Random(seed)
+    found = []
+    for _ in range(8):
+        order = draw.sample(range(8), 8)
+        down = tuple(Hop(order[draw.randrange(place)], order[place]) for place in range(1, 8))
+        up = tuple(Hop(hop.dst, hop.src) for hop in reversed(down))
+        found.append(Tree(order[0], 0.125, up, down))
+    ranks = tuple(range(8))
+    check(
+        Plan(algorithm="forest", world_size=8, order=ranks, trees=tuple(found)),
+        [20_011, 5_003],
+        [torch.float32],
+    )
