@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch.futures import Future
 
+from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
 
 __all__ = ["Bucket", "Fusion", "Reduce"]
@@ -41,7 +42,7 @@ class Fusion:
     def __init__(self, fusion_bytes: int, reduce: Reduce) -> None:
         self._fusion_bytes = fusion_bytes
         self._reduce = reduce
-        self._held: list[tuple[Bucket, Future[torch.Tensor]]] = []
+        self._held: list[tuple[Bucket, Promise]] = []
         self._held_bytes = 0
         self._buffers: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
@@ -51,12 +52,12 @@ class Fusion:
             return self._reduce(bucket)
         if self._held and self._held[0][0].buffer.dtype != bucket.buffer.dtype:
             self.flush()
-        future: Future[torch.Tensor] = _future(bucket.buffer)
-        self._held.append((bucket, future))
+        promise = Promise(bucket.buffer.device)
+        self._held.append((bucket, promise))
         self._held_bytes += bucket.buffer.nbytes
         if is_last or self._held_bytes >= self._fusion_bytes:
             self.flush()
-        return future
+        return promise.future
 
     def flush(self) -> None:
         """Reduce what is held back."""
@@ -72,11 +73,7 @@ class Fusion:
         leader.start()
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters]
         done = self._reduce(Bucket(fused, parameters, leader))
-
-        def share(summed: Future[torch.Tensor]) -> None:
-            _share_out(summed, held)
-
-        done.add_done_callback(share)
+        done.add_done_callback(lambda summed: _share_out(summed, held))
 
     def _buffer(self, buckets: Sequence[Bucket]) -> torch.Tensor:
         """A buffer for these; the same again in the next step, when it is free."""
@@ -90,19 +87,12 @@ class Fusion:
         return self._buffers[key]
 
 
-def _future(buffer: torch.Tensor) -> Future[torch.Tensor]:
-    return Future(devices=[buffer.device]) if buffer.is_cuda else Future()
-
-
-def _share_out(
-    summed: Future[torch.Tensor], held: Sequence[tuple[Bucket, Future[torch.Tensor]]]
-) -> None:
+def _share_out(summed: Future[torch.Tensor], held: Sequence[tuple[Bucket, Promise]]) -> None:
     try:
         parts = torch.split(summed.value(), [bucket.buffer.numel() for bucket, _ in held])
     except RuntimeError as error:
-        for _, future in held:
-            future.set_exception(error)  # type: ignore[arg-type]
+        for _, promise in held:
+            promise.break_(str(error))
         return
-    for (bucket, future), part in zip(held, parts, strict=True):
-        bucket.buffer.copy_(part)
-        future.set_result(bucket.buffer)
+    for (bucket, promise), part in zip(held, parts, strict=True):
+        promise.keep(bucket.buffer.copy_(part))

@@ -24,6 +24,7 @@ from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
 from trainmesh.hooks.trees import Item, Lane, Layout, Part, parts
 from trainmesh.schedule import trees
@@ -133,8 +134,7 @@ class _Bucket:
         self._first_tag = first_tag
         self._pieces = torch.split(buffer, list(layout.sizes))
         self._missing = num_events
-        self._summed: Future[torch.Tensor] = Future()
-        self.future: Future[torch.Tensor] = self._summed.then(self._result)
+        self._promise = Promise(buffer.device)
         self.layout = layout
         self.adding = [threading.Lock() for _ in layout.first]
         self.early: dict[Item, dict[int, _Arrival]] = {}
@@ -146,6 +146,10 @@ class _Bucket:
         self.done = threading.Event()
         if not self._missing:
             self.done.set()
+
+    @property
+    def future(self) -> Future[torch.Tensor]:
+        return self._promise.future
 
     def piece(self, item: Item) -> torch.Tensor:
         return self._pieces[self.layout.number(item)]
@@ -173,16 +177,11 @@ class _Bucket:
 
     def end(self) -> None:
         """Nothing reads or writes the buffer any more."""
+        if (error := self.error) is not None:
+            self._promise.break_(error)
+            return
         self._mark.end()
-        self._summed.set_result(self._buffer)
-
-    def _result(self, summed: Future[torch.Tensor]) -> torch.Tensor:
-        # Raised here rather than set as the future's exception: DDP would only say that it can't
-        # cast it to a tensor.
-        if self.error is not None:
-            raise RuntimeError(self.error)
-        result: torch.Tensor = summed.value()
-        return result
+        self._promise.keep(self._buffer)
 
 
 class _Worker:

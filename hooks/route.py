@@ -1,16 +1,19 @@
 """What happens to a step's buckets: held back or not, compressed or not, summed by the plan.
 
 A route is one hint carried out. The next one takes over what did not change, so that a new
-fusion size or codec makes no new process groups.
+fusion size or codec makes no new process groups for the plan.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 from torch.futures import Future
 
 from trainmesh.errors import ConfigError, PlanError
-from trainmesh.hooks.compressed import NO_CODEC, Compressed, check_codec
+from trainmesh.hooks.codecs import ErrorFeedback, Gradient, Layouts, codec
+from trainmesh.hooks.compressed import NO_CODEC, Compressed
 from trainmesh.hooks.executor import Executor, Fabric, load
 from trainmesh.hooks.fusion import Bucket, Fusion
 from trainmesh.hooks.native import NativeExecutor
@@ -29,28 +32,41 @@ def check(hint: Hint, world_size: int) -> None:
     check_shape(hint.plan, world_size)
     load(hint.plan.algorithm)
     try:
-        check_codec(hint.codec)
+        codec(hint.codec, world_size)
     except ConfigError as error:
         raise PlanError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What all routes of one module share."""
+
+    fabric: Fabric
+    memory: ErrorFeedback = field(default_factory=ErrorFeedback)
+    layouts: Layouts = field(default_factory=Layouts)
 
 
 class Route:
     """Where buckets go under one hint."""
 
     def __init__(
-        self, fabric: Fabric, plan: Plan | None, executor: Executor, compressed: Compressed | None
+        self,
+        kept: _Kept,
+        plan: Plan | None,
+        executor: Executor,
+        compressed: Compressed | None,
+        fusion_bytes: int,
     ) -> None:
-        self._fabric = fabric
+        self._kept = kept
         self._plan = plan
         self._executor = executor
         self._compressed = compressed
-        self._codec = compressed.name if compressed else NO_CODEC
-        self._fusion = Fusion(0, self._sum)
+        self._fusion = Fusion(fusion_bytes, self._sum)
 
     @classmethod
     def native(cls, fabric: Fabric) -> Route:
         """Before the first hint: what DDP would do."""
-        return cls(fabric, None, NativeExecutor(None, fabric), None)
+        return cls(_Kept(fabric), None, NativeExecutor(None, fabric), None, 0)
 
     def following(self, hint: Hint) -> Route:
         """The route of ``hint``, which takes over what is as it was; all ranks call it together.
@@ -58,20 +74,24 @@ class Route:
         Raises:
             PlanError, RuntimeError, ...: this rank can't; whatever was made is released.
         """
-        executor = self._executor
+        kept, executor, compressed = self._kept, self._executor, self._compressed
         if hint.plan != self._plan:
-            executor = load(hint.plan.algorithm)(hint.plan, self._fabric)
-        compressed = self._compressed
+            executor = load(hint.plan.algorithm)(hint.plan, kept.fabric)
         try:
-            if hint.codec != self._codec:
-                compressed = Compressed.make(hint.codec, self._fabric, self._compressed)
+            if hint.codec == NO_CODEC:
+                compressed = None
+            elif compressed is None or compressed.name != hint.codec:
+                compressed = Compressed(hint.codec, kept.fabric, kept.memory)
         except Exception:
             if executor is not self._executor:
                 executor.close()
             raise
-        route = Route(self._fabric, hint.plan, executor, compressed)
-        route._fusion = Fusion(hint.fusion_bytes, route._sum)
-        return route
+        return Route(kept, hint.plan, executor, compressed, hint.fusion_bytes)
+
+    @property
+    def needs_parameters(self) -> bool:
+        """Whether buckets must say whose gradients they hold."""
+        return self._compressed is not None or not self._kept.memory.empty
 
     def take(self, bucket: Bucket, *, is_last: bool) -> Future[torch.Tensor]:
         """The future of this bucket's sum."""
@@ -81,21 +101,18 @@ class Route:
         """The step's last bucket goes another way."""
         self._fusion.flush()
 
-    @property
-    def needs_parameters(self) -> bool:
-        """Whether buckets must say whose gradients they hold."""
-        return self._compressed is not None
-
-    def close(self, successor: Route | None) -> None:
-        """Release what ``successor`` has not taken over; nothing is in flight."""
-        if self._compressed is not None and (
-            successor is None or successor._compressed is not self._compressed
-        ):
+    def close(self, other: Route) -> None:
+        """Release what ``other`` does not have; nothing is in flight."""
+        if self._compressed is not None and other._compressed is not self._compressed:
             self._compressed.close()
-        if successor is None or successor._executor is not self._executor:
+        if other._executor is not self._executor:
             self._executor.close()
 
     def _sum(self, bucket: Bucket) -> Future[torch.Tensor]:
+        if not bucket.parameters:
+            return self._executor.reduce(bucket.buffer, bucket.mark)
+        gradient = Gradient(bucket.buffer, self._kept.layouts.of(bucket.parameters))
         if self._compressed is not None:
-            return self._compressed.reduce(bucket, self._executor)
+            return self._compressed.reduce(gradient, bucket.mark, self._executor)
+        self._kept.memory.flush(gradient)
         return self._executor.reduce(bucket.buffer, bucket.mark)

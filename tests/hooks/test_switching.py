@@ -1,4 +1,4 @@
-"""Switching plans in a running job: no step where two ranks differ, and no hang."""
+"""Switching plans, fusion and codecs in a running job: no step where two ranks differ, no hang."""
 
 from pathlib import Path
 
@@ -9,9 +9,29 @@ from tests.torchjob import run_job
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_200_random_switches_with_hints_at_random_delays(tmp_path: Path, world_size: int) -> None:
-    results = run_job("switches.py", world_size=world_size, out=tmp_path, SWITCHES="200")
+@pytest.mark.parametrize(("world_size", "switches"), [(2, 100), (3, 60)])
+def test_random_switches_with_hints_at_random_delays(
+    tmp_path: Path, world_size: int, switches: int
+) -> None:
+    check(tmp_path, world_size, switches, timeout_s=100)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_thousand_steps_of_random_switches(tmp_path: Path, world_size: int) -> None:
+    """About three steps to a switch."""
+    assert check(tmp_path, world_size, switches=350, timeout_s=800) >= 1000
+
+
+def check(out: Path, world_size: int, switches: int, timeout_s: float) -> int:
+    """How many steps it took."""
+    results = run_job(
+        "switches.py", world_size=world_size, out=out, timeout_s=timeout_s, SWITCHES=str(switches)
+    )
     for result in results.values():
-        assert result["epochs"] == list(range(201))
-        assert result == results[0]
+        assert result["epochs"] == list(range(switches + 1))
+        assert result["steps"] == results[0]["steps"]
+        assert result["exact_steps"] > switches / 4
+        assert result["grown_bytes"] < 30e6
+    return results[0]["steps"]
