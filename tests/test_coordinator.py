@@ -3,7 +3,8 @@
 import pytest
 
 from tests.topology.graphs import racks
-from trainmesh.coordinator import Coordinator, Effects, Settings, harm
+from trainmesh.coordinator import Coordinator, Effects, Settings
+from trainmesh.decisions.judging import harm
 from trainmesh.measure import MeasuredStep
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import (
@@ -37,11 +38,12 @@ def hello(rank: int, pid: int = 100, node: str = "a") -> Hello:
 
 
 def step(rank: int, number: int, epoch: int, ms: float) -> StepReport:
-    """Two buckets of 1 MB and 0.5 MB, taking ms and ms / 2."""
+    """Two buckets of 1 MB and 0.5 MB, one after the other, that take ms together."""
     begin = number * 100 * MS
+    ends = (begin + int(ms * MS * 2 / 3), begin + int(ms * MS))
     buckets = (
-        BucketTiming(0, 1_000_000, begin, begin, begin + int(ms * MS)),
-        BucketTiming(1, 500_000, begin, begin, begin + int(ms * MS / 2)),
+        BucketTiming(0, 1_000_000, begin, begin, ends[0]),
+        BucketTiming(1, 500_000, begin, begin, ends[1]),
     )
     end = begin + int((20 + ms) * MS)
     return StepReport(rank, 0, number, epoch, begin, end, 1.5, buckets)
@@ -137,11 +139,11 @@ def test_a_plan_that_does_harm_is_taken_back_once_and_for_all() -> None:
     assert second.epoch == 2
     assert second.plan.algorithm == "native"
     assert "taken back" in second.reason
-    job.switch()
-    job.train(60, ms=5)
-    assert len(job.hints) == 2
+    for _ in range(4):
+        job.switch()
+        job.train(60, ms=5)
     assert "revert" in job.kinds()
-    assert first.plan.algorithm != "native"
+    assert first.plan.algorithm not in [hint.plan.algorithm for hint in job.hints[1:]]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,8 @@ def test_harm_is_longer_waiting_for_no_faster_buckets(
     step_ms: float, waiting_ms: float, transfer_ms: float, expected: bool
 ) -> None:
     def window(step_ms: float, waiting_ms: float, transfer_ms: float) -> list[MeasuredStep]:
-        step = MeasuredStep(9, 0, step_ms / 1e3, waiting_ms / step_ms, ((1, transfer_ms / 1e3),))
+        times = ((1, transfer_ms / 1e3),)
+        step = MeasuredStep(9, 0, step_ms / 1e3, waiting_ms / step_ms, times, times, (0.0,))
         return [step] * 3
 
     after = window(step_ms, waiting_ms, transfer_ms)
@@ -169,13 +172,13 @@ def test_harm_is_longer_waiting_for_no_faster_buckets(
     assert f"{step_ms:.2f} ms" in words
 
 
-def test_noise_is_no_harm() -> None:
+def test_a_plan_that_brings_nothing_is_taken_back() -> None:
     job = Job()
     job.greet()
     job.train(20, ms=5)
     job.switch()
-    job.train(40, ms=5.5)
-    assert len(job.hints) == 1
+    job.train(40, ms=4.95)
+    assert [hint.plan.algorithm for hint in job.hints][1:] == ["native"]
 
 
 def test_native_stays_where_no_graph_is_declared_and_all_links_are_equal() -> None:
@@ -243,22 +246,39 @@ def test_a_coordinator_that_finds_a_hint_continues_its_epochs() -> None:
     job.epoch = 7
     job.hints.append(found)
     job.switch()
-    job.train(60, ms=5)
-    status = job.coordinator.status(job.now_s)
-    assert status.hint == found
-    assert status.epoch == 7
+    job.train(17, ms=5)
     assert job.hints == [found]
+    assert job.coordinator.status(job.now_s).epoch == 7
+    # on which links the plan was chosen isn't known here: they are measured before it is changed
+    job.train(10, ms=5)
+    hint = job.hints[1]
+    assert (hint.epoch, hint.plan) == (8, plan)
+    assert hint.probe_bytes
 
 
-def test_a_rejected_hint_leaves_everything_as_it_is() -> None:
+def test_a_coordinator_that_comes_late_sees_the_epoch_in_the_steps() -> None:
+    job = Job()
+    job.greet()
+    plan = Plan(algorithm="ring", world_size=WORLD, order=(0, 2, 1, 3))
+    found = Hint(job="job", epoch=7, effective_step=3, plan=plan, reason="earlier")
+    job.coordinator.hint_seen(found, job.now_s)
+    job.epoch = 7
+    job.train(5, ms=5)
+    status = job.coordinator.status(job.now_s)
+    assert (status.epoch, status.plan) == (7, plan)
+    assert "switch" in job.kinds()
+
+
+def test_a_rejected_plan_is_not_proposed_again() -> None:
     job = Job()
     job.greet()
     job.train(20, ms=9)
     note = Note(kind="rejected", rank=2, text="can't be carried out", epoch=1)
     job.send([RankReport(notes=(note,))])
     job.train(60, ms=9)
-    assert len(job.hints) == 1
+    assert job.hints[0].plan.algorithm not in [hint.plan.algorithm for hint in job.hints[1:]]
     assert "rejected" in job.kinds()
+    assert job.coordinator.status(job.now_s).epoch == 0
 
 
 @pytest.mark.parametrize("world", [1, 2])
