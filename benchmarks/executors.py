@@ -28,8 +28,9 @@ PLANS = {
     "hierarchical": Plan(
         algorithm="hierarchical", world_size=4, order=(0, 1, 2, 3), islands=((0, 1), (2, 3))
     ),
+    "sharded": Plan(algorithm="sharded", world_size=4, order=(0, 1, 2, 3), shares=(0.25,) * 4),
 }
-SIZES = (100_000, 1_000_000, 10_000_000)
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 ROUNDS = 15
 REPEAT = 5
 
@@ -60,7 +61,7 @@ def main() -> None:
                 ratios[name].append(taken / times["native"])
         if dist.get_rank() == 0:
             print(f"{nbytes / 1e6:g} MB: native {spread(native_ms, ' ms')}")
-            for name in ("ring", "hierarchical"):
+            for name in list(PLANS)[1:]:
                 print(f"{nbytes / 1e6:g} MB: {name} / native {spread(ratios[name])}")
     for executor in executors.values():
         executor.close()

@@ -1,11 +1,12 @@
 """All-reduce and step times on emulated clusters: plain gloo, trainmesh, every algorithm, bound.
 
-    python benchmarks/lab.py [--only NAME] [--rounds N] [--no-steps] [--json FILE]
+    python benchmarks/lab.py [--only NAME] [--rounds N] [--steps N] [--json FILE]
 
 Each scenario is a topology file of examples/lab. First every algorithm's plan sums 25 MB in turn,
-in one run, against the backend's own all-reduce on the same group. Then the same training script
-runs under plain torchrun and under trainmesh, which is told the file. The bound is that of the
-graph, lengthened by what TCP/IP leaves of a link's rate, measured by one plain stream.
+in one run, against the backend's own all-reduce on the same group. Then, with --steps, the same
+training script runs under plain torchrun and under trainmesh, which is told the file; the last
+third of the steps counts. --dropping shows a link that drops and heals on the way. The bound is
+that of the graph, lengthened by what TCP/IP leaves of a link's rate, measured by a plain stream.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.machine import describe, spread
 from trainmesh.launcher.lab import Lab, run_job, stream_gbps
 from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.planner import choose, planners
+from trainmesh.topology.planner import CALIBRATION, choose, planners
 from trainmesh.types import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -41,11 +42,14 @@ SCENARIOS = {
 NBYTES = 25_000_000
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 JOB_S = 600
+STREAM_S = 3.0
+COMPUTE = {"without compute": 1, "with compute": 512}
+DROPS, HEALS = 40, 120
 
 
 def plans_for(graph: LinkGraph) -> tuple[dict[str, Plan], str]:
     """Every algorithm's plan, and which one trainmesh would choose."""
-    choice = choose(graph, [NBYTES])
+    choice = choose(graph, [NBYTES], calibration=CALIBRATION)
     found = {plan.algorithm: plan for plan in choice.candidates}
     for name in planners():
         if name not in found:
@@ -73,17 +77,12 @@ def all_reduce(lab: Lab, plans: Mapping[str, Plan], rounds: int) -> dict[str, li
         return times
 
 
-def slowest_link(graph: LinkGraph) -> float:
-    """In bytes/s."""
-    return min(link.cost.bandwidth_bytes_per_s for link in graph.links)
-
-
 def tcp_share(lab: Lab, graph: LinkGraph) -> float:
     """What one plain stream gets of the slowest link on its way."""
     src, dst = lab.hosts[0].name, lab.hosts[1].name
     path = graph.path(lab.hosts[0].ranks[0], lab.hosts[1].ranks[0])
     rate = min(link.cost.bandwidth_bytes_per_s for link in path)
-    return stream_gbps(lab, src, dst) * 1e9 / 8 / rate
+    return stream_gbps(lab, src, dst, int(rate * STREAM_S)) * 1e9 / 8 / rate
 
 
 def report(name: str, rounds: int) -> dict[str, object]:
@@ -115,14 +114,67 @@ def report(name: str, rounds: int) -> dict[str, object]:
     }
 
 
+def steps(lab: Lab, num_steps: int, batch: int, launcher: str, *flags: str) -> list[float]:
+    """Seconds of each step of the training script."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        program = [str(ROOT / "benchmarks/jobs/steps.py"), str(result), str(num_steps), str(batch)]
+        done = run_job(
+            lab, program, flags=flags, env=ENVIRONMENT, launcher=launcher, timeout_s=JOB_S
+        )
+        if done.returncode or not result.exists():
+            raise SystemExit("\n".join(done.output.values()))
+        times: list[float] = json.loads(result.read_text())
+        return times
+
+
+def report_steps(name: str, num_steps: int) -> None:
+    """Plain DDP against trainmesh; an even number of runs, in turn."""
+    with Lab(ROOT / f"examples/lab/{name}.yaml") as lab:
+        for words, batch in COMPUTE.items():
+            last = num_steps // 3
+            plain = steps(lab, num_steps, batch, "torchrun")[-last:]
+            ours = steps(lab, num_steps, batch, "trainmesh")[-last:]
+            ratio = median(plain) / median(ours)
+            print(
+                f"  step {words}: torchrun {spread([1e3 * s for s in plain], ' ms')}, trainmesh "
+                f"{spread([1e3 * s for s in ours], ' ms')}: {ratio:.3f}x",
+                flush=True,
+            )
+
+
+def report_dropping() -> None:
+    """A link drops to a quarter at step 40 and heals at step 120."""
+    print("\ndropping: one link drops to 25 % at step 40, and heals at step 120")
+    with Lab(ROOT / "examples/lab/dropping.yaml") as lab:
+        for plan in ("native", "auto"):
+            taken = steps(lab, HEALS + 80, 1, "trainmesh", "--plan", plan)
+            parts = {
+                "before": taken[5:DROPS],
+                "dropped": taken[DROPS:HEALS],
+                "last 20 dropped": taken[HEALS - 20 : HEALS],
+                "last 20 healed": taken[-20:],
+            }
+            words = ", ".join(f"{k} {1e3 * median(v):.0f} ms" for k, v in parts.items())
+            print(f"  --plan {plan}: step times {words}; {sum(taken):.0f} s in all", flush=True)
+
+
 def main(argv: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=SCENARIOS, action="append")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="0: none")
+    parser.add_argument("--dropping", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     print(describe())
-    found = [report(name, args.rounds) for name in args.only or SCENARIOS]
+    found = []
+    for name in args.only or ([] if args.dropping else SCENARIOS):
+        found.append(report(name, args.rounds))
+        if args.steps:
+            report_steps(name, args.steps)
+    if args.dropping:
+        report_dropping()
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))
 

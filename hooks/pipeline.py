@@ -37,6 +37,8 @@ AHEAD_BYTES = 2_000_000
 MIN_PIECE_BYTES = 128 * 1024
 """Below, the fixed cost of a message (some 100 us of Python) counts for more than what a longer
 pipeline saves."""
+MAX_PIECE_BYTES = 512 * 1024
+"""A plan of one chunk still overlaps adding with sending."""
 MAX_LAYOUTS = 64
 TAGS = 2**31
 END_S = 5.0
@@ -342,7 +344,8 @@ def _piece_bytes(plan: Plan) -> int:
     if not plan.num_chunks or not plan.nbytes:
         return MIN_PIECE_BYTES
     largest = max(tree.share for tree in trees(plan))
-    return max(MIN_PIECE_BYTES, round(plan.nbytes * largest / plan.num_chunks))
+    ideal = round(plan.nbytes * largest / plan.num_chunks)
+    return max(MIN_PIECE_BYTES, min(MAX_PIECE_BYTES, ideal))
 
 
 def _first_line(error: Exception) -> str:

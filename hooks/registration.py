@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from torch.distributed.algorithms.join import Join
 from torch.futures import Future
 from torch.nn.parallel.distributed import DistributedDataParallel
 
-from trainmesh.hooks import loss
+from trainmesh.hooks import bucket_cap, loss
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.dispatcher import Dispatcher, comm_hook
 from trainmesh.hooks.user import TimedUserHook
@@ -42,6 +44,7 @@ def wrap_ddp() -> None:
         return
     setattr(DistributedDataParallel, ATTRIBUTE, True)
     loss.watch()
+    _apply_bucket_cap()
     _wrap("_pre_forward", before=_before_forward, after=_after_pre_forward)
     _wrap("join_hook", before=_before_join)
     _wrap("_register_builtin_comm_hook", before=_keep_builtin)
@@ -50,6 +53,18 @@ def wrap_ddp() -> None:
     )
     _watch_join()
     atexit.register(_close_all)
+
+
+def _apply_bucket_cap() -> None:
+    """Only under a launcher, which tells all ranks: it takes a collective of theirs."""
+    text = os.environ.get(bucket_cap.ENV_BUCKET_CAP_MB)
+    if text is None:
+        return
+    try:
+        cap_mb = float(text)
+    except ValueError:
+        cap_mb = 0.0
+    bucket_cap.apply(cap_mb if 0 <= cap_mb < math.inf else 0.0)
 
 
 def _nothing(module: DistributedDataParallel) -> None:

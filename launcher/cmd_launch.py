@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import signals, target
+from trainmesh.launcher.memory import memory_file, recall
+from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
 from trainmesh.launcher.supervisor import say
+from trainmesh.types import Algorithm
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "parent_parsers", "run"]
 
 ETCD_CHECK_S = 15.0
+AUTO, NO_CODEC = "auto", "none"
 
 
 def parent_parsers() -> list[ArgumentParser]:
@@ -56,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--report", metavar="DIR", type=Path, help="write report.json and report.html there")
     add(
         "--plan",
-        choices=["auto", "native", "ring", "hierarchical"],
+        choices=["auto", *Algorithm],
         default="auto",
         help="use only plans of this kind (default: auto, the best)",
     )
@@ -73,6 +77,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=_margin,
         default=0.05,
         help="predicted gain below which a plan is not changed, 0 to 1 (default: 0.05)",
+    )
+    add(
+        "--fusion",
+        metavar="SIZE",
+        type=_fusion,
+        default="auto",
+        help="reduce small buckets together: auto (what makes steps quickest), off, or a size "
+        "such as 8MB (default: auto)",
+    )
+    add(
+        "--compression",
+        metavar="CODEC",
+        default="none",
+        help="send gradients compressed, which changes results: none, auto (where it pays), or "
+        "NAME[:OPTIONS] such as bf16, int8 or powersgd:4 (default: none)",
     )
     add(
         "--progress",
@@ -112,6 +131,9 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
         from trainmesh.topology.document import load_file
 
         load_file(args.topology)
+    _check_codec(args.compression)
+    learns = args.fusion == "auto"
+    memory = memory_file(args) if learns else None
     return LaunchSettings(
         job=job_name(args, num_nodes),
         node=node_name(args, num_nodes),
@@ -121,6 +143,10 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
         plan=args.plan,
         margin=args.margin,
         cadence=args.cadence,
+        fusion=args.fusion,
+        compression=args.compression,
+        bucket_cap_mb=recall(memory) if memory is not None else 0.0,
+        memory=memory,
     )
 
 
@@ -135,6 +161,8 @@ def _description(settings: LaunchSettings, config: LaunchConfig, command: list[s
         "etcd": settings.etcd or "embedded, started on this machine",
         "topology": settings.topology or "none declared",
         "plan": f"{settings.plan}, margin {settings.margin:g}, cadence {settings.cadence}",
+        "fusion": _fusion_words(settings),
+        "compression": settings.compression,
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
 
@@ -143,6 +171,13 @@ def _meeting_point(config: LaunchConfig) -> str:
     if config.max_nodes == 1:
         return "on this machine"
     return f"{config.rdzv_backend} at {config.rdzv_endpoint or 'its default'}"
+
+
+def _fusion_words(settings: LaunchSettings) -> str:
+    size = {"auto": "auto", "0": "off"}.get(settings.fusion, f"{settings.fusion} bytes")
+    if not settings.bucket_cap_mb:
+        return size
+    return f"{size}; buckets of {settings.bucket_cap_mb:.3g} MiB, as learned from the last run"
 
 
 def _check_target(args: Namespace) -> None:
@@ -163,6 +198,17 @@ def _make_writable(directory: Path, flag: str) -> None:
         ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
+
+
+def _check_codec(text: str) -> None:
+    if text not in (AUTO, NO_CODEC):
+        with signals.exiting():
+            from trainmesh.hooks.codecs import codec
+
+        try:
+            codec(text)
+        except ConfigError as error:
+            raise ConfigError(f"--compression {text}: {error}") from error
 
 
 def _check_etcd(url: str, *, insecure: bool) -> None:
@@ -195,6 +241,13 @@ def _job(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
         raise ArgumentTypeError(f"{text!r}: use up to 64 letters, digits, '.', '_' and '-'")
     return text
+
+
+def _fusion(text: str) -> str:
+    """``auto``, or a number of bytes; 0 for off."""
+    if text in (AUTO, "off"):
+        return AUTO if text == AUTO else "0"
+    return str(nbytes(text))
 
 
 def _cadence(text: str) -> int:

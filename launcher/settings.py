@@ -28,6 +28,13 @@ class LaunchSettings:
     plan: str
     margin: float
     cadence: int
+    fusion: str = "auto"
+    """``auto``, or bytes to hold back; 0 is off."""
+    compression: str = "none"
+    bucket_cap_mb: float = 0.0
+    """DDP's buckets where the script doesn't choose them; 0: DDP's own."""
+    memory: Path | None = None
+    """Where the next launch of this job finds what was learned; None: nothing is learned."""
 
 
 def job_name(args: Namespace, num_nodes: int) -> str:
@@ -62,6 +69,7 @@ def worker_environment(settings: LaunchSettings, run: RunDir) -> dict[str, str]:
         "TRAINMESH_JOB": settings.job,
         "TRAINMESH_NODE": settings.node,
         "TRAINMESH_CADENCE": str(settings.cadence),
+        "TRAINMESH_BUCKET_CAP_MB": f"{settings.bucket_cap_mb:g}",
     }
 
 
@@ -86,6 +94,8 @@ def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]
         "TRAINMESH_TOPOLOGY": str(settings.topology or ""),
         "TRAINMESH_PLAN": settings.plan,
         "TRAINMESH_MARGIN": str(settings.margin),
+        "TRAINMESH_FUSION": settings.fusion,
+        "TRAINMESH_COMPRESSION": settings.compression,
     }
     for name, module in (("coordinator", "trainmesh.server"), ("agent", "trainmesh.agent")):
         log = run.path / f"{name}.log"

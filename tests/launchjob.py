@@ -31,6 +31,7 @@ class Place:
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(path),
             "XDG_RUNTIME_DIR": str(path),
+            "XDG_CACHE_HOME": str(path),
             MARKER: path.name,
         }
 

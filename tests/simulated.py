@@ -9,21 +9,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from trainmesh.coordinator import Coordinator
 from trainmesh.decisions.regime import Regime, grouped
 from trainmesh.decisions.settings import Settings
-from trainmesh.topology.cost import predict
+from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.probing import rounds
+from trainmesh.topology.request import LIVE
 from trainmesh.types import (
     BucketTiming,
     Hello,
     Hint,
+    Hop,
     NodeReport,
     Note,
     PairTime,
+    Plan,
     RankReport,
     StepReport,
+    Tree,
 )
 
 MB = 1_000_000
@@ -190,12 +196,26 @@ class SimulatedJob:
         self.number += 1
 
     def _collective_s(self, nbytes: int) -> float:
-        plan, codec = self.regime.plan, self.regime.codec
+        plan, codec = _freed(self.regime.plan), self.regime.codec
         on_wire = max(1, round(nbytes / self._ratios.get(codec, 1.0)))
         coding_s = nbytes * self._coding_s_per_byte if codec != "none" else 0.0
-        moving_s = predict(plan, self.links(self.number), on_wire)
+        cost = plan_cost(plan, self.links(self.number), LIVE.message_s)
+        moving_s = cost.predict(on_wire).time_s
         moving_s *= self._factors.get(plan.algorithm, 1.0) * self._shake()
         return self._overhead_s + coding_s + moving_s
 
     def _shake(self) -> float:
         return max(0.2, self._chance.gauss(1.0, self._noise)) if self._noise else 1.0
+
+
+def _freed(plan: Plan) -> Plan:
+    """Messages take the network's own way, whatever the planner thought."""
+    trees = tuple(
+        Tree(
+            tree.root,
+            tree.share,
+            *(tuple(Hop(hop.src, hop.dst) for hop in hops) for hops in (tree.up, tree.down)),
+        )
+        for tree in plan.trees
+    )
+    return replace(plan, trees=trees)

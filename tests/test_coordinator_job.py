@@ -94,7 +94,7 @@ def test_plans_that_do_not_deliver_are_taken_back_once_each() -> None:
 
 
 def test_a_plan_that_delivers_on_some_links_only_may_be_tried_on_others() -> None:
-    weaker, bad = (hosts(*[0.125] * 7, 0.125 * share) for share in (0.75, 0.25))
+    weaker, bad = (hosts(*[0.125] * 7, 0.125 * share) for share in (0.6, 0.25))
 
     def links(step: int) -> LinkGraph:
         return weaker if step < 700 else bad
@@ -104,7 +104,7 @@ def test_a_plan_that_delivers_on_some_links_only_may_be_tried_on_others() -> Non
     job.train(1000)
     assert [words for step, words in job.plans if step < 700][-1] == "native"
     assert job.plans[-1][1] != "native"
-    assert job.step_s[-1] < 0.9 * job.step_s[701]
+    assert job.step_s[-1] < 0.95 * job.step_s[701]
 
 
 def test_a_busy_machine_is_no_reason_for_another_plan() -> None:

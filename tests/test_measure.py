@@ -39,6 +39,48 @@ def test_reports_of_different_shape_or_epoch_are_no_step() -> None:
     assert measure([report(0, buckets=()), report(1, buckets=())]) is None
 
 
+def fused(late_ms: int = 0, *, split: bool = False) -> StepReport:
+    """Three buckets that arrive together; the first two are reduced as one, the third waits for
+    them."""
+    start = late_ms * MS
+    buckets = (
+        BucketTiming(0, 400, start, start, 10 * MS),
+        BucketTiming(1, 200, start, start, 10 * MS - split),
+        BucketTiming(2, 300, start + MS, start + MS, 16 * MS),
+    )
+    return report(late_ms, late_ms=late_ms, buckets=buckets)
+
+
+def test_fused_buckets_are_one_collective_and_the_queue_is_not_counted() -> None:
+    measured = measure([fused(), fused(late_ms=4)])
+    assert measured is not None
+    assert measured.collectives == ((600, pytest.approx(0.006)), (300, pytest.approx(0.006)))
+    assert measured.transfer_s == pytest.approx(0.012)
+    assert measured.sizes == (400, 200, 300)
+    assert measured.arrivals_s == (0.0, 0.0, pytest.approx(0.001))
+
+
+def test_ranks_that_do_not_agree_what_was_fused_are_no_step() -> None:
+    assert measure([fused(), fused(split=True)]) is None
+
+
+def test_collectives_of_one_size_share_the_network() -> None:
+    """Two at once end at nearly the same time: each costs half of it."""
+    buckets = (BucketTiming(0, 400, 0, 0, 19 * MS), BucketTiming(1, 400, 0, 0, 20 * MS))
+    measured = measure([report(0, buckets=buckets)])
+    assert measured is not None
+    assert measured.by_size == ((400, pytest.approx(0.010)),)
+
+
+def test_different_sizes_that_share_the_network_count_as_one() -> None:
+    """Half of the network each, until the small one ends: neither time says what it costs."""
+    buckets = (BucketTiming(0, 100, 0, 0, 2 * MS), BucketTiming(1, 900, 0, 0, 10 * MS))
+    measured = measure([report(0, buckets=buckets), report(1, buckets=buckets)])
+    assert measured is not None
+    assert measured.by_size == ((1000, pytest.approx(0.010)),)
+    assert measured.services == ((100, pytest.approx(0.002)), (900, pytest.approx(0.008)))
+
+
 def test_a_step_counts_when_every_rank_has_reported_it() -> None:
     window = StepWindow(2)
     window.add(report(0))

@@ -143,8 +143,10 @@ def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:
 
 
 @lru_cache(maxsize=16)
-def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
+def plan_cost(plan: Plan, graph: LinkGraph, message_s: float = 0.0) -> PlanCost:
     """The cost of ``plan`` on ``graph``; pipelined unless the plan has one chunk.
+
+    ``message_s``: what the executor itself takes for each message, if it is not the backend's.
 
     Raises:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
@@ -152,9 +154,10 @@ def plan_cost(plan: Plan, graph: LinkGraph) -> PlanCost:
     costs: list[StageCost] = []
     slowest: tuple[float, tuple[str, ...]] = (-1.0, ())
     total: dict[str, float] = defaultdict(float)
+    own_s = 0.0 if _is_backends(plan) else message_s
     for stage in stages(plan):
         if stage.flows:
-            cost, loads, links = _stage_cost(stage, graph)
+            cost, loads, links = _stage_cost(stage, graph, own_s)
             costs.append(cost)
             slowest = max(slowest, (cost.transfer_s(1.0), links), key=lambda item: item[0])
             for name, load in loads.items():
@@ -191,8 +194,15 @@ def busiest(loads: Mapping[str, float], graph: LinkGraph) -> tuple[float, tuple[
     return worst, tuple(sorted(n for n, s in seconds.items() if s >= worst * (1 - 1e-9)))
 
 
+def _is_backends(plan: Plan) -> bool:
+    """Whether the backend carries it out by itself."""
+    return plan.algorithm == Algorithm.NATIVE or (
+        plan.algorithm == Algorithm.RING and not plan.rings
+    )
+
+
 def _stage_cost(
-    stage: Stage, graph: LinkGraph
+    stage: Stage, graph: LinkGraph, own_s: float
 ) -> tuple[StageCost, dict[str, float], tuple[str, ...]]:
     routed = [(flow, _route(flow, graph)) for flow in stage.flows]
     loads = _loads(routed)
@@ -200,7 +210,7 @@ def _stage_cost(
     _, links = busiest(loads, graph)
     cost = StageCost(
         rounds=stage.rounds,
-        alpha_s=longest.alpha_s,
+        alpha_s=longest.alpha_s + own_s,
         farthest=(far.src, far.dst),
         link=links[0],
         load=loads[links[0]],

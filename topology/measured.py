@@ -3,7 +3,8 @@ about its links.
 
 A pair is measured between two agents, so it sees the links *between* two nodes: those on the
 path of their lowest ranks that are not inside a node. Inside are the links that a node's own
-ranks use among themselves, and those between a rank and its host.
+ranks use among themselves, and those between a rank and its host. If all ranks are of one node,
+nothing is inside: they have measured each other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Between:
     def __init__(self, graph: LinkGraph, ranks: Mapping[str, Sequence[int]]) -> None:
         self._graph = graph
         self._first = {node: min(own) for node, own in ranks.items() if own}
-        self._inside = _inside(graph, ranks)
+        self._inside = _inside(graph, ranks) if len(ranks) > 1 else set()
 
     def path(self, src: str, dst: str) -> tuple[Link, ...]:
         """From node ``src`` to node ``dst``; empty where the graph doesn't know the nodes."""
@@ -107,12 +108,8 @@ def with_pair_times(
     except_classes: Collection[str] = (),
 ) -> LinkGraph:
     """The same from what the ranks themselves measured between two steps of training: one message
-    each way, so a bandwidth within ``PAIR_TOLERANCE`` of the old one says nothing new.
-
-    With one node in ``ranks`` its ranks have measured each other, and every link counts.
-    """
-    apart = ranks if len(ranks) > 1 else {}
-    between = Between(graph, apart)
+    each way, so a bandwidth within ``PAIR_TOLERANCE`` of the old one says nothing new."""
+    between = Between(graph, ranks)
     flows = []
     for pair in pairs:
         path = between.rank_path(pair.src, pair.dst)

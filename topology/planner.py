@@ -19,16 +19,21 @@ from trainmesh.topology.crossover import crossovers
 from trainmesh.topology.explain import choice_words, crossover_words, reason
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
-from trainmesh.topology.request import ANY, Executors, Planner, Request
+from trainmesh.topology.request import LIVE, Executors, Planner, Request
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
 __all__ = ["CALIBRATION", "GROUP", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
-CALIBRATION: Mapping[str, float] = {Algorithm.HIERARCHICAL: 1.6}
-"""Measured / predicted time of executors against native's, where links are equal: what their
-own work costs (benchmarks/executors.py; gloo, 4 ranks on one machine)."""
+CALIBRATION: Mapping[str, float] = {
+    Algorithm.TREE: 1.05,
+    Algorithm.HIERARCHICAL: 1.1,
+    Algorithm.SHARDED: 1.1,
+    Algorithm.FOREST: 1.2,
+}
+"""Measured / predicted time of executors against native's (benchmarks/lab.py: medians over its
+scenarios). A job corrects them by what it measures."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000
@@ -75,7 +80,7 @@ def choose(
     sizes: Sequence[int],
     *,
     collective: Collective = Collective.ALLREDUCE,
-    executors: Executors = ANY,
+    executors: Executors = LIVE,
     max_trees: int = 64,
     calibration: Mapping[str, float] | None = None,
     margin: float = 0.05,
@@ -199,7 +204,7 @@ def _candidate(
     validate(plan, graph.world_size)
     cost = None
     if plan.algorithm in BUILT_IN:
-        cost = plan_cost(plan, graph)
+        cost = plan_cost(plan, graph, request.executors.message_s)
         check_loads(plan, graph, cost.loads)
         time_s, num_chunks = cost.predict(request.nbytes)
         plan = replace(

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["ANY", "NCCL", "Executors", "Planner", "Request"]
+__all__ = ["ANY", "LIVE", "NCCL", "Executors", "Planner", "Request"]
 
 
 @dataclass(frozen=True)
 class Executors:
     """What those who will carry a plan out can do: which built-in algorithms, whether they cut
     the bytes into chunks so that stages overlap, how many rings and nested levels of islands they
-    run, and whether the places of an island may have unequal shares."""
+    run, whether the places of an island may have unequal shares, and what a message costs them
+    beside what the links take."""
 
     algorithms: Collection[str]
     pipelined: bool
     max_rings: int
     max_levels: int
     unequal_places: bool
+    message_s: float = 0.0
 
 
 ANY = Executors(
     frozenset(Algorithm), pipelined=True, max_rings=16, max_levels=8, unequal_places=True
 )
-"""All that the executors in ``trainmesh.hooks`` can do, on gloo groups."""
+"""What the algorithms are capable of."""
+LIVE = replace(ANY, message_s=100e-6)
+"""The executors in ``trainmesh.hooks`` on gloo groups (benchmarks/executors.py)."""
 NCCL = Executors(
     frozenset({Algorithm.NATIVE, Algorithm.RING}),
     pipelined=False,

@@ -17,6 +17,7 @@ from trainmesh.etcd import connect
 from trainmesh.etcd_address import security_from_environment
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.store import Store
+from trainmesh.types import MAX_INT
 
 __all__ = ["ControlEnvironment", "Stop", "run_with_store"]
 
@@ -35,6 +36,9 @@ class ControlEnvironment:
     topology: Path | None
     plan: str | None
     margin: float
+    fusion_bytes: int | None
+    """None: found out; 0: off."""
+    compression: str
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> ControlEnvironment:
@@ -54,6 +58,8 @@ class ControlEnvironment:
             topology=Path(topology) if topology else None,
             plan=None if plan == "auto" else plan,
             margin=_ratio(environ, "TRAINMESH_MARGIN", 0.05),
+            fusion_bytes=_fusion(environ),
+            compression=environ.get("TRAINMESH_COMPRESSION") or "none",
         )
 
 
@@ -73,6 +79,15 @@ def _ratio(environ: Mapping[str, str], name: str, default: float) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name}={text!r} must be a number from 0 to 1")
     return value
+
+
+def _fusion(environ: Mapping[str, str]) -> int | None:
+    text = environ.get("TRAINMESH_FUSION") or "auto"
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > MAX_INT:
+        raise ConfigError(f"TRAINMESH_FUSION={text!r} must be auto or a number of bytes")
+    return int(text)
 
 
 class Stop:

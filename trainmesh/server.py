@@ -76,7 +76,12 @@ class Shell:
             return self._coordinator
         environment = self._environment
         declared = load_file(environment.topology) if environment.topology else None
-        settings = Settings(margin=environment.margin, only=environment.plan)
+        settings = Settings(
+            margin=environment.margin,
+            only=environment.plan,
+            fusion_bytes=environment.fusion_bytes,
+            compression=environment.compression,
+        )
         earlier = self._earlier_events(store)
         self._coordinator = Coordinator(environment.job, settings, declared, earlier)
         if earlier:

@@ -1,6 +1,6 @@
 """Times all-reduces by several plans in turn, in one run. Started by benchmarks/lab.py.
 
-    allreduce.py PLANS.json RESULT.json BYTES ROUNDS
+allreduce.py PLANS.json RESULT.json BYTES ROUNDS
 """
 
 import json

@@ -159,7 +159,9 @@ class _Run:
         for value in (float("nan"), float("inf"), -float("inf")):
             buffer = self._inputs(numel, step)[self._exchange.rank]
             if self._exchange.rank == self._exchange.world_size - 1:
-                buffer[numel // 2] = value
+                # In every bucket: a step is skipped as a whole, and no bucket knows of the others.
+                for part in torch.split(buffer, [layout.numel for layout in layouts]):
+                    part[part.numel() // 2] = value
             self._reduce(case, buffer, layouts)
             if torch.isfinite(buffer).all():
                 raise Failed(f"{case}: {value} in one rank's gradient does not reach all ranks")

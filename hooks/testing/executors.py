@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -166,6 +167,7 @@ def _releases_everything(
         cycle()
     deadline = monotonic() + RELEASE_S
     while (left := _left_behind(before)) and monotonic() < deadline:
+        gc.collect()  # what only waits for the garbage collector is no leak
         sleep(0.05)
     for what, count in left.items():
         raise Failed(

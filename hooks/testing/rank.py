@@ -6,9 +6,10 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic_ns
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from trainmesh.hooks.testing.codecs import check_codec_rank
 from trainmesh.hooks.testing.executors import check_executor_rank
@@ -17,6 +18,8 @@ from trainmesh.wire import decode, encode
 
 __all__ = ["main"]
 
+PATIENCE_S = 3600.0
+"""The parent process ends the check long before."""
 CHECKS = {"executor": check_executor_rank, "codec": check_codec_rank}
 
 
@@ -26,9 +29,10 @@ def main(folder: Path, rank: int) -> None:
     try:
         answer = Answer(digests=_digests(spec, folder, rank))
     except Failed as failure:
-        answer = Answer(failed=str(failure))
+        answer = Answer(failed=str(failure), ended_ns=monotonic_ns())
     except Exception as error:  # what is checked may fail in any way
-        answer = Answer(error=f"{type(error).__name__}: {error}")
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        answer = Answer(error=words, ended_ns=monotonic_ns())
     partial = folder / f"{rank}.partial"
     partial.write_bytes(encode(answer))
     partial.rename(folder / f"{rank}.json")
@@ -37,12 +41,21 @@ def main(folder: Path, rank: int) -> None:
     os._exit(0)
 
 
+def _meet(store: Store, rank: int) -> None:
+    """Wait for rank 0, which takes part in the checks of all smaller world sizes first."""
+    if rank == 0:
+        store.set("rank 0 is here", "")
+    else:
+        store.wait(["rank 0 is here"], timedelta(seconds=PATIENCE_S))
+
+
 def _digests(spec: Spec, folder: Path, rank: int) -> dict[str, str]:
     digests = {}
     for world_size in spec.world_sizes:
         if rank >= world_size:
             continue
         store = FileStore(str(folder / f"store{world_size}"), world_size)
+        _meet(store, rank)
         dist.init_process_group(
             "gloo",
             store=PrefixStore("group", store),

@@ -19,7 +19,6 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 STARTUP_S = 30.0
 END_S = 5.0
 POLL_S = 0.02
-NO_ANSWER = "ended without an answer"
 ROOT = Path(__file__).resolve().parents[2]
 """Where trainmesh is found in an uninstalled clone."""
 
@@ -44,7 +43,7 @@ def run(spec: Spec, limit_s: float) -> int:
             for process in processes:
                 process.kill()
                 process.wait(END_S)
-        answers = [_answer(folder, rank) for rank in ranks]
+        answers = [_answer(folder, rank, processes[rank].returncode) for rank in ranks]
     failure = _failure(answers, late)
     if failure:
         raise AssertionError(f"{spec.kind} {spec.target}: {failure}")
@@ -76,33 +75,38 @@ def _wait(folder: Path, processes: Sequence[subprocess.Popen[bytes]], limit_s: f
     while running and monotonic() < deadline:
         sleep(POLL_S)
         for rank in [rank for rank, process in running.items() if process.poll() is not None]:
-            del running[rank]
-            answer = _answer(folder, rank)
+            answer = _answer(folder, rank, running.pop(rank).returncode)
             if not failed and (answer.failed or answer.error):
                 failed = True
                 deadline = min(deadline, monotonic() + END_S)
     return [] if failed else list(running)
 
 
-def _answer(folder: Path, rank: int) -> Answer:
+def _answer(folder: Path, rank: int, status: int | None) -> Answer:
     path = folder / f"{rank}.json"
     if path.exists():
         data = path.read_bytes()
         return decode(data, Answer, what=f"rank {rank}", max_bytes=MAX_ANSWER_BYTES)
     lines = (folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
-    return Answer(error=lines[-1] if lines else NO_ANSWER)
+    return Answer(error=lines[-1] if lines else f"ended without an answer, status {status}")
 
 
 def _failure(answers: Sequence[Answer], late: Sequence[int]) -> str:
     """The most telling thing that went wrong; empty if nothing did."""
-    for rank, answer in enumerate(answers):
+    by_time = sorted(enumerate(answers), key=lambda one: one[1].ended_ns)
+    for rank, answer in by_time:
         if answer.failed:
             return f"rank {rank}: {answer.failed}"
     if late:
         return f"ranks {', '.join(map(str, late))} hang"
-    for rank, answer in enumerate(answers):
+    for rank, answer in by_time:
         if answer.error:
             return f"rank {rank}: {answer.error}"
+    return _difference(answers)
+
+
+def _difference(answers: Sequence[Answer]) -> str:
+    """A case whose results are not the same on all ranks."""
     first: dict[str, tuple[int, str]] = {}
     for rank, answer in enumerate(answers):
         for case, found in answer.digests.items():

@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from trainmesh.errors import ConfigError
-from trainmesh.types import Plan
+from trainmesh.types import MAX_INT, Plan
 
 __all__ = ["Answer", "Failed", "Spec", "factory", "is_place", "target_of"]
 
@@ -44,6 +44,8 @@ class Answer(Struct, frozen=True, kw_only=True):
     """A requirement that is not met."""
     error: str = ""
     """Something raised: often only because another rank failed."""
+    ended_ns: int = MAX_INT
+    """By the host's monotonic clock, which all ranks share."""
 
 
 class Failed(Exception):

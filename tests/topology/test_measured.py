@@ -1,6 +1,7 @@
 """Measured pairs become costs of links: no further than they force, and deterministically."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 from trainmesh.probes import CostFit, PairMeasure, RoundTrips
 from trainmesh.topology.document import dump, load
 from trainmesh.topology.graph import LinkGraph, Provenance, host_graph
-from trainmesh.topology.measured import Between, expected, with_measures
+from trainmesh.topology.measured import Between, expected, with_measures, with_pair_times
 from trainmesh.topology.probing import rounds
-from trainmesh.types import LinkCost
+from trainmesh.types import LinkCost, PairTime
 from trainmesh.wire import encode
 
 HOSTS = {"a": [0, 1], "b": [2, 3], "c": [4, 5]}
@@ -227,3 +228,68 @@ def _split(
     way: tuple[float, float, float, float],
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     return way[:2], way[2:]
+
+
+def pair_times(graph: LinkGraph, nodes: dict[str, list[int]]) -> list[PairTime]:
+    """What one rank of each node measures on ``graph``."""
+    pairs = []
+    for turn, together in enumerate(rounds(sorted(nodes))):
+        for a, b in together:
+            for src, dst in ((nodes[a][0], nodes[b][0]), (nodes[b][0], nodes[a][0])):
+                path = graph.path(src, dst)
+                slowest = min(link.cost.bandwidth_bytes_per_s for link in path)
+                alpha_s = sum(link.cost.alpha_s for link in path)
+                pairs.append(PairTime(1, turn, src, dst, 10**6, alpha_s + 1e6 / slowest, alpha_s))
+    return pairs
+
+
+def slowed(graph: LinkGraph, name: str, share: float) -> LinkGraph:
+    links = [
+        replace(
+            link,
+            cost=LinkCost(
+                alpha_s=link.cost.alpha_s,
+                bandwidth_bytes_per_s=share * link.cost.bandwidth_bytes_per_s,
+            ),
+        )
+        if link.name == name
+        else link
+        for link in graph.links
+    ]
+    return LinkGraph(graph.nodes, links)
+
+
+@pytest.mark.parametrize("name", ["a0->left", "left->a0", "right->b1"])
+def test_ranks_find_the_slow_link_and_leave_the_others_alone(name: str) -> None:
+    graph = load(RACKS, source="racks")
+    true = slowed(graph, name, 0.25)
+    after = with_pair_times(graph, EACH, pair_times(true, EACH))
+    for link in after.links:
+        wanted = true.link(link.name).cost.bandwidth_bytes_per_s
+        assert link.cost.bandwidth_bytes_per_s == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("share", "is_new"), [(0.9, False), (0.8, True), (1.1, False), (1.3, True)]
+)
+def test_one_message_must_be_well_off_to_count(share: float, is_new: bool) -> None:
+    graph = load(RACKS, source="racks")
+    pairs = pair_times(slowed(graph, "a0->left", share), EACH)
+    before = graph.link("a0->left").cost.bandwidth_bytes_per_s
+    after = with_pair_times(graph, EACH, pairs).link("a0->left").cost.bandwidth_bytes_per_s
+    assert (after != before) is (is_new and share < 1)  # others limit a faster one
+
+
+def test_ranks_of_one_node_measure_the_links_inside() -> None:
+    graph = host_graph({"a": [0, 1, 2]})
+    nodes = {"x": [0], "y": [1], "z": [2]}
+    pairs = pair_times(slowed(graph, "a/rank1->a", 0.1), nodes)
+    after = with_pair_times(graph, {"a": [0, 1, 2]}, pairs)
+    assert after.link("a/rank1->a").cost.bandwidth_bytes_per_s == pytest.approx(2e8)
+    assert after.link("a/rank2->a").cost.bandwidth_bytes_per_s == pytest.approx(2e9)
+
+
+def test_a_pair_without_a_time_says_nothing() -> None:
+    graph = load(RACKS, source="racks")
+    after = with_pair_times(graph, EACH, [PairTime(1, 0, 0, 1, 10**6, 0.0, 0.0)])
+    assert after.links == graph.links

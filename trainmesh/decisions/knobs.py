@@ -1,0 +1,204 @@
+"""The three knobs, plan, fusion and codec: which to turn next, and how each is judged.
+
+One is turned at a time, in this order, so that what is measured afterwards is its doing. What was
+tried in vain is not tried again before the links, or the plan, have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import median
+
+from trainmesh.decisions.calibration import Calibration
+from trainmesh.decisions.compression import CodecCost, better_codec
+from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead
+from trainmesh.decisions.judging import delivers, harm, quicker
+from trainmesh.decisions.planning import Planned, predicted_s, replan
+from trainmesh.decisions.regime import Regime
+from trainmesh.decisions.settings import AUTO, NO_CODEC, Settings
+from trainmesh.measure import MeasuredStep
+from trainmesh.topology.graph import LinkGraph
+from trainmesh.topology.planner import CALIBRATION
+from trainmesh.types import Algorithm
+
+__all__ = ["Knob", "Knobs", "Trial"]
+
+MAX_CODECS = 32
+SURPRISE = 1.5
+"""Off a prediction by this factor, the links may be to blame and not the plan."""
+
+
+class Knob(StrEnum):
+    PLAN = "plan"
+    FUSION = "fusion"
+    CODEC = "codec"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A change that is to be judged: ``before`` was measured under ``previous``."""
+
+    knob: Knob
+    previous: Regime
+    before: Sequence[MeasuredStep]
+
+
+class Knobs:
+    """What was learned about the knobs of one job."""
+
+    def __init__(self, settings: Settings, backend: str) -> None:
+        self._settings = settings
+        self._backend = backend
+        self._calibration = Calibration(CALIBRATION)
+        self._overheads: dict[str, Overhead] = {}
+        """By algorithm, when its collectives were last seen each by itself."""
+        self._costs: dict[str, CodecCost] = {}
+        self._refused: set[str] = set()
+        """Algorithms, knobs and codecs."""
+
+    def forgive(self) -> None:
+        """The links have changed: what failed on them may do now."""
+        self._refused.clear()
+
+    def refuse(self, trial: Trial, tried: Regime) -> None:
+        """Don't try this again on these links."""
+        refused = {Knob.PLAN: tried.plan.algorithm, Knob.CODEC: tried.codec}
+        self._refused.add(str(refused.get(trial.knob, trial.knob)))
+
+    def see_cost(self, cost: CodecCost) -> None:
+        """What a rank measured of a codec; the slowest rank counts."""
+        known = self._costs.get(cost.codec, cost)
+        if cost.codec in self._costs or len(self._costs) < MAX_CODECS:
+            self._costs[cost.codec] = CodecCost(
+                cost.codec,
+                max(known.encode_s_per_byte, cost.encode_s_per_byte),
+                max(known.decode_s_per_byte, cost.decode_s_per_byte),
+                max(known.extra_latency_s, cost.extra_latency_s),
+                min(known.ratio, cost.ratio),
+            )
+
+    def asked_for(self, current: Regime) -> Regime:
+        """``current`` with what the user has fixed of fusion and codec."""
+        fixed = self._settings
+        fusion = current.fusion_bytes if fixed.fusion_bytes is None else fixed.fusion_bytes
+        codec = current.codec if fixed.compression == AUTO else fixed.compression
+        return replace(current, fusion_bytes=fusion, codec=codec)
+
+    def plan(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> Planned:
+        """The plan for ``graph``."""
+        return replan(
+            graph,
+            self._wire_sizes(steps[-1], current),
+            current.plan,
+            self._calibration,
+            self._settings,
+            backend=self._backend,
+            refused=self._refused,
+        )
+
+    def fusion(
+        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
+    ) -> tuple[Regime, str]:
+        """``current`` with the best fusion size, and why."""
+        cost = self._cost(steps, current, graph)
+        if self._settings.fusion_bytes is not None or Knob.FUSION in self._refused or cost is None:
+            return current, ""
+        nbytes, reason = fusion_size(steps, current.fusion_bytes, cost, self._settings.margin)
+        return replace(current, fusion_bytes=nbytes), reason
+
+    def codec(
+        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
+    ) -> tuple[Regime, str]:
+        """``current`` with the best codec, and why."""
+        if self._settings.compression != AUTO:
+            return current, ""
+        cost = self._cost(steps, current, graph)
+        whole = median(step.transfer_s / sum(step.sizes) for step in steps)
+        s_per_byte = cost.s_per_byte if cost is not None else whole
+        codec, reason = better_codec(
+            self._costs,
+            current.collectives(steps[-1].sizes),
+            s_per_byte * self._ratio(current),
+            current.codec,
+            step_s=median(step.step_time_s for step in steps),
+            exposed_s=median(step.exposed_s for step in steps),
+            margin=self._settings.margin,
+            refused=self._refused,
+        )
+        return replace(current, codec=codec), reason
+
+    def judge(self, trial: Trial, tried: Regime, after: Sequence[MeasuredStep]) -> tuple[bool, str]:
+        """Whether a change stays, and the numbers in words."""
+        settings = self._settings
+        least = settings.margin / 2
+        if trial.knob is Knob.PLAN:
+            harmful, words = harm(trial.before, after, settings)
+            # Native costs nothing to keep, and who asks for a plan gets it.
+            if tried.plan.algorithm != Algorithm.NATIVE:
+                harmful = harmful or not delivers(trial.before, after, settings)
+            return not harmful or settings.only is not None, words
+        if trial.knob is Knob.FUSION:
+            turned_down = tried.fusion_bytes < trial.previous.fusion_bytes
+        else:
+            turned_down = tried.codec == NO_CODEC
+        return quicker(trial.before, after, least=-least if turned_down else least)
+
+    def learn(
+        self, trial: Trial, tried: Regime, after: Sequence[MeasuredStep], graph: LinkGraph
+    ) -> tuple[str, bool]:
+        """Let what a new plan took count in later predictions.
+
+        Returns:
+            What was learned, in words; and whether the plan took so much more or less time than
+            predicted that the links may have changed meanwhile.
+        """
+        if trial.knob is not Knob.PLAN:
+            return "", False
+        before_ratio = self._miss(trial.before, trial.previous, graph)
+        after_ratio = self._miss(after, tried, graph)
+        old, new = trial.previous.plan.algorithm, tried.plan.algorithm
+        if not before_ratio or not after_ratio:
+            return "", False
+        expected = self._calibration.factor(new) / self._calibration.factor(old)
+        surprise = after_ratio / before_ratio / expected
+        if surprise < 1 / SURPRISE:  # executors don't beat predictions: something else has changed
+            return f"{1 / surprise:.2f} times as fast as predicted", True
+        self._calibration = self._calibration.learn(old, before_ratio, new, after_ratio)
+        changed = old if new == Algorithm.NATIVE else new
+        factor = self._calibration.factor(changed)
+        return f"{changed} counts {factor:.2f} times its prediction now", surprise > SURPRISE
+
+    def _miss(
+        self, steps: Sequence[MeasuredStep], regime: Regime, graph: LinkGraph
+    ) -> float | None:
+        """Measured / predicted time of a step's collectives."""
+        predicted = predicted_s(regime.plan, graph, self._wire_sizes(steps[-1], regime))
+        return median(step.transfer_s for step in steps) / predicted if predicted else None
+
+    def _wire_sizes(self, step: MeasuredStep, regime: Regime) -> list[int]:
+        """Bytes of each collective as they cross the links."""
+        ratio = self._ratio(regime)
+        return [max(1, round(nbytes / ratio)) for nbytes in regime.collectives(step.sizes)]
+
+    def _ratio(self, regime: Regime) -> float:
+        return self._costs[regime.codec].ratio if regime.codec in self._costs else 1.0
+
+    def _cost(
+        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
+    ) -> Overhead | None:
+        """What a collective costs under ``current``."""
+        known = self._overheads.get(current.plan.algorithm) if current.fusion_bytes else None
+        cost = overhead(steps, known, _s_per_byte(current, steps[-1], graph))
+        if cost is not None and not current.fusion_bytes:
+            self._overheads[current.plan.algorithm] = cost
+        return cost
+
+
+def _s_per_byte(regime: Regime, step: MeasuredStep, graph: LinkGraph) -> float:
+    """What the plan's model says; 0 where it has none."""
+    total = sum(step.sizes)
+    predicted = predicted_s(regime.plan, graph, [total])
+    empty = predicted_s(regime.plan, graph, [0])
+    return (predicted - empty) / total if predicted and empty is not None else 0.0

@@ -1,0 +1,74 @@
+"""How all ranks reduce their buckets: the three knobs that a hint sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainmesh.decisions.settings import NO_CODEC
+from trainmesh.format import size
+from trainmesh.types import Algorithm, Hint, Plan
+
+__all__ = ["Regime", "grouped", "same_way"]
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A plan, how many bytes are held back to be fused (0: none), and a codec."""
+
+    plan: Plan
+    fusion_bytes: int = 0
+    codec: str = NO_CODEC
+
+    @classmethod
+    def native(cls, world_size: int) -> Regime:
+        """What a job begins with."""
+        order = tuple(range(world_size))
+        return cls(Plan(algorithm=Algorithm.NATIVE, world_size=world_size, order=order))
+
+    @classmethod
+    def of(cls, hint: Hint) -> Regime:
+        return cls(hint.plan, hint.fusion_bytes, hint.codec)
+
+    @property
+    def words(self) -> str:
+        """As in ``ring, fused to 8.00 MB, bf16``."""
+        fused = f", fused to {size(self.fusion_bytes)}" if self.fusion_bytes else ""
+        codec = f", {self.codec}" if self.codec != NO_CODEC else ""
+        return f"{self.plan.algorithm}{fused}{codec}"
+
+    def collectives(self, sizes: Sequence[int]) -> list[int]:
+        """Bytes of each collective of a step whose buckets have ``sizes``."""
+        return [sum(sizes[place] for place in group) for group in grouped(sizes, self.fusion_bytes)]
+
+
+def grouped(sizes: Sequence[int], fusion_bytes: int) -> list[list[int]]:
+    """The places of the buckets that the ranks reduce together (``trainmesh.hooks.fusion``): until
+    ``fusion_bytes`` are held back, or the last bucket has come."""
+    groups: list[list[int]] = []
+    held: list[int] = []
+    held_bytes = 0
+    for place, nbytes in enumerate(sizes):
+        held.append(place)
+        held_bytes += nbytes
+        if held_bytes >= fusion_bytes or place == len(sizes) - 1:
+            groups.append(held)
+            held, held_bytes = [], 0
+    return groups
+
+
+def same_way(a: Plan, b: Plan) -> bool:
+    """Whether two plans move the same bytes the same way, whatever was predicted of them."""
+    return _ways(a) == _ways(b)
+
+
+def _ways(plan: Plan) -> tuple[object, ...]:
+    return (
+        plan.algorithm,
+        plan.order,
+        plan.rings,
+        plan.shares,
+        plan.islands,
+        plan.levels,
+        plan.trees,
+    )

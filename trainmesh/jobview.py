@@ -1,0 +1,117 @@
+"""What the ranks of one job have said so far: who they are, their newest steps, their switches."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from trainmesh.measure import StepWindow, exposed_s
+from trainmesh.types import Hello, RankStatus, StepReport
+
+__all__ = ["JobView"]
+
+
+class JobView:
+    """Facts only; nothing is decided here. Empty again after ``forget``."""
+
+    def __init__(self) -> None:
+        self.hellos: dict[int, Hello] = {}
+        self.window = StepWindow(0)
+        self.step = 0
+        self.step_time_s = 0.0
+        self._latest: dict[int, StepReport] = {}
+        self._switched: dict[int, int] = {}
+
+    @property
+    def world_size(self) -> int:
+        """0 until the ranks were complete once."""
+        return self.window.world_size
+
+    @property
+    def is_complete(self) -> bool:
+        """All ranks have introduced themselves."""
+        return bool(self.hellos) and len(self.hellos) == self.world_size
+
+    @property
+    def backend(self) -> str:
+        return next((hello.backend for hello in self.hellos.values()), "")
+
+    @property
+    def loss(self) -> float | None:
+        newest = max(self._latest.values(), key=lambda report: report.step, default=None)
+        return newest.loss if newest else None
+
+    @property
+    def nodes(self) -> dict[str, list[int]]:
+        """The ranks of each node."""
+        nodes: dict[str, list[int]] = {}
+        for rank, hello in sorted(self.hellos.items()):
+            nodes.setdefault(hello.node, []).append(rank)
+        return nodes
+
+    def is_restart(self, hello: Hello) -> bool:
+        """Whether ``hello`` is of a process that took the place of a known one."""
+        known = self.hellos.get(hello.rank)
+        changed = known is not None or hello.world_size != self.world_size
+        return bool(self.world_size) and known != hello and changed
+
+    def forget(self) -> None:
+        """The processes were restarted."""
+        size = self.world_size
+        self.__init__()  # type: ignore[misc]
+        self.window = StepWindow(size)
+
+    def greet(self, hello: Hello) -> bool:
+        """Take an introduction. True if it made the ranks complete."""
+        self.hellos[hello.rank] = hello
+        if len(self.hellos) != hello.world_size:
+            return False
+        self.window = StepWindow(hello.world_size)
+        return True
+
+    def see_step(self, step: StepReport) -> None:
+        self.window.add(step)
+        if step.module:
+            return
+        self._latest[step.rank] = step
+        if step.step >= self.step:
+            self.step = step.step
+            self.step_time_s = (step.end_ns - step.begin_ns) / 1e9
+
+    def see_switch(self, rank: int, epoch: int) -> bool:
+        """``rank`` runs ``epoch`` now. True if all ranks do."""
+        self._switched[rank] = epoch
+        return list(self._switched.values()).count(epoch) == self.world_size
+
+    def statuses(self) -> tuple[RankStatus, ...]:
+        return tuple(self._status(rank) for rank in sorted(self.hellos))
+
+    def exposed_share(self, epoch: int) -> float:
+        """Median share of the last steps of ``epoch`` in which they waited for communication."""
+        recent = self.window.of_epoch(epoch)[-32:]
+        return median(step.exposed_share for step in recent) if recent else 0.0
+
+    def _status(self, rank: int) -> RankStatus:
+        hello, latest = self.hellos[rank], self._latest.get(rank)
+        duration_s = (latest.end_ns - latest.begin_ns) / 1e9 if latest else 0.0
+        return RankStatus(
+            rank=rank,
+            node=hello.node,
+            pid=hello.pid,
+            step=latest.step if latest else 0,
+            epoch=latest.epoch if latest else 0,
+            skew_s=self._skew_s(rank),
+            exposed_share=exposed_s(latest) / duration_s if latest and duration_s else 0.0,
+        )
+
+    def _skew_s(self, rank: int) -> float:
+        """Lateness at the first bucket against the earliest rank on the same clock."""
+        own = self._latest.get(rank)
+        if own is None or not own.buckets:
+            return 0.0
+        clock = self.hellos[rank].clock
+        arrivals = [
+            other.buckets[0].arrival_ns
+            for other_rank, other in self._latest.items()
+            if other.step == own.step and other.buckets and self.hellos[other_rank].clock == clock
+        ]
+        return max(0, own.buckets[0].arrival_ns - min(arrivals)) / 1e9
