@@ -1,12 +1,12 @@
 """A hook of your own: an executor and a codec, and the test that proves them right.
 
-    python -m trainmesh.hooks.testing executor examples/my_hook.py:StarExecutor
+    python -m trainmesh.hooks.testing executor examples/my_hook.py:GatherExecutor
     python -m trainmesh.hooks.testing codec examples/my_hook.py:SignCodec
 
 docs/writing_a_hook.md goes through it. A package registers them in its pyproject.toml:
 
     [project.entry-points."trainmesh.hooks"]
-    star = "my_hook:StarExecutor"
+    gather = "my_hook:GatherExecutor"
     "codec.sign" = "my_hook:SignCodec"
 """
 
@@ -23,30 +23,30 @@ from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
 
-class StarExecutor:
-    """Every rank sends its buckets to the first rank of the plan's order, which sends back the
-    sum: the backend's reduce and broadcast, one after the other."""
+class GatherExecutor:
+    """Every rank gets all ranks' buckets and adds them up itself: N/2 times the bytes of a ring
+    but one message's latency, so for small buckets; and the sum is rounded once."""
 
     def __init__(self, plan: Plan, fabric: Fabric) -> None:
-        # A group of our own; its rank 0 is the first of the order.
-        group = fabric.new_group(plan.order)
+        group = fabric.new_group(plan.order)  # a group of our own
         if group is None:
-            raise PlanError(f"star: rank {fabric.rank} is not in the order")
+            raise PlanError(f"gather: rank {fabric.rank} is not in the order")
         self._fabric = fabric
         self._group = group
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
-        # Both are started now and on every rank in this order, so buckets can't mix; the group
-        # carries out the broadcast after the reduce.
-        reduced = self._group.reduce(buffer, 0).get_future()
+        gathered = buffer.new_empty((self._group.size(), buffer.numel()))
+        work = self._group._allgather_base(gathered.view(-1), buffer)
 
-        def broadcast(done: Future[list[torch.Tensor]]) -> torch.Tensor:
+        def add(done: Future[list[torch.Tensor]]) -> torch.Tensor:
+            # On the backend's thread: calculate here, but start no collectives, and don't hold
+            # the group (through self), for a group that ends on its own thread aborts.
             done.value()  # raises what went wrong
-            self._group.broadcast(buffer, 0).wait()
+            torch.sum(gathered, dim=0, out=buffer)
             mark.end()
             return buffer
 
-        return reduced.then(broadcast)
+        return work.get_future().then(add)
 
     def close(self) -> None:
         self._fabric.release(self._group)

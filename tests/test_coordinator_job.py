@@ -225,3 +225,14 @@ def test_a_new_coordinator_measures_the_links_and_leaves_a_good_plan_alone() -> 
     assert [words for _, words in job.plans] == [words]
     assert job.probes >= 1
     assert job.hints[-1].epoch == len(job.hints)
+
+
+def test_a_probe_without_reports_is_given_up_with_a_warning() -> None:
+    class Silent(SimulatedJob):
+        def _probe(self, hint) -> None:
+            self.probes += 1
+
+    job = Silent(constant(BAD), None, sizes=SMALL)
+    job.train(300)
+    assert "no rank has reported" in job.texts("warning")[0]
+    assert 1 < job.probes < 10

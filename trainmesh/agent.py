@@ -16,6 +16,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from trainmesh.control import ControlEnvironment, Stop, run_with_store
 from trainmesh.errors import PlanError, WireError
 from trainmesh.probe_agent import Prober
@@ -42,12 +44,7 @@ def thin(reports: list[RankReport], keep: int) -> list[RankReport]:
     while sum(number % stride == 0 for number in numbers) > keep:
         stride *= 2
     return [
-        RankReport(
-            hello=report.hello,
-            steps=tuple(_without_buckets(step, stride) for step in report.steps),
-            notes=report.notes,
-            dropped=report.dropped,
-        )
+        replace(report, steps=tuple(_without_buckets(step, stride) for step in report.steps))
         for report in reports
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,8 +88,10 @@ def _answer(folder: Path, rank: int, status: int | None) -> Answer:
     if path.exists():
         data = path.read_bytes()
         return decode(data, Answer, what=f"rank {rank}", max_bytes=MAX_ANSWER_BYTES)
+    if status == -signal.SIGKILL:  # by us
+        return Answer(error="was still busy")
     lines = (folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
-    return Answer(error=lines[-1] if lines else f"ended without an answer, status {status}")
+    return Answer(failed=f"its process ended with status {status}: {lines[-1] if lines else '-'}")
 
 
 def _failure(answers: Sequence[Answer], late: Sequence[int]) -> str:

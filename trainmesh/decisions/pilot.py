@@ -285,7 +285,9 @@ class Pilot:
         self._doubt = ""
         if words:
             self.knobs.forgive()
-        if words or self.prober.in_vain == 1:  # said once: they are repeated as long as needed
+        if words is None:
+            turn.say("warning", "probe: no rank has reported what it measured")
+        elif words or self.prober.in_vain == 1:  # said once: they are repeated as long as needed
             turn.say("fit", f"probe: {words or 'the links are as they were'}")
 
 

@@ -75,15 +75,15 @@ class Prober:
         count = self._links.num_probing
         return len(self._pairs) >= count * (count - 1) or now_s >= self._until_s
 
-    def finish(self) -> str:
+    def finish(self) -> str | None:
         """Count what was measured.
 
         Returns:
-            What is new about the links, in words; empty if nothing is.
+            What is new about the links, in words; empty if nothing is, None if no report came.
         """
         pairs = list(self._pairs.values())
         words = self._links.probe(pairs) if pairs else ""
         if pairs:
             self._took_s, self._last_nbytes = probe_s(pairs), pairs[0].nbytes
         self.in_vain = 0 if words else self.in_vain + 1
-        return words
+        return words if pairs else None
