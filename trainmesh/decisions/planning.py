@@ -86,6 +86,4 @@ def replan(
         pays = new_s < (1 - settings.margin) * old_s
     if pays:
         return Planned(choice, plan, plan.reason)
-    return Planned(
-        choice, None, f"{current.algorithm} stays: {plan.algorithm} would gain too little"
-    )
+    return Planned(choice, None, f"{plan.algorithm} would gain less than the margin")
