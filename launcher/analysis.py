@@ -38,7 +38,12 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
     hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
     clocks = {hello.rank: hello.clock for hello in hellos}
     nodes = {hello.rank: hello.node for hello in hellos}
-    steps = [item for item in start.steps.groups() if item[0] >= FIRST_STEP]
+    regimes = _regimes(sample)
+    steps = [
+        (step, regimes.get(epoch, epoch), group)
+        for step, epoch, group in start.steps.groups()
+        if step >= FIRST_STEP
+    ]
     world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
     complete = [item for item in steps if len(item[2]) == world_size]
     reports = [report for _, _, group in steps for report in group.values()]
@@ -128,12 +133,31 @@ def _measured(complete: Steps) -> list[tuple[Group, MeasuredStep]]:
     return [(group, step) for group, step in found if step is not None]
 
 
+def _regimes(sample: RunSample) -> dict[int, int]:
+    """For each epoch, the first of those in a row that did the same: a probe of the links has an
+    epoch of its own, and changes nothing."""
+    regimes = {0: 0}
+    before: tuple[object, ...] = (Algorithm.NATIVE, 0, "none")
+    first = 0
+    for epoch, hint in sorted(sample.hints.items()):
+        is_native = hint.plan.algorithm == Algorithm.NATIVE
+        what = Algorithm.NATIVE if is_native else hint.plan
+        now = (what, hint.fusion_bytes, hint.codec)
+        if now != before:
+            before, first = now, epoch
+        regimes[epoch] = first
+    return regimes
+
+
 def _bucket_stats(complete: Steps, world_size: int) -> tuple[BucketStats, ...]:
     samples: dict[tuple[int, int, int], list[float]] = defaultdict(list)
-    for group, step in _measured(complete):
+    for _, epoch, group in complete:
+        step = measure(list(group.values()))
+        if step is None:
+            continue
         buckets = next(iter(group.values())).buckets
         for bucket, (nbytes, transfer_s) in zip(buckets, step.transfers, strict=True):
-            samples[step.epoch, bucket.index, nbytes].append(transfer_s)
+            samples[epoch, bucket.index, nbytes].append(transfer_s)
     stats = []
     for (epoch, index, nbytes), values in sorted(samples.items()):
         transfer_s = median(values)

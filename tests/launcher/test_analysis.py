@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launcher.records import (
+    HINT,
     MS,
     NUM_STEPS,
     SWITCH_STEP,
@@ -122,6 +123,19 @@ def test_plans_predicted_and_measured() -> None:
     assert (effect.transfer_before_s, effect.transfer_after_s) == pytest.approx((0.022, 0.008))
     assert (effect.step_before_s, effect.step_after_s) == pytest.approx((0.1, 0.09))
     assert effect.transfer_speedup == pytest.approx(2.75)
+
+
+def test_a_probe_of_the_links_is_no_switch() -> None:
+    """It has an epoch of its own, with the plan that was in force."""
+    probe = RecordLine(hint=replace(HINT, epoch=2, effective_step=14, probe_bytes=100_000))
+    record = [
+        replace(line, step=replace(line.step, epoch=2))
+        if line.step and line.step.step > 14
+        else line
+        for line in [*lines()[:-1], probe, lines()[-1]]
+    ]
+    assert analysed(record).plans == analysed().plans
+    assert analysed(record).buckets == analysed().buckets
 
 
 def test_the_series_holds_each_step_and_the_mean_loss() -> None:
