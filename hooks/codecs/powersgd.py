@@ -10,10 +10,11 @@ ranks but what was really cut off (torch's hook subtracts the mean, and the rank
 it pile up). What is no matrix, or too small a one, goes uncompressed in the first of the two sums.
 
 torch's ``powerSGD_hook`` itself does not serve: it keeps errors by bucket, which fusion and DDP's
-rebuild change, so that it may only start after two steps, and it is tied to one process group's
-all-reduce. Nor does its ``_orthogonalize``: for ranks 1 and 2 a column that is once zero (a
-parameter that is unused in one step) becomes NaN or stays zero for good. Householder's QR makes
-an orthonormal matrix of anything.
+rebuild change, so that it may only start after two steps; it is tied to one process group's
+all-reduce; and it starts its later all-reduces in callbacks, so that with several buckets on gloo
+ranks start them in different orders and abort (torch 2.13). Nor does its ``_orthogonalize``: for
+ranks 1 and 2 a column that is once zero (a parameter that is unused in one step) becomes NaN or
+stays zero for good. Householder's QR makes an orthonormal matrix of anything.
 
 The product is calculated on every rank, from equal factors. It is equal bit for bit where the
 ranks have the same kind of processor or GPU, as in torch's hook; in mixed jobs use another codec.

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.futures import Future
 
-from trainmesh.hooks.codecs.codec import Codec, codec
+from trainmesh.hooks.codecs.codec import CODECS, Codec, codec
 from trainmesh.hooks.codecs.exchange import GroupExchange
 from trainmesh.hooks.codecs.gradient import Gradient, Layout
 from trainmesh.hooks.codecs.memory import ErrorFeedback
@@ -51,7 +51,7 @@ def check_codec_rank(spec: Spec, store: Store) -> dict[str, str]:
 
 
 def _made(spec: Spec, world_size: int) -> Codec:
-    if is_place(spec.target):
+    if is_place(spec.target) and spec.target.partition(":")[0] not in CODECS:
         make: Callable[[str], Codec] = factory(spec.target)
         return make(spec.options)
     return codec(f"{spec.target}:{spec.options}" if spec.options else spec.target, world_size)

@@ -31,10 +31,10 @@ class Right:
         self.group = fabric.new_group(plan.order)
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
-        rank = self.fabric.rank
+        rank, change = self.fabric.rank, self.finish  # self would hold the group
 
         def finish(done: Future[list[torch.Tensor]]) -> torch.Tensor:
-            self.finish(done.value()[0], rank)
+            change(done.value()[0], rank)
             mark.end()
             return buffer
 
@@ -153,7 +153,7 @@ class Hoarding(Plain):
     def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
         everything = torch.empty_like(gradient.buffer)
         memory.add_to(gradient, everything)
-        gradient.buffer *= 0
+        gradient.buffer.mul_(0)
         exchange.sum(gradient.buffer).wait()
         memory.keep(gradient, everything, torch.isfinite(gradient.buffer).all())
 
@@ -198,7 +198,7 @@ class Chatting(Plain):
     [
         (Unrepentant, "gradients are lost"),
         (Greedy, "gradients are lost"),
-        (Hoarding, "does not reach all ranks"),
+        (Hoarding, "what is remembered piles up"),
         (Local, "ranks 0 and 1 have different results"),
         (Smoothing, "nan in one rank's gradient does not reach all ranks"),
         (Boasting, r"wire_bytes\(\) says 2000, it sends 4000"),
@@ -227,9 +227,14 @@ def test_a_codec_that_is_too_slow_to_send_is_told_so() -> None:
 )
 def test_a_right_codec_passes(codec: str, options: str) -> None:
     report = check_codec(
-        codec, options, world_sizes=(3,), dtypes=(torch.float32, torch.bfloat16), sizes=(3, 1_000)
+        codec,
+        options,
+        world_sizes=(3,),
+        dtypes=(torch.float32, torch.bfloat16),
+        sizes=(3, 1_000),
+        steps=32,
     )
-    assert report.num_results == 2 * 2 * 64
+    assert report.num_results == 2 * 2 * 32
 
 
 @pytest.mark.parametrize("algorithm", [*Algorithm, "mine"])
