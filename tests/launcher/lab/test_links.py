@@ -41,7 +41,7 @@ def ping(lab: Lab, src: str, dst: str, count: int = 20) -> tuple[float, int]:
 
 
 def assert_rate(measured_mbps: float, link_mbps: float) -> None:
-    """Hardly more than the link gives (a burst is free); a machine that is busy with other things may give less."""
+    """Hardly more than the link gives (a burst is free); less, if the machine is busy."""
     assert link_mbps * PAYLOAD / 2 < measured_mbps < link_mbps * 1.15
 
 
