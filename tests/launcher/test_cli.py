@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 LAUNCH_OPTIONS = {
     "--cadence",
+    "--compression",
+    "--fusion",
     "--debug",
     "--dry-run",
     "--etcd",

@@ -42,7 +42,7 @@ def ping(lab: Lab, src: str, dst: str, count: int = 20) -> tuple[float, int]:
 
 def assert_rate(measured_mbps: float, link_mbps: float) -> None:
     """Hardly more than the link gives (a burst is free); less, if the machine is busy."""
-    assert link_mbps * PAYLOAD / 2 < measured_mbps < link_mbps * 1.15
+    assert link_mbps * PAYLOAD / 2 < measured_mbps < link_mbps * 1.25
 
 
 def test_both_directions_have_their_rate_and_a_change_is_felt(star: Star) -> None:
