@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from trainmesh.client import connect
-from trainmesh.types import Hello, Hint, Note
+from trainmesh.types import Collective, Hello, Hint, Note
 
 __all__ = ["DEFAULT_CADENCE", "ENV_CADENCE", "ENV_JOB", "ENV_NODE", "RankContext", "say"]
 
@@ -23,7 +23,14 @@ DEFAULT_CADENCE = 16
 class RankContext:
     """Made when the first DDP module communicates; lives as long as the process."""
 
-    def __init__(self, device: str, backend: str) -> None:
+    def __init__(
+        self,
+        device: str,
+        backend: str,
+        *,
+        collective: Collective = Collective.ALLREDUCE,
+        replicas: tuple[int, ...] = (),
+    ) -> None:
         self.hello = Hello(
             rank=dist.get_rank(),
             local_rank=_number("LOCAL_RANK", 0),
@@ -35,6 +42,8 @@ class RankContext:
             backend=backend,
             device=device,
             restart=_number("TORCHELASTIC_RESTART_COUNT", 0),
+            collective=collective,
+            replicas=replicas,
         )
         self.cadence = max(1, _number(ENV_CADENCE, DEFAULT_CADENCE))
         self.job = os.environ.get(ENV_JOB, "")

@@ -11,30 +11,25 @@ import atexit
 import functools
 import math
 import os
-import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.algorithms.join import Join
 from torch.futures import Future
 from torch.nn.parallel.distributed import DistributedDataParallel
 
-from trainmesh.hooks import bucket_cap, loss
+from trainmesh.hooks import bucket_cap, loss, modules
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.dispatcher import Dispatcher, comm_hook
+from trainmesh.hooks.modules import ATTRIBUTE
 from trainmesh.hooks.user import TimedUserHook
 
 __all__ = ["wrap_ddp"]
 
-ATTRIBUTE = "_trainmesh"
 Hooked = Dispatcher | TimedUserHook
 Wrapper = Callable[[DistributedDataParallel], None]
 
-_context: RankContext | None = None
-_hooked: list[weakref.ref[DistributedDataParallel]] = []
 _original_register = DistributedDataParallel.register_comm_hook
 
 
@@ -52,7 +47,7 @@ def wrap_ddp() -> None:
         _register_comm_hook  # type: ignore[assignment]
     )
     _watch_join()
-    atexit.register(_close_all)
+    atexit.register(modules.close_all)
 
 
 def _apply_bucket_cap() -> None:
@@ -112,13 +107,16 @@ def _ensure_hooked(module: DistributedDataParallel) -> Hooked | None:
     if ATTRIBUTE not in state:
         reason = _hands_off(module)
         if reason is not None:
-            state[ATTRIBUTE] = None
+            modules.remember(module, None)
             say(f"a DDP module is left alone: {reason}")
         else:
             dispatcher = Dispatcher(
-                module, len(_hooked), _shared_context(module), functools.partial(_active, module)
+                module,
+                modules.number(),
+                _shared_context(module),
+                functools.partial(_active, module),
             )
-            _remember(module, dispatcher)
+            modules.remember(module, dispatcher)
             _original_register(module, dispatcher, comm_hook)
     hooked: Hooked | None = state[ATTRIBUTE]
     return hooked
@@ -136,15 +134,7 @@ def _hands_off(module: DistributedDataParallel) -> str | None:
 
 
 def _shared_context(module: DistributedDataParallel) -> RankContext:
-    global _context
-    if _context is None:
-        _context = RankContext(module.device_type, dist.get_backend(module.process_group))
-    return _context
-
-
-def _remember(module: DistributedDataParallel, hooked: Hooked) -> None:
-    module.__dict__[ATTRIBUTE] = hooked
-    _hooked.append(weakref.ref(module))
+    return modules.shared_context(module.device_type, module.process_group)
 
 
 def _register_comm_hook(
@@ -152,7 +142,7 @@ def _register_comm_hook(
 ) -> None:
     """DDP.register_comm_hook for the script: its hook is kept, with timing around it."""
     module._check_comm_hook(hook)  # type: ignore[no-untyped-call]
-    number = len(_hooked)
+    number = modules.number()
     context = _shared_context(module)
     say(
         f"the script's own communication hook {hook.__qualname__} is kept and timed; "
@@ -161,11 +151,11 @@ def _register_comm_hook(
     context.note("hook_kept", hook.__qualname__)
     timed = TimedUserHook(module, number, context, state, hook)
     _original_register(module, state, timed.as_hook())
-    _remember(module, timed)
+    modules.remember(module, timed)
 
 
 def _keep_builtin(module: DistributedDataParallel) -> None:
-    module.__dict__[ATTRIBUTE] = None
+    modules.remember(module, None)
     say("the script's built-in communication hook is kept; it runs in C++ and can't be timed")
 
 
@@ -191,17 +181,3 @@ def _active(module: DistributedDataParallel) -> int | None:
         return None
     work.wait()
     return int(work.result()[0].item())
-
-
-def _close_all() -> None:
-    if not _hooked and not hasattr(sys, "last_type"):
-        say(
-            "the script never communicated through DistributedDataParallel, or only through a "
-            "compiled one; it ran untouched"
-        )
-    for reference in _hooked:
-        module = reference()
-        if module is not None:
-            module.__dict__[ATTRIBUTE].close()
-    if _context is not None:
-        _context.reporter.close()

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
+from trainmesh.decisions.replicas import Replicas
 from trainmesh.format import count
 from trainmesh.launcher.analysis_types import (
     BucketStats,
@@ -22,7 +23,7 @@ from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.topology.cost import busbw_bytes_per_s
-from trainmesh.types import Algorithm, Plan, StepReport
+from trainmesh.types import Algorithm, Collective, Hello, Plan, StepReport
 
 __all__ = ["analyse", "split_of"]
 
@@ -62,7 +63,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         step_time=Spread.of(times_s) if times_s else None,
         split=split_of(reports),
         rank_splits=_rank_splits(reports),
-        buckets=_bucket_stats(complete, world_size),
+        buckets=_bucket_stats(complete, start.hellos),
         skew=rank_skew([group for _, _, group in complete], clocks, nodes),
         num_clocks=len(set(clocks.values())),
         plans=_plans(sample, steps, complete),
@@ -149,10 +150,14 @@ def _regimes(sample: RunSample) -> dict[int, int]:
     return regimes
 
 
-def _bucket_stats(complete: Steps, world_size: int) -> tuple[BucketStats, ...]:
+def _bucket_stats(complete: Steps, hellos: Mapping[int, Hello]) -> tuple[BucketStats, ...]:
+    """Of the ranks that reduce with the first one."""
+    members = Replicas.of(hellos).groups[0]
+    collective = next((hello.collective for hello in hellos.values()), Collective.ALLREDUCE)
     samples: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for _, epoch, group in complete:
-        step = measure(list(group.values()))
+        reports = [report for rank, report in group.items() if rank in members]
+        step = measure(reports) if reports else None
         if step is None:
             continue
         buckets = next(iter(group.values())).buckets
@@ -169,7 +174,7 @@ def _bucket_stats(complete: Steps, world_size: int) -> tuple[BucketStats, ...]:
                 nbytes=nbytes,
                 transfer_s=transfer_s,
                 algbw_bytes_per_s=nbytes / transfer_s if timed else 0.0,
-                busbw_bytes_per_s=busbw_bytes_per_s(nbytes, transfer_s, world_size)
+                busbw_bytes_per_s=busbw_bytes_per_s(nbytes, transfer_s, len(members), collective)
                 if timed
                 else 0.0,
                 num_samples=len(values),
@@ -308,7 +313,7 @@ def _missing_steps(
     if not start.num_steps:
         return [
             "No step was recorded: the script ended before its first step was over, or it never "
-            "wraps a model in DistributedDataParallel."
+            "wraps a model in DistributedDataParallel or fully_shard."
         ]
     if not reports:
         return [

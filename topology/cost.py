@@ -128,9 +128,13 @@ class PlanCost:
         return Prediction(seconds(chunks), chunks)
 
 
-def busbw_bytes_per_s(nbytes: float, time_s: float, world_size: int) -> float:
-    """Bus bandwidth of an all-reduce as nccl-tests defines it: algbw * 2 (N - 1) / N."""
-    return nbytes / time_s * 2 * (world_size - 1) / world_size
+def busbw_bytes_per_s(
+    nbytes: float, time_s: float, world_size: int, collective: Collective = Collective.ALLREDUCE
+) -> float:
+    """Bus bandwidth as nccl-tests defines it: algbw * 2 (N - 1) / N of an all-reduce, half of it
+    of the others."""
+    passes = 2 if collective == Collective.ALLREDUCE else 1
+    return nbytes / time_s * passes * (world_size - 1) / world_size
 
 
 def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:

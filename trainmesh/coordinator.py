@@ -59,6 +59,8 @@ class Coordinator:
         self._view = JobView()
         self._pilot: Pilot | None = None
         """None until all ranks are known."""
+        self._graphs: tuple[LinkGraph, LinkGraph] | None = None
+        """All links of the job, and what a plan has of them."""
         self._hints: dict[int, Hint] = {}
         self._hint: Hint | None = None
         self._epoch = 0
@@ -156,8 +158,8 @@ class Coordinator:
         if measured and measured[-1].epoch > self._epoch:  # their notes came before our time
             self._switch(measured[-1].epoch, measured[-1].step, now_unix_s, effects)
         effects.lines.extend(RecordLine(pair=pair) for pair in report.pairs)
-        if self._pilot is not None:
-            self._pilot.pairs(report.pairs)
+        if self._pilot is not None and self._graphs is not None:
+            self._pilot.pairs(self._view.replicas.pairs(report.pairs, *self._graphs))
 
     def _greet(self, hello: Hello, now_unix_s: float, effects: Effects) -> None:
         if self._view.hellos.get(hello.rank) == hello:
@@ -167,15 +169,17 @@ class Coordinator:
         effects.lines.append(RecordLine(hello=hello))
         if not self._view.greet(hello):
             return
-        nodes = self._view.nodes
-        graph = self._graph_of(hello.world_size, nodes, now_unix_s, effects)
-        links = Links(graph, nodes, hello.backend)
-        self._pilot = Pilot(self._settings, links, hello.world_size, hello.backend)
+        nodes, replicas = self._view.nodes, self._view.replicas
+        whole = self._graph_of(hello.world_size, nodes, now_unix_s, effects)
+        self._graphs = whole, replicas.share(whole)
+        links = Links(self._graphs[1], replicas.nodes, hello.backend)
+        settings = replicas.settings(self._settings)
+        self._pilot = Pilot(settings, links, replicas.size, hello.backend)
         self._await_hint()
         self._note_graph(effects)
         names = ", ".join(sorted(nodes))
         text = f"{hello.world_size} ranks on {names} with {hello.backend}"
-        self._log(effects, now_unix_s, "hello", text)
+        self._log(effects, now_unix_s, "hello", text + replicas.words)
 
     def _forget(self, now_unix_s: float, effects: Effects) -> None:
         """The processes were restarted: they begin again on native, at step 0."""
@@ -188,7 +192,7 @@ class Coordinator:
     def _await_hint(self) -> None:
         """The ranks take up the newest hint when they get to its step, if it is for as many."""
         hint = self._hint
-        fits = hint is not None and hint.plan.world_size == self._view.world_size
+        fits = hint is not None and hint.plan.world_size == self._view.replicas.size
         if self._pilot is not None and hint is not None and fits:
             self._pilot.hint(hint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from trainmesh.decisions.replicas import Replicas
 from trainmesh.measure import StepWindow, exposed_s
 from trainmesh.types import Hello, RankStatus, StepReport
 
@@ -15,16 +16,19 @@ class JobView:
 
     def __init__(self) -> None:
         self.hellos: dict[int, Hello] = {}
+        self.replicas = Replicas.of({})
+        """Who all-reduces with whom, known when the ranks are complete."""
         self.window = StepWindow(0)
         self.step = 0
         self.step_time_s = 0.0
+        self._world_size = 0
         self._latest: dict[int, StepReport] = {}
         self._switched: dict[int, int] = {}
 
     @property
     def world_size(self) -> int:
         """0 until the ranks were complete once."""
-        return self.window.world_size
+        return self._world_size
 
     @property
     def is_complete(self) -> bool:
@@ -58,20 +62,23 @@ class JobView:
         """The processes were restarted."""
         size = self.world_size
         self.__init__()  # type: ignore[misc]
-        self.window = StepWindow(size)
+        self._world_size = size
 
     def greet(self, hello: Hello) -> bool:
         """Take an introduction. True if it made the ranks complete."""
         self.hellos[hello.rank] = hello
         if len(self.hellos) != hello.world_size:
             return False
-        self.window = StepWindow(hello.world_size)
+        self._world_size = hello.world_size
+        self.replicas = Replicas.of(self.hellos)
+        self.window = StepWindow(self.replicas.size)
         return True
 
     def see_step(self, step: StepReport) -> None:
-        self.window.add(step)
         if step.module:
             return
+        if step.rank in self.replicas.groups[0]:
+            self.window.add(step)
         self._latest[step.rank] = step
         if step.step >= self.step:
             self.step = step.step

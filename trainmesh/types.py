@@ -6,7 +6,8 @@ bytes. Clocks are ``time.monotonic_ns`` of the host that took them, never wall c
 where a name says ``unix``.
 
 Words: a *rank* is a process of the job's default process group, one of ``world_size``;
-*local_rank* and *node_rank* are torchrun's. A *bucket* is one DDP gradient bucket. A *plan*
+*local_rank* and *node_rank* are torchrun's. A *bucket* is one DDP gradient bucket, or the
+gradients that one FSDP2 parameter group reduces. A *plan*
 says how one all-reduce is carried out. A *hint* tells a job which plan to run from which step.
 *epoch* numbers hints: it only grows. *algbw* is bytes / time; *busbw* is algbw * 2(N-1)/N.
 *bound* is the least time any algorithm needs on the graph; *efficiency* is bound / predicted.
@@ -220,7 +221,12 @@ class PairTime(Struct, frozen=True, array_like=True):
 
 
 class Hello(Struct, frozen=True, kw_only=True):
-    """A rank introduces itself once per process, when its first DDP module communicates."""
+    """A rank introduces itself once per process, when its first module communicates.
+
+    ``collective`` is what that module's buckets go through: an all-reduce follows plans, a
+    reduce-scatter (FSDP2) is only timed. ``replicas``: the ranks that all-reduce with this one
+    (HSDP: those with the same shard), numbered by a plan in this order; empty if that are all.
+    """
 
     rank: RankId
     local_rank: RankId
@@ -233,6 +239,8 @@ class Hello(Struct, frozen=True, kw_only=True):
     backend: Name
     device: Name
     restart: Natural = 0
+    collective: Collective = Collective.ALLREDUCE
+    replicas: Ranks = ()
 
 
 class Note(Struct, frozen=True, kw_only=True):
