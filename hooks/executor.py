@@ -27,7 +27,7 @@ from trainmesh.errors import PlanError
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Plan
 
-__all__ = ["Executor", "Fabric", "load"]
+__all__ = ["Executor", "Fabric", "load", "over_trees"]
 
 GROUP = "trainmesh.hooks"
 
@@ -98,6 +98,15 @@ class Executor(Protocol):
         ...
 
 
+def over_trees(plan: Plan, fabric: Fabric) -> Executor:
+    """The executor of any plan by messages between ranks."""
+    from trainmesh.hooks.pipeline import PipelinedExecutor
+    from trainmesh.hooks.rounds import RoundsExecutor
+
+    made = PipelinedExecutor if fabric.backend == "gloo" else RoundsExecutor
+    return made(plan, fabric)
+
+
 def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
     """What makes the executor registered for ``algorithm``.
 
@@ -105,16 +114,15 @@ def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
         PlanError: none is registered, or it can't be imported.
     """
     from trainmesh.hooks.native import NativeExecutor
-    from trainmesh.hooks.pipeline import PipelinedExecutor
     from trainmesh.hooks.ring import ring
 
     built_in: dict[str, Callable[[Plan, Fabric], Executor]] = {
         Algorithm.NATIVE: NativeExecutor,
         Algorithm.RING: ring,
-        Algorithm.TREE: PipelinedExecutor,
-        Algorithm.HIERARCHICAL: PipelinedExecutor,
-        Algorithm.SHARDED: PipelinedExecutor,
-        Algorithm.FOREST: PipelinedExecutor,
+        Algorithm.TREE: over_trees,
+        Algorithm.HIERARCHICAL: over_trees,
+        Algorithm.SHARDED: over_trees,
+        Algorithm.FOREST: over_trees,
     }
     if algorithm in built_in:
         return built_in[algorithm]

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from trainmesh.errors import PlanError
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
@@ -51,8 +50,6 @@ class PipelinedExecutor:
     """See the module. Buffers are CPU tensors of any dtype that can be added."""
 
     def __init__(self, plan: Plan, fabric: Fabric) -> None:
-        if fabric.backend != "gloo":
-            raise PlanError(f"{plan.algorithm} runs on gloo groups only")
         self._fabric = fabric
         self._trees = trees(plan)
         self._parts = parts(self._trees, fabric.rank)

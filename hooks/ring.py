@@ -1,5 +1,5 @@
 """ring: one ring is the backend's own all-reduce on a group in the plan's order, for gloo's and
-NCCL's rings follow the rank order of the group; several rings at once are trees (``pipeline``)."""
+NCCL's rings follow the rank order of the group; several rings at once are trees."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, Fabric, over_trees
 from trainmesh.hooks.native import all_reduce
-from trainmesh.hooks.pipeline import PipelinedExecutor
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
@@ -18,7 +17,7 @@ __all__ = ["RingExecutor", "ring"]
 
 def ring(plan: Plan, fabric: Fabric) -> Executor:
     """The executor of a ring plan."""
-    return PipelinedExecutor(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
+    return over_trees(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
 
 
 class RingExecutor:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from trainmesh.types import Tree
 
-__all__ = ["Item", "Lane", "Layout", "Part", "parts"]
+__all__ = ["Item", "Lane", "Layout", "Part", "cut", "parts"]
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,7 @@ class Layout:
     @classmethod
     def of(cls, trees: Sequence[Tree], rank: int, numel: int, piece_numel: int) -> Layout:
         """Cut ``numel`` elements into pieces of about ``piece_numel``, the same on every rank."""
-        ends, total = [0], 0.0
-        for tree in trees[:-1]:
-            total += tree.share
-            ends.append(min(numel, round(total * numel)))
-        ends.append(numel)
-        sizes: list[int] = []
-        first = [0]
-        for begin, end in pairwise(ends):
-            count = -(-(end - begin) // piece_numel)
-            cuts = [begin + (end - begin) * i // count for i in range(count)] if count else []
-            sizes += [b - a for a, b in pairwise([*cuts, end])]
-            first.append(len(sizes))
+        sizes, first = cut(trees, numel, piece_numel)
         arrivals = _arrivals(trees, rank, sizes, first)
         expected: dict[Lane, list[Item]] = defaultdict(list)
         turns: dict[Item, list[int]] = defaultdict(list)
@@ -136,6 +125,23 @@ class Layout:
             for tree, count in enumerate(counts):
                 if piece < count:
                     yield Item(tree, piece, is_up)
+
+
+def cut(trees: Sequence[Tree], numel: int, piece_numel: int) -> tuple[list[int], list[int]]:
+    """``sizes`` and ``first`` of a Layout."""
+    ends, total = [0], 0.0
+    for tree in trees[:-1]:
+        total += tree.share
+        ends.append(min(numel, round(total * numel)))
+    ends.append(numel)
+    sizes: list[int] = []
+    first = [0]
+    for begin, end in pairwise(ends):
+        count = -(-(end - begin) // piece_numel)
+        cuts = [begin + (end - begin) * i // count for i in range(count)] if count else []
+        sizes += [b - a for a, b in pairwise([*cuts, end])]
+        first.append(len(sizes))
+    return sizes, first
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from trainmesh.topology.request import LIVE, Executors, Planner, Request
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
-__all__ = ["CALIBRATION", "GROUP", "choose", "planners"]
+__all__ = ["CALIBRATION", "GROUP", "UNMEASURED", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
 CALIBRATION: Mapping[str, float] = {
@@ -34,6 +34,8 @@ CALIBRATION: Mapping[str, float] = {
 }
 """Measured / predicted time of executors against native's (benchmarks/lab.py: medians over its
 scenarios). A job corrects them by what it measures."""
+UNMEASURED = 1.25
+"""Assumed of executors on NCCL groups."""
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000

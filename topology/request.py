@@ -9,7 +9,7 @@ from typing import Protocol
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["ANY", "LIVE", "NCCL", "Executors", "Planner", "Request"]
+__all__ = ["ANY", "LIVE", "NCCL", "ONE_RING", "Executors", "Planner", "Request"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,10 @@ ANY = Executors(
 """What the algorithms are capable of."""
 LIVE = replace(ANY, message_s=100e-6)
 """The executors in ``trainmesh.hooks`` on gloo groups (benchmarks/executors.py)."""
-NCCL = Executors(
-    frozenset({Algorithm.NATIVE, Algorithm.RING}),
-    pipelined=False,
-    max_rings=1,
-    max_levels=1,
-    unequal_places=False,
-)
-"""What they can do on NCCL groups."""
+NCCL = replace(ANY, message_s=50e-6)
+"""Those on NCCL groups, by groups of sends and receives; not measured on GPUs."""
+ONE_RING = replace(NCCL, algorithms=frozenset({Algorithm.NATIVE, Algorithm.RING}), max_rings=1)
+"""What NCCL itself carries out: its own choice, and that on ranks in another order."""
 
 
 @dataclass(frozen=True)

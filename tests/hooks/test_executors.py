@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hooks.ranks import ThreadFabric, run_ranks
-from trainmesh.hooks.executor import load
+from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.rounds import Op, RoundsExecutor, rounds
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Hop, Plan, Tree
 
@@ -92,12 +93,17 @@ def gradient(rank: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(numel, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def check(plan: Plan, sizes: Sequence[int], dtypes: Sequence[torch.dtype]) -> None:
+Make = Callable[[Plan, Fabric], Executor]
+
+
+def check(
+    plan: Plan, sizes: Sequence[int], dtypes: Sequence[torch.dtype], make: Make | None = None
+) -> None:
     """All buckets in flight at once, twice in a row."""
     cases = [(numel, dtype) for numel in sizes for dtype in dtypes]
 
     def work(fabric: ThreadFabric) -> list[torch.Tensor]:
-        executor = load(plan.algorithm)(plan, fabric)
+        executor = (make or load(plan.algorithm))(plan, fabric)
         for _ in range(2):
             buffers = [gradient(fabric.rank, *case) for case in cases]
             futures = [executor.reduce(buffer, Mark(0, buffer.nbytes)) for buffer in buffers]
@@ -124,9 +130,26 @@ def test_sums_are_right_and_equal_bit_for_bit(world_size: int) -> None:
         check(plan, [1, 2, world_size + 1, 1_001, 100_003], DTYPES)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5, 8])
+def test_sums_in_rounds_are_right_and_equal_bit_for_bit(world_size: int) -> None:
+    """What NCCL groups get, over gloo."""
+    for name, plan in plans(world_size).items():
+        if name not in ("native", "one ring"):
+            sizes = [1, 2, world_size + 1, 1_001, 100_003]
+            check(plan, sizes, DTYPES, RoundsExecutor)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_trees_over_any_sizes(data: st.DataObject) -> None:
+    plan = drawn_plan(data)
+    sizes = data.draw(st.lists(st.integers(1, 150_000), min_size=1, max_size=4))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    check(plan, sizes, [dtype])
+    check(plan, sizes, [dtype], RoundsExecutor)
+
+
+def drawn_plan(data: st.DataObject) -> Plan:
     world_size = data.draw(st.integers(2, 6))
     count = data.draw(st.integers(1, 4))
     weights = data.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count))
@@ -139,7 +162,7 @@ def test_any_trees_over_any_sizes(data: st.DataObject) -> None:
         )
         up = tuple(Hop(hop.dst, hop.src) for hop in reversed(down))
         found.append(Tree(order[0], weight / sum(weights), up, down))
-    plan = Plan(
+    return Plan(
         algorithm=Algorithm.FOREST,
         world_size=world_size,
         order=tuple(range(world_size)),
@@ -147,8 +170,6 @@ def test_any_trees_over_any_sizes(data: st.DataObject) -> None:
         nbytes=data.draw(st.integers(1, 10**6)),
         num_chunks=data.draw(st.integers(0, 8)),
     )
-    sizes = data.draw(st.lists(st.integers(1, 150_000), min_size=1, max_size=4))
-    check(plan, sizes, [data.draw(st.sampled_from(DTYPES))])
 
 
 def test_a_rank_that_never_comes_is_named_within_the_timeout() -> None:
@@ -194,3 +215,81 @@ def test_many_pieces_and_little_room_end(seed: int, monkeypatch: pytest.MonkeyPa
         [20_011, 5_003],
         [torch.float32],
     )
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.data())
+def test_rounds_of_all_ranks_fit_together(data: st.DataObject) -> None:
+    """What one sends the other expects, in the same order; nothing is sent before it is complete;
+    and a pipeline is as long as its pieces and its deepest tree."""
+    plan = drawn_plan(data)
+    counts = [data.draw(st.integers(0, 5)) for _ in plan.trees]
+    by_rank = [list(rounds(plan.trees, counts, rank)) for rank in range(plan.world_size)]
+    sent, received = {}, {}
+    for rank, turns in enumerate(by_rank):
+        for ops in turns:
+            for op in ops:
+                pair = (op.peer, rank) if op.receives else (rank, op.peer)
+                table = received if op.receives else sent
+                table.setdefault(pair, []).append((op.tree, op.piece))
+    assert sent == received
+    for turns in by_rank:
+        assert len(turns) <= max(counts, default=0) + 2 * (plan.world_size - 1)
+    for tree, count in enumerate(counts):
+        for piece in range(count):
+            held = {rank: {rank} for rank in range(plan.world_size)}
+            play(by_rank, tree, piece, held)
+            assert all(ranks == set(range(plan.world_size)) for ranks in held.values())
+
+
+def play(by_rank: list[list[list[Op]]], tree: int, piece: int, held: dict[int, set[int]]) -> None:
+    """Whose contributions each rank holds of a piece after all messages, each taken when both of
+    its ranks have come to its round."""
+    queues = [
+        [[op for op in ops if (op.tree, op.piece) == (tree, piece)] for ops in turns]
+        for turns in by_rank
+    ]
+    flat = [[op for ops in turns for op in ops] for turns in queues]
+    while any(flat):
+        moved = False
+        for rank, ops in enumerate(flat):
+            if ops and ops[0].receives and flat[ops[0].peer]:
+                peer = flat[ops[0].peer]
+                match = next((o for o in peer if not o.receives and o.peer == rank), None)
+                if match is None or any(o.receives for o in peer[: peer.index(match)]):
+                    continue
+                op = ops.pop(0)
+                held[rank] = held[rank] | held[op.peer] if op.adds else set(held[op.peer])
+                peer.remove(match)
+                moved = True
+        assert moved, "a deadlock"
+
+
+def test_rounds_end_in_an_error_that_says_so() -> None:
+    plan = plans(3)["tree"]
+    end = threading.Barrier(3, timeout=60)
+
+    def work(fabric: ThreadFabric) -> list[str]:
+        executor = RoundsExecutor(plan, fabric)
+        words = []
+        for _ in range(2 if fabric.rank != 2 else 0):
+            with pytest.raises(RuntimeError) as caught:
+                executor.reduce(torch.ones(10), Mark(0, 40)).wait()
+            words.append(str(caught.value))
+        end.wait()
+        executor.close()
+        return words
+
+    words = run_ranks(3, work, timeout_s=2)
+    assert all("could not be summed" in text for text in words[0] + words[1])
+    assert len(words[0]) == len(words[1]) == 2
+
+
+def test_a_backend_that_is_not_gloo_gets_rounds() -> None:
+    def work(fabric: ThreadFabric) -> str:
+        fabric.backend = "other"
+        executor = load("tree")(plans(2)["tree"], fabric)
+        executor.close()
+        return type(executor).__name__
+
+    assert run_ranks(2, work) == ["RoundsExecutor"] * 2

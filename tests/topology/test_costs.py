@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.topology.graphs import GB, direct, racks, star
+from tests.topology.requests import PLAIN
 from trainmesh.schedule import schedule
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import PlanCost, plan_cost, predict
@@ -16,7 +17,7 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import BUILT_IN
 from trainmesh.topology.planners import hierarchical, sharded
 from trainmesh.topology.planners.tree import binary_edges, binomial_edges
-from trainmesh.topology.request import NCCL, Request
+from trainmesh.topology.request import Request
 from trainmesh.types import Collective, Hop, Plan, Tree
 
 NBYTES = 10**9
@@ -134,7 +135,7 @@ def test_blueconnect_in_turn_and_in_a_pipeline(
 ) -> None:
     """2 racks of 4 hosts of 25: 2 (3/4) / 25 + 1 / uplink, and the larger of the two."""
     graph = racks(range(8), uplink=uplink)
-    whole = hierarchical.plan(graph, Request(NBYTES, executors=NCCL))
+    whole = hierarchical.plan(graph, Request(NBYTES, executors=PLAIN))
     assert whole is not None
     assert NBYTES / predict(whole, graph, NBYTES) / GB == pytest.approx(in_turn)
     chunked = hierarchical.plan(graph, Request(NBYTES))

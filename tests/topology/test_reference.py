@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.topology.graphs import racks, star
+from tests.topology.requests import PLAIN
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import busbw_bytes_per_s, predict
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import choose
 from trainmesh.topology.planners import hierarchical, native, ring
-from trainmesh.topology.request import NCCL, Request
+from trainmesh.topology.request import Request
 from trainmesh.types import Plan
 
 TABLE = tomllib.loads(Path(__file__).with_name("reference.toml").read_text())
@@ -32,17 +33,17 @@ def test_racks(case: dict) -> None:
     for graph in (contiguous, interleaved):
         limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
         assert limit == pytest.approx(case["bound"], **near)
-        best = algbw(ring.plan(graph, Request(NBYTES, executors=NCCL)), graph)
+        best = algbw(ring.plan(graph, Request(NBYTES, executors=PLAIN)), graph)
         assert best == pytest.approx(case["contiguous"], **near)
-    assert algbw(native.plan(contiguous, Request(1, executors=NCCL)), contiguous) == pytest.approx(
+    assert algbw(native.plan(contiguous, Request(1, executors=PLAIN)), contiguous) == pytest.approx(
         case["contiguous"], **near
     )
     if "interleaved" in case:
         assert algbw(
-            native.plan(interleaved, Request(1, executors=NCCL)), interleaved
+            native.plan(interleaved, Request(1, executors=PLAIN)), interleaved
         ) == pytest.approx(case["interleaved"], **near)
     if "hierarchical" in case:
-        plan = hierarchical.plan(interleaved, Request(NBYTES, executors=NCCL))
+        plan = hierarchical.plan(interleaved, Request(NBYTES, executors=PLAIN))
         assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], **near)
 
 
@@ -52,10 +53,10 @@ def test_rank_order_by_host_name(case: dict) -> None:
     hosts = [f"node{i}" for i in range(1, 17)]
     rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
     graph = racks([rank_of[host] for host in hosts], uplink=case["uplink"], nic=100)
-    assert algbw(native.plan(graph, Request(1, executors=NCCL)), graph) == pytest.approx(
+    assert algbw(native.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
         case["by_name"], rel=1e-6
     )
-    assert algbw(ring.plan(graph, Request(1, executors=NCCL)), graph) == pytest.approx(
+    assert algbw(ring.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
         case["ring"], rel=1e-6
     )
 

@@ -12,7 +12,7 @@ from trainmesh.errors import GraphError, PlanError
 from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import choose
-from trainmesh.topology.request import LIVE, NCCL
+from trainmesh.topology.request import LIVE, NCCL, ONE_RING, Executors
 from trainmesh.types import Algorithm, Choice, Plan
 
 __all__ = ["Planned", "predicted_s", "replan"]
@@ -45,6 +45,7 @@ def replan(
     settings: Settings,
     *,
     backend: str,
+    degraded: bool = False,
     refused: Collection[str] = (),
 ) -> Planned:
     """Choose a plan for a step whose collectives have ``sizes``; ``current`` is in force.
@@ -54,10 +55,11 @@ def replan(
     it: what lies between is where neither is left for the other.
 
     Args:
+        degraded: A link is known to be slow.
         refused: Algorithms that were tried on this graph in vain; with native among them,
             ``current`` stays.
     """
-    executors = NCCL if "nccl" in backend else LIVE
+    executors = _executors(backend, asked=settings.only is not None or degraded)
     kept = frozenset(executors.algorithms) - (frozenset(refused) - {Algorithm.NATIVE})
     choice = choose(
         graph,
@@ -87,3 +89,11 @@ def replan(
     if pays:
         return Planned(choice, plan, plan.reason)
     return Planned(choice, None, f"{plan.algorithm} would gain less than the margin")
+
+
+def _executors(backend: str, *, asked: bool) -> Executors:
+    """NCCL knows NVLink, rails and switches that reduce, and a link graph may not: on healthy links
+    the choice is left to it, unless something else is ``asked`` for."""
+    if "nccl" not in backend:
+        return LIVE
+    return NCCL if asked else ONE_RING
