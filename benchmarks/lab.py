@@ -3,17 +3,18 @@
     python benchmarks/lab.py [--only NAME] [--rounds N] [--steps N] [--json FILE]
 
 Each scenario is a topology file of examples/lab. First every algorithm's plan sums 25 MB in turn,
-in one run, against the backend's own all-reduce on the same group. Then, with --steps, the same
-training script runs under plain torchrun and under trainmesh, which is told the file; the last
-third of the steps counts. --dropping shows a link that drops and heals on the way. The bound is
-that of the graph, lengthened by what TCP/IP leaves of a link's rate, measured by a plain stream.
+in one run, against the backend's own all-reduce; then it carries out the buckets of training
+steps, without compute and with. With --steps, the same training script is run by plain torchrun
+and by trainmesh launch, which is told the file and begins on native; the last third of the steps
+counts. --dropping shows a link that drops and heals on the way. The bound is that of the graph,
+lengthened by what TCP/IP leaves of a link's rate, measured by a plain stream.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,7 @@ from trainmesh.launcher.lab import Lab, run_job, stream_gbps
 from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import CALIBRATION, choose, planners
+from trainmesh.topology.request import LIVE
 from trainmesh.types import Plan
 
 ROOT = Path(__file__).parent.parent
@@ -41,40 +43,53 @@ SCENARIOS = {
 }
 NBYTES = 25_000_000
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-JOB_S = 600
+JOB_S = 900
 STREAM_S = 3.0
 COMPUTE = {"without compute": 1, "with compute": 512}
+"""Words, and the batch of jobs/steps.py."""
 DROPS, HEALS = 40, 120
+
+Times = dict[str, list[float]]
 
 
 def plans_for(graph: LinkGraph) -> tuple[dict[str, Plan], str]:
     """Every algorithm's plan, and which one trainmesh would choose."""
-    choice = choose(graph, [NBYTES], calibration=CALIBRATION)
+    choice = choose(graph, [NBYTES], executors=LIVE, calibration=CALIBRATION)
     found = {plan.algorithm: plan for plan in choice.candidates}
     for name in planners():
         if name not in found:
-            asked = choose(graph, [NBYTES], only=name)
+            asked = choose(graph, [NBYTES], executors=LIVE, only=name)
             found.update({p.algorithm: p for p in asked.candidates if p.algorithm == name})
     return {name: found[name] for name in planners() if name in found}, choice.chosen
 
 
-def all_reduce(lab: Lab, plans: Mapping[str, Plan], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each plan in each round."""
+def run(
+    lab: Lab, job: str, args: Sequence[str], launcher: str, flags: Sequence[str] = ()
+) -> object:
+    """What a job of benchmarks/jobs writes; ``RESULT`` among ``args`` is its file."""
     with tempfile.TemporaryDirectory() as folder:
-        asked, result = Path(folder) / "plans.json", Path(folder) / "result.json"
-        asked.write_bytes(msgspec.json.encode(plans))
-        program = [str(ROOT / "benchmarks/jobs/allreduce.py"), str(asked), str(result)]
+        result = Path(folder) / "result.json"
+        given = [str(result) if arg == "RESULT" else arg for arg in args]
+        program = [str(ROOT / "benchmarks/jobs" / job), *given]
         done = run_job(
-            lab,
-            [*program, str(NBYTES), str(rounds)],
-            env=ENVIRONMENT,
-            launcher="torchrun",
-            timeout_s=JOB_S,
+            lab, program, flags=flags, env=ENVIRONMENT, launcher=launcher, timeout_s=JOB_S
         )
         if done.returncode or not result.exists():
             raise SystemExit("\n".join(done.output.values()))
-        times: dict[str, list[float]] = json.loads(result.read_text())
-        return times
+        return json.loads(result.read_text())
+
+
+def in_turn(lab: Lab, plans: Mapping[str, Plan], rounds: int) -> tuple[Times, dict[str, Times]]:
+    """Seconds of all-reduces, and of steps by batch, of each plan in each round."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked = Path(folder) / "plans.json"
+        asked.write_bytes(msgspec.json.encode(plans))
+        alone = run(
+            lab, "allreduce.py", [str(asked), "RESULT", str(NBYTES), str(rounds)], "torchrun"
+        )
+        batches = [str(batch) for batch in COMPUTE.values()]
+        steps = run(lab, "forced.py", [str(asked), "RESULT", str(rounds), *batches], "torchrun")
+        return alone, steps  # type: ignore[return-value]
 
 
 def tcp_share(lab: Lab, graph: LinkGraph) -> float:
@@ -85,70 +100,78 @@ def tcp_share(lab: Lab, graph: LinkGraph) -> float:
     return stream_gbps(lab, src, dst, int(rate * STREAM_S)) * 1e9 / 8 / rate
 
 
-def report(name: str, rounds: int) -> dict[str, object]:
+def report(name: str, rounds: int, num_steps: int) -> dict[str, object]:
     file = ROOT / f"examples/lab/{name}.yaml"
     graph = load_file(file)
     plans, chosen = plans_for(graph)
     with Lab(file) as lab:
         share = tcp_share(lab, graph)
-        times = all_reduce(lab, plans, rounds)
-    bound_s = plans["native"].bound_s / share
-    print(f"\n{name}: {SCENARIOS[name]}; bound {1e3 * bound_s:.0f} ms ({share:.1%} of the rate)")
-    for algorithm, taken in times.items():
-        pairs = zip(times["native"], taken, strict=True)
-        ratio = spread([native / own for native, own in pairs], "x")
-        mark = " <- trainmesh" if algorithm == chosen else ""
-        factor = median(taken) / (plans[algorithm].predicted_s / share)
+        alone, steps = in_turn(lab, plans, rounds)
+        bound_s = plans["native"].bound_s / share
         print(
-            f"  {algorithm:13s} {1e3 * median(taken):7.0f} ms  {bound_s / median(taken):6.1%} of "
-            f"the bound  {ratio} of gloo's speed  measured/predicted {factor:.2f}{mark}",
-            flush=True,
+            f"\n{name}: {SCENARIOS[name]}; bound {1e3 * bound_s:.0f} ms (TCP gets {share:.1%} of "
+            f"the rate)\n  {'':13s} {'all-reduce of 25 MB':>31s}  meas/pred  "
+            + "  ".join(f"{'step ' + words:>28s}" for words in COMPUTE)
         )
+        for algorithm, taken in alone.items():
+            factor = median(taken) / (plans[algorithm].predicted_s / share)
+            cells = [
+                f"{1e3 * median(taken):7.0f} ms {bound_s / median(taken):6.1%} of bound "
+                f"{_ratio(alone, algorithm)}",
+                f"{factor:9.2f}",
+                *(
+                    f"{1e3 * median(times[algorithm]):13.0f} ms {_ratio(times, algorithm):>12s}"
+                    for times in steps.values()
+                ),
+            ]
+            mark = " <- trainmesh" if algorithm == chosen else ""
+            print(f"  {algorithm:13s} {'  '.join(cells)}{mark}", flush=True)
+        launched = launched_steps(lab, num_steps) if num_steps else {}
     return {
         "scenario": name,
         "bound_s": bound_s,
         "tcp_share": share,
         "chosen": chosen,
-        "all_reduce_s": times,
+        "all_reduce_s": alone,
+        "step_s": dict(zip(COMPUTE, steps.values(), strict=True)),
+        "launched_step_s": launched,
         "predicted_s": {algorithm: plan.predicted_s for algorithm, plan in plans.items()},
     }
 
 
-def steps(lab: Lab, num_steps: int, batch: int, launcher: str, *flags: str) -> list[float]:
-    """Seconds of each step of the training script."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        program = [str(ROOT / "benchmarks/jobs/steps.py"), str(result), str(num_steps), str(batch)]
-        done = run_job(
-            lab, program, flags=flags, env=ENVIRONMENT, launcher=launcher, timeout_s=JOB_S
+def _ratio(times: Times, algorithm: str) -> str:
+    """How many times as fast as native, round by round."""
+    pairs = zip(times["native"], times[algorithm], strict=True)
+    ratios = [native / own for native, own in pairs]
+    return f"{median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def launched_steps(lab: Lab, num_steps: int) -> dict[str, dict[str, list[float]]]:
+    """Plain DDP against trainmesh: torchrun, trainmesh, torchrun again."""
+    found = {}
+    last = num_steps // 3
+    for words, batch in COMPUTE.items():
+        times: Times = {"torchrun": [], "trainmesh": []}
+        for launcher, count in (("torchrun", last), ("trainmesh", num_steps), ("torchrun", last)):
+            taken = run(lab, "steps.py", ["RESULT", str(count + 3), str(batch)], launcher)
+            times[launcher] += taken[-last:]  # type: ignore[index]
+        ratio = median(times["torchrun"]) / median(times["trainmesh"])
+        by = ", ".join(
+            f"{who} {spread([1e3 * s for s in taken], ' ms')}" for who, taken in times.items()
         )
-        if done.returncode or not result.exists():
-            raise SystemExit("\n".join(done.output.values()))
-        times: list[float] = json.loads(result.read_text())
-        return times
+        print(f"  step {words}: {by}: {ratio:.3f}x", flush=True)
+        found[words] = times
+    return found
 
 
-def report_steps(name: str, num_steps: int) -> None:
-    """Plain DDP against trainmesh; an even number of runs, in turn."""
-    with Lab(ROOT / f"examples/lab/{name}.yaml") as lab:
-        for words, batch in COMPUTE.items():
-            last = num_steps // 3
-            plain = steps(lab, num_steps, batch, "torchrun")[-last:]
-            ours = steps(lab, num_steps, batch, "trainmesh")[-last:]
-            ratio = median(plain) / median(ours)
-            print(
-                f"  step {words}: torchrun {spread([1e3 * s for s in plain], ' ms')}, trainmesh "
-                f"{spread([1e3 * s for s in ours], ' ms')}: {ratio:.3f}x",
-                flush=True,
-            )
-
-
-def report_dropping() -> None:
+def report_dropping() -> dict[str, Times]:
     """A link drops to a quarter at step 40 and heals at step 120."""
     print("\ndropping: one link drops to 25 % at step 40, and heals at step 120")
+    found: dict[str, Times] = {}
     with Lab(ROOT / "examples/lab/dropping.yaml") as lab:
         for plan in ("native", "auto"):
-            taken = steps(lab, HEALS + 80, 1, "trainmesh", "--plan", plan)
+            args = ["RESULT", str(HEALS + 80), "1"]
+            taken: list[float] = run(lab, "steps.py", args, "trainmesh", ["--plan", plan])  # type: ignore[assignment]
             parts = {
                 "before": taken[5:DROPS],
                 "dropped": taken[DROPS:HEALS],
@@ -157,6 +180,8 @@ def report_dropping() -> None:
             }
             words = ", ".join(f"{k} {1e3 * median(v):.0f} ms" for k, v in parts.items())
             print(f"  --plan {plan}: step times {words}; {sum(taken):.0f} s in all", flush=True)
+            found[plan] = parts
+    return found
 
 
 def main(argv: Iterable[str] | None = None) -> None:
@@ -168,13 +193,11 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     print(describe())
-    found = []
-    for name in args.only or ([] if args.dropping else SCENARIOS):
-        found.append(report(name, args.rounds))
-        if args.steps:
-            report_steps(name, args.steps)
+    found: list[object] = []
+    for name in args.only or ([] if args.dropping and not args.steps else SCENARIOS):
+        found.append(report(name, args.rounds, args.steps))
     if args.dropping:
-        report_dropping()
+        found.append(report_dropping())
     if args.json:
         args.json.write_text(json.dumps(found, indent=2))
 

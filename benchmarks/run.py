@@ -1,4 +1,5 @@
-"""All figures of the README, one after the other: make bench."""
+"""All figures of the README, one after the other: make bench. The last one takes an hour and
+needs to be allowed network namespaces (trainmesh lab check)."""
 
 import subprocess
 import sys
@@ -14,6 +15,7 @@ def main() -> int:
         [sys.executable, "benchmarks/planner.py"],
         [sys.executable, "benchmarks/overhead.py"],
         [*torchrun, "--nproc-per-node", "4", "benchmarks/executors.py"],
+        [sys.executable, "benchmarks/lab.py", "--steps", "48", "--dropping"],
     ]
     return max(subprocess.run(command, cwd=ROOT, check=False).returncode for command in commands)
 

@@ -18,6 +18,7 @@ from torch.nn.parallel.distributed import DistributedDataParallel
 from trainmesh.errors import PlanError
 from trainmesh.hooks import loss
 from trainmesh.hooks.agreement import Agreement
+from trainmesh.hooks.coding_cost import CodingCosts, times_codecs
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.fusion import Bucket
@@ -62,6 +63,7 @@ class Dispatcher:
         self._unusable: Hint | None = None
         """The newest hint that only this rank refused; a good one of its epoch may follow."""
         self._split_epoch = 0
+        self._coding = CodingCosts(context) if times_codecs(context.hello, number) else None
 
     def forward(self) -> None:
         """The module's forward pass begins."""
@@ -77,6 +79,8 @@ class Dispatcher:
         index, buffer, is_last = bucket.index(), bucket.buffer(), bucket.is_last()
         if index == 0:
             self._begin_step(buffer.device)
+        if self._coding is not None:
+            self._coding.see(self._step, bucket, buffer)
         if buffer.is_sparse:
             mark = self._timer.mark(index, buffer._values().nbytes)
             self._scaling.apply(bucket, buffer)

@@ -70,6 +70,7 @@ def worker_environment(settings: LaunchSettings, run: RunDir) -> dict[str, str]:
         "TRAINMESH_NODE": settings.node,
         "TRAINMESH_CADENCE": str(settings.cadence),
         "TRAINMESH_BUCKET_CAP_MB": f"{settings.bucket_cap_mb:g}",
+        "TRAINMESH_COMPRESSION": settings.compression,
     }
 
 
@@ -95,7 +96,6 @@ def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]
         "TRAINMESH_PLAN": settings.plan,
         "TRAINMESH_MARGIN": str(settings.margin),
         "TRAINMESH_FUSION": settings.fusion,
-        "TRAINMESH_COMPRESSION": settings.compression,
     }
     for name, module in (("coordinator", "trainmesh.server"), ("agent", "trainmesh.agent")):
         log = run.path / f"{name}.log"

@@ -160,29 +160,57 @@ def coded(graph: LinkGraph, compression: str = "auto", **options) -> SimulatedJo
     job = SimulatedJob(
         constant(graph), graph, sizes=[MB, *[25 * MB] * 4, 9 * MB],
         settings=Settings(compression=compression, only="native"),
-        ratios={"bf16": 2, "int8": 4, "powersgd:4": 50}, coding_s_per_byte=1e-9, **options,
+        ratios={"bf16": 2, "int8": 4, "powersgd": 50}, coding_s_per_byte=1e-9, **options,
     )  # fmt: skip
-    costs = ("bf16 5e-10 5e-10 0 2", "int8 5e-10 5e-10 0 4", "powersgd:4 1e-7 1e-7 1e-3 50")
-    notes = tuple(Note(kind="codec_cost", rank=0, text=text) for text in (*costs, "no cost"))
-    job.send([RankReport(notes=notes)])
     return job
 
 
-def test_on_slow_links_codecs_pay_bf16_first() -> None:
+def tell_costs(job: SimulatedJob, powersgd: str = "powersgd 1e-7 1e-7 2 50") -> None:
+    costs = ("bf16 5e-10 5e-10 1 2", "int8 5e-10 5e-10 2 4", powersgd)
+    notes = tuple(Note(kind="codec_cost", rank=0, text=text) for text in (*costs, "no cost"))
+    job.send([RankReport(notes=notes)])
+
+
+@pytest.mark.parametrize("known_at", [0, 100])
+def test_on_slow_links_codecs_pay_bf16_first(known_at: int) -> None:
     job = coded(GOOD)
+    job.train(known_at)
+    assert job.plans == []
+    tell_costs(job)
     job.train(300)
     assert [words for _, words in job.plans] == ["native, bf16", "native, int8"]
     assert job.step_s[-1] < 0.5 * job.step_s[5]
+    assert job.texts("note") == []  # PowerSGD takes too long to encode here
+
+
+def test_a_codec_that_costs_loss_is_advised_once() -> None:
+    job = coded(GOOD)
+    tell_costs(job, powersgd="powersgd 1e-9 1e-9 2 50")
+    job.train(400)
+    assert [words for _, words in job.plans] == ["native, bf16", "native, int8"]
+    [words] = job.texts("note")
+    assert "--compression powersgd is predicted to save" in words
 
 
 def test_on_fast_links_no_codec_pays() -> None:
     job = coded(hosts(12.5, 12.5, 12.5, 12.5))
+    tell_costs(job)
     job.train(300)
     assert job.hints == []
 
 
+def test_a_codec_goes_when_the_links_are_fast_again() -> None:
+    fast = hosts(12.5, 12.5, 12.5, 12.5)
+    job = coded(GOOD)
+    job.links = lambda step: GOOD if step < 150 else fast
+    tell_costs(job)
+    job.train(500)
+    assert [words for _, words in job.plans] == ["native, bf16", "native, int8", "native"]
+
+
 def test_a_codec_is_never_used_unless_it_was_asked_for() -> None:
     job = coded(GOOD, compression="none")
+    tell_costs(job)
     job.train(300)
     assert job.hints == []
 

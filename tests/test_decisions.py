@@ -1,14 +1,16 @@
 """The pure decisions one by one: tables, and properties that hold for all jobs."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.topology.graphs import racks, star
+from trainmesh.compression import CodecCost, codec_cost
 from trainmesh.decisions.calibration import LEAST, MOST, Calibration
-from trainmesh.decisions.compression import CodecCost, better_codec, codec_cost
+from trainmesh.decisions.compression import Sending, advice, better_codec
 from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead, waiting_s
 from trainmesh.decisions.judging import delivers, harm, quicker
 from trainmesh.decisions.noticing import baseline, change, gap_s, probe_bytes, probe_s
@@ -236,8 +238,16 @@ def test_what_executors_cost_counts() -> None:
     assert planned(calibration=slow).plan is None
 
 
-def test_on_nccl_only_what_its_groups_can_do() -> None:
-    assert planned(backend="nccl").choice.chosen in ("native", "ring")
+def test_on_nccl_the_choice_is_left_to_it_unless_a_link_is_slow() -> None:
+    one_slow = star([1.0, 0.25, 1.0, 1.0])
+    assert planned(graph=one_slow).choice.chosen not in ("native", "ring")
+    left = planned(graph=one_slow, backend="nccl").choice
+    assert {plan.algorithm for plan in left.candidates} <= {"native", "ring"}
+    assert all(not plan.rings for plan in left.candidates)
+    around = planned(graph=one_slow, backend="nccl", degraded=True).choice
+    assert around.chosen not in ("native", "ring")
+    asked = planned(graph=one_slow, backend="cpu:gloo,cuda:nccl", settings=Settings(only="tree"))
+    assert asked.choice.chosen == "tree"
 
 
 def test_a_plan_that_names_nodes_of_another_graph_has_no_prediction() -> None:
@@ -323,10 +333,14 @@ def test_fusion_is_never_predicted_to_lose(
 
 # compression
 
-BF16 = CodecCost("bf16", 5e-10, 5e-10, 0.0, 2.0)
-INT8 = CodecCost("int8", 1e-9, 1e-9, 0.0, 4.0)
-POWERSGD = CodecCost("powersgd:4", 2e-8, 2e-8, 1e-3, 50.0)
+BF16 = CodecCost("bf16", 5e-10, 5e-10, 1, 2.0)
+INT8 = CodecCost("int8", 1e-9, 1e-9, 2, 4.0)
+POWERSGD = CodecCost("powersgd:4", 2e-8, 2e-8, 2, 50.0)
 COSTS = {cost.codec: cost for cost in (BF16, INT8, POWERSGD)}
+
+
+def sending(plain: Overhead, exposed_s: float, sizes: Sequence[int] = (25 * MB,) * 4) -> Sending:
+    return Sending(sizes, plain, step_s=1.0, exposed_s=exposed_s)
 
 
 @pytest.mark.parametrize(
@@ -336,38 +350,55 @@ COSTS = {cost.codec: cost for cost in (BF16, INT8, POWERSGD)}
         ("none", 1e-8, 0.01, "none"),  # which nothing waits for
         ("none", 1e-9, 0.5, "none"),  # ten gigabits: coding takes as long as it saves
         ("bf16", 1e-8, 0.5, "int8"),
-        ("bf16", 1e-6, 90.0, "powersgd:4"),
+        ("bf16", 1e-6, 90.0, "int8"),
         ("bf16", 1e-9, 0.5, "none"),  # the links are fast again
         ("int8", 1e-8, 0.5, "int8"),
         ("topk:1", 1e-8, 0.0, "topk:1"),
     ],
 )
 def test_which_codec_pays(current: str, s_per_byte: float, exposed_s: float, expected: str) -> None:
-    codec, reason = better_codec(
-        COSTS, [25 * MB] * 4, s_per_byte, current, step_s=1.0, exposed_s=exposed_s, margin=0.05
-    )
+    slow = sending(Overhead(1e-3, s_per_byte), exposed_s)
+    codec, reason = better_codec(COSTS, slow, current, 0.05)
     assert codec == expected
     assert reason
 
 
 def test_a_codec_that_was_tried_in_vain_is_left_out() -> None:
-    options = {"step_s": 1.0, "exposed_s": 0.5, "margin": 0.05}
-    args = (COSTS, [25 * MB] * 4, 1e-8)
-    assert better_codec(*args, "none", refused={"bf16"}, **options)[0] == "none"
-    assert better_codec(*args, "bf16", refused={"int8"}, **options)[0] == "bf16"
+    slow, fast = sending(Overhead(0.0, 1e-8), 0.5), sending(Overhead(0.0, 1e-9), 0.5)
+    assert better_codec(COSTS, slow, "none", 0.05, refused={"bf16"})[0] == "none"
+    assert better_codec(COSTS, slow, "bf16", 0.05, refused={"int8"})[0] == "bf16"
+    assert better_codec(COSTS, fast, "bf16", 0.05, refused={"none"})[0] == "bf16"
+
+
+def test_small_buckets_cost_a_second_collective_each() -> None:
+    slow, count = Overhead(1e-2, 1e-7), 50
+    one, many = sending(slow, 0.9, [5 * MB]), sending(slow, 0.9, [5 * MB // count] * count)
+    assert better_codec(COSTS, one, "bf16", 0.05)[0] == "int8"
+    assert better_codec(COSTS, many, "bf16", 0.05)[0] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("current", "s_per_byte", "expected"),
+    [("int8", 1e-6, True), ("int8", 1e-8, False), ("powersgd:2", 1e-6, False)],
+)
+def test_what_costs_loss_is_advised_only(current: str, s_per_byte: float, expected: bool) -> None:
+    words = advice(COSTS, sending(Overhead(1e-3, s_per_byte), 0.5), current, 0.05)
+    assert bool(words) is expected
+    assert not words or "--compression powersgd:4 is predicted to save 500 ms" in words
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "bf16", "bf16 1 2 3", "bf16 1 2 3 x", "bf16 -1 2 3 2", "bf16 1 2 3 0.5", "a nan 1 1 2",
-     "a inf 1 1 2", "a 1 1 1 1e9", "a 1 1 1 2 2"],
+    ["", "bf16", "bf16 1 2 3", "bf16 1 2 3 x", "bf16 -1 2 3 2", "bf16 1 2 3 0.5", "bf16 1 2 0 2",
+     "a nan 1 1 2", "a inf 1 1 2", "a 1 1 1 1e9", "a 1 1 1 2 2"],
 )  # fmt: skip
 def test_notes_that_are_no_costs(text: str) -> None:
     assert codec_cost(text) is None
 
 
 def test_a_cost_is_read_from_a_note() -> None:
-    assert codec_cost("powersgd:4 2e-8 2e-8 1e-3 50") == POWERSGD
+    assert codec_cost("powersgd:4 2e-8 2e-8 2 50") == POWERSGD
+    assert codec_cost(POWERSGD.note) == POWERSGD
     assert POWERSGD.name == "powersgd"
 
 

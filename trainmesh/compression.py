@@ -2,9 +2,80 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Verdict", "worth"]
+__all__ = [
+    "ADVISED_CODEC",
+    "AUTO",
+    "FIRST_CODEC",
+    "LATER_CODEC",
+    "NOTE_KIND",
+    "CodecCost",
+    "Verdict",
+    "codec_cost",
+    "worth",
+]
+
+AUTO = "auto"
+"""``--compression auto``: ranks measure codecs, and the coordinator chooses."""
+FIRST_CODEC = "bf16"
+"""Halves the bytes and loses no range: tried before any other."""
+LATER_CODEC = "int8"
+"""Tried where the first one has paid."""
+ADVISED_CODEC = "powersgd"
+"""Costs more loss than another seed would (docs/compression.md): ``auto`` measures it and says what
+it would gain, but using it is the user's choice."""
+NOTE_KIND = "codec_cost"
+"""Of a rank's ``Note`` whose text is a ``CodecCost``."""
+MAX_RATIO = 1e6
+MAX_COLLECTIVES = 1e6
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """What a rank measured of a codec (``"powersgd:4"``), per byte uncompressed.
+
+    ``num_collectives`` wait for each other in one bucket (an uncompressed one needs one);
+    ``ratio`` is bytes before / after.
+    """
+
+    codec: str
+    encode_s_per_byte: float
+    decode_s_per_byte: float
+    num_collectives: float
+    ratio: float
+
+    @property
+    def name(self) -> str:
+        return self.codec.partition(":")[0]
+
+    @property
+    def note(self) -> str:
+        """As ``codec_cost`` reads it."""
+        numbers = (
+            self.encode_s_per_byte,
+            self.decode_s_per_byte,
+            self.num_collectives,
+            self.ratio,
+        )
+        return " ".join((self.codec, *(f"{number:.6g}" for number in numbers)))
+
+
+def codec_cost(text: str) -> CodecCost | None:
+    """A rank's note ``NAME encode_s_per_byte decode_s_per_byte num_collectives ratio``; None if it
+    isn't one."""
+    codec, *rest = text.split() or [""]
+    try:
+        numbers = [float(word) for word in rest]
+    except ValueError:
+        return None
+    if len(numbers) != 4 or not all(0 <= n < math.inf for n in numbers):
+        return None
+    cost = CodecCost(codec, *numbers)
+    is_sane = 1 <= cost.num_collectives <= MAX_COLLECTIVES and 1 <= cost.ratio <= MAX_RATIO
+    return cost if is_sane else None
 
 
 class Verdict(NamedTuple):
@@ -33,7 +104,7 @@ def worth(
         ratio: r, its size over ``Codec.wire_bytes``.
         encode_s, decode_s: measured (``trainmesh.hooks.codecs.measure_cost``).
         extra_latency_s: the fixed cost of the collectives that are added
-            (``Codec.num_exchanges`` - 1 of them).
+            (``CodecCost.num_collectives`` - 1 of them).
         seconds_per_byte: beta', measured as the slope of bucket times over bucket sizes.
     """
     saved_s = nbytes * (1 - 1 / ratio) * seconds_per_byte

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trainmesh.decisions.compression import codec_cost
+from trainmesh.compression import NOTE_KIND, codec_cost
 from trainmesh.decisions.links import Links
 from trainmesh.decisions.pilot import Pilot, Turn
 from trainmesh.decisions.regime import Regime
@@ -213,10 +213,10 @@ class Coordinator:
         if note.kind == "switched":
             if self._view.see_switch(note.rank, note.epoch) and note.epoch != self._epoch:
                 self._switch(note.epoch, note.step, now_unix_s, effects)
-        elif note.kind == "codec_cost":
+        elif note.kind == NOTE_KIND:
             cost = codec_cost(note.text)
-            if cost is not None and self._pilot is not None:
-                self._pilot.knobs.see_cost(cost)
+            if cost is not None and self._pilot is not None:  # ranks repeat what comes too early
+                self._pilot.codec_cost(cost)
         else:
             text = f"rank {note.rank}: {note.text}"
             self._log(effects, now_unix_s, note.kind, text, note.step)

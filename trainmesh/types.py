@@ -245,7 +245,7 @@ class Hello(Struct, frozen=True, kw_only=True):
 
 class Note(Struct, frozen=True, kw_only=True):
     """Something a rank did or found: ``kind`` is switched, mismatch, hook_kept, rejected,
-    untouched or warning."""
+    untouched, codec_cost or warning."""
 
     kind: Name
     rank: RankId

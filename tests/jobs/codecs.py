@@ -1,6 +1,7 @@
-"""Train one small model under DDP with every codec in a plain communication hook; write how it
-ended. Run by tests/hooks/test_codecs_training.py under torchrun."""
+"""Train one small model under DDP with every codec in a plain communication hook, from several
+seeds; write how it ended. Run by tests/hooks/test_codecs_training.py under torchrun."""
 
+import copy
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from trainmesh.hooks.codecs import ErrorFeedback, Gradient, GroupExchange, Layouts, codec
 
-NAMES = ("none", "bf16", "fp16", "int8", "powersgd:1", "topk:0.03")
+SEEDS = {"none": 3, "bf16": 3, "fp16": 1, "int8": 3, "powersgd:1": 1, "topk:0.03": 1}
 STEPS = 150
 WIDTH = 32
 
@@ -47,12 +48,13 @@ def network(seed: int) -> nn.Module:
     )
 
 
-def train(name: str) -> dict[str, object]:
+def train(name: str, seed: int) -> dict[str, object]:
     """Learn another network's outputs, of which each rank sees other examples."""
-    teacher, model, state = network(1), DDP(network(2), bucket_cap_mb=0.003), State(name)
+    teacher, start = network(2 * seed), network(2 * seed + 1)
+    model, state = DDP(copy.deepcopy(start), bucket_cap_mb=0.003), State(name)
     model.register_comm_hook(state, hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    draws = torch.Generator().manual_seed(dist.get_rank())
+    draws = torch.Generator().manual_seed(1000 * seed + dist.get_rank())
     for _ in range(STEPS):
         x = torch.randn(16, 8, generator=draws)
         optimizer.zero_grad()
@@ -61,10 +63,10 @@ def train(name: str) -> dict[str, object]:
     with torch.no_grad():
         x = torch.randn(512, 8, generator=torch.Generator().manual_seed(99))
         loss = nn.functional.mse_loss(model(x), teacher(x)).item()
-        start = nn.functional.mse_loss(network(2)(x), teacher(x)).item()
+        start_loss = nn.functional.mse_loss(start(x), teacher(x)).item()
     bits = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     return {
-        "start": start,
+        "start": start_loss,
         "loss": loss,
         "bits": hashlib.sha256(bits).hexdigest(),
         "buckets": [state.by_step[0], state.by_step[1]],
@@ -74,7 +76,7 @@ def train(name: str) -> dict[str, object]:
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    results = {name: train(name) for name in NAMES}
+    results = {name: [train(name, seed) for seed in range(n)] for name, n in SEEDS.items()}
     (Path(os.environ["OUT"]) / f"{dist.get_rank()}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 
+from trainmesh.compression import CodecCost
 from trainmesh.decisions.calibration import Calibration
-from trainmesh.decisions.compression import CodecCost, better_codec
+from trainmesh.decisions.compression import Sending, advice, better_codec
 from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead
 from trainmesh.decisions.judging import delivers, harm, quicker
 from trainmesh.decisions.planning import Planned, predicted_s, replan
@@ -20,7 +21,7 @@ from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.settings import AUTO, NO_CODEC, Settings
 from trainmesh.measure import MeasuredStep
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.planner import CALIBRATION
+from trainmesh.topology.planner import CALIBRATION, UNMEASURED
 from trainmesh.types import Algorithm
 
 __all__ = ["Knob", "Knobs", "Trial"]
@@ -51,12 +52,14 @@ class Knobs:
     def __init__(self, settings: Settings, backend: str) -> None:
         self._settings = settings
         self._backend = backend
-        self._calibration = Calibration(CALIBRATION)
+        start = dict.fromkeys(CALIBRATION, UNMEASURED) if "nccl" in backend else CALIBRATION
+        self._calibration = Calibration(start)
         self._overheads: dict[str, Overhead] = {}
         """By algorithm, when its collectives were last seen each by itself."""
         self._costs: dict[str, CodecCost] = {}
         self._refused: set[str] = set()
         """Algorithms, knobs and codecs."""
+        self._advised = False
 
     def forgive(self) -> None:
         """The links have changed: what failed on them may do now."""
@@ -67,17 +70,20 @@ class Knobs:
         refused = {Knob.PLAN: tried.plan.algorithm, Knob.CODEC: tried.codec}
         self._refused.add(str(refused.get(trial.knob, trial.knob)))
 
-    def see_cost(self, cost: CodecCost) -> None:
-        """What a rank measured of a codec; the slowest rank counts."""
-        known = self._costs.get(cost.codec, cost)
-        if cost.codec in self._costs or len(self._costs) < MAX_CODECS:
-            self._costs[cost.codec] = CodecCost(
-                cost.codec,
-                max(known.encode_s_per_byte, cost.encode_s_per_byte),
-                max(known.decode_s_per_byte, cost.decode_s_per_byte),
-                max(known.extra_latency_s, cost.extra_latency_s),
-                min(known.ratio, cost.ratio),
-            )
+    def see_cost(self, cost: CodecCost) -> bool:
+        """What a rank measured of a codec, the slowest rank counts; True if the codec is new."""
+        known = self._costs.get(cost.codec)
+        if known is None and len(self._costs) >= MAX_CODECS:
+            return False
+        same = known or cost
+        self._costs[cost.codec] = CodecCost(
+            cost.codec,
+            max(same.encode_s_per_byte, cost.encode_s_per_byte),
+            max(same.decode_s_per_byte, cost.decode_s_per_byte),
+            max(same.num_collectives, cost.num_collectives),
+            min(same.ratio, cost.ratio),
+        )
+        return known is None
 
     def asked_for(self, current: Regime) -> Regime:
         """``current`` with what the user has fixed of fusion and codec."""
@@ -86,8 +92,15 @@ class Knobs:
         codec = current.codec if fixed.compression == AUTO else fixed.compression
         return replace(current, fusion_bytes=fusion, codec=codec)
 
-    def plan(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> Planned:
-        """The plan for ``graph``."""
+    def plan(
+        self,
+        steps: Sequence[MeasuredStep],
+        current: Regime,
+        graph: LinkGraph,
+        *,
+        degraded: bool,
+    ) -> Planned:
+        """The plan for ``graph``, in which a link may be known to be slow."""
         return replan(
             graph,
             self._wire_sizes(steps[-1], current),
@@ -95,6 +108,7 @@ class Knobs:
             self._calibration,
             self._settings,
             backend=self._backend,
+            degraded=degraded,
             refused=self._refused,
         )
 
@@ -114,20 +128,19 @@ class Knobs:
         """``current`` with the best codec, and why."""
         if self._settings.compression != AUTO:
             return current, ""
-        cost = self._cost(steps, current, graph)
-        whole = median(step.transfer_s / sum(step.sizes) for step in steps)
-        s_per_byte = cost.s_per_byte if cost is not None else whole
-        codec, reason = better_codec(
-            self._costs,
-            current.collectives(steps[-1].sizes),
-            s_per_byte * self._ratio(current),
-            current.codec,
-            step_s=median(step.step_time_s for step in steps),
-            exposed_s=median(step.exposed_s for step in steps),
-            margin=self._settings.margin,
-            refused=self._refused,
-        )
+        sending = self._sending(steps, current, graph)
+        margin, refused = self._settings.margin, self._refused
+        codec, reason = better_codec(self._costs, sending, current.codec, margin, refused)
         return replace(current, codec=codec), reason
+
+    def advice(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> str:
+        """What the user might choose that isn't chosen here; empty if nothing, or said before."""
+        if self._settings.compression != AUTO or self._advised:
+            return ""
+        sending = self._sending(steps, current, graph)
+        words = advice(self._costs, sending, current.codec, self._settings.margin)
+        self._advised = bool(words)
+        return words
 
     def judge(self, trial: Trial, tried: Regime, after: Sequence[MeasuredStep]) -> tuple[bool, str]:
         """Whether a change stays, and the numbers in words."""
@@ -182,6 +195,24 @@ class Knobs:
         ratio = self._ratio(regime)
         return [max(1, round(nbytes / ratio)) for nbytes in regime.collectives(step.sizes)]
 
+    def _sending(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> Sending:
+        whole = median(step.transfer_s / sum(step.sizes) for step in steps)
+        cost = self._cost(steps, current, graph) or Overhead(0.0, whole)
+        return Sending(
+            sizes=current.collectives(steps[-1].sizes),
+            plain=self._uncompressed(cost, current),
+            step_s=median(step.step_time_s for step in steps),
+            exposed_s=median(step.exposed_s for step in steps),
+        )
+
+    def _uncompressed(self, cost: Overhead, current: Regime) -> Overhead:
+        """What a collective would cost without the codec in force, whose coding is in ``cost``."""
+        codec = self._costs.get(current.codec)
+        if codec is None:
+            return cost
+        on_links = cost.s_per_byte - codec.encode_s_per_byte - codec.decode_s_per_byte
+        return Overhead(cost.seconds / codec.num_collectives, max(0.0, on_links) * codec.ratio)
+
     def _ratio(self, regime: Regime) -> float:
         return self._costs[regime.codec].ratio if regime.codec in self._costs else 1.0
 
@@ -190,7 +221,8 @@ class Knobs:
     ) -> Overhead | None:
         """What a collective costs under ``current``."""
         known = self._overheads.get(current.plan.algorithm) if current.fusion_bytes else None
-        cost = overhead(steps, known, _s_per_byte(current, steps[-1], graph))
+        believed = _s_per_byte(current, steps[-1], graph) / self._ratio(current)
+        cost = overhead(steps, known, believed)
         if cost is not None and not current.fusion_bytes:
             self._overheads[current.plan.algorithm] = cost
         return cost

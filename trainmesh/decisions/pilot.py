@@ -12,9 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from trainmesh.compression import CodecCost
 from trainmesh.decisions.knobs import Knob, Knobs, Trial
 from trainmesh.decisions.links import Links
 from trainmesh.decisions.noticing import baseline, change
+from trainmesh.decisions.planning import Planned
 from trainmesh.decisions.prober import Prober
 from trainmesh.decisions.regime import Regime, same_way
 from trainmesh.decisions.settings import Settings
@@ -134,6 +136,11 @@ class Pilot:
         self._trial = None
         self._phase = Phase.MEASURE
 
+    def codec_cost(self, cost: CodecCost) -> None:
+        """What a rank reports of a codec: of one that wasn't known, it may be time to try it."""
+        if self.knobs.see_cost(cost) and self._phase is Phase.SETTLED:
+            self._phase = Phase.MEASURE
+
     def pairs(self, pairs: Iterable[PairTime]) -> None:
         """What ranks report of a probe."""
         self.prober.add(pairs)
@@ -167,7 +174,7 @@ class Pilot:
         if only is not None and only != self._current.plan.algorithm:
             if self._ask_links(now_s, turn):
                 return
-            planned = self.knobs.plan(steps, self._current, self.links.now)
+            planned = self._plan(steps)
             if planned.plan is not None:
                 turn.choice = planned.choice
                 wanted, reason = replace(wanted, plan=planned.plan), planned.reason
@@ -184,6 +191,8 @@ class Pilot:
             if regime != current:
                 turn.proposal = Proposal(regime, reason, trial=Trial(knob, current, steps))
                 return
+        if words := self.knobs.advice(steps, current, graph):
+            turn.say("note", words)
         self._usual_s = baseline(steps)
         self._evidence = self._evidence.settled(steps)
         self._phase = Phase.SETTLED
@@ -205,7 +214,7 @@ class Pilot:
             return False
         if self._refit:
             self._fit(steps, turn)
-        planned = self.knobs.plan(steps, self._current, self.links.now)
+        planned = self._plan(steps)
         if planned.plan is None:
             if self._said != self._topic:
                 self._said = self._topic
@@ -220,6 +229,10 @@ class Pilot:
                 trial=Trial(Knob.PLAN, self._current, steps),
             )
         return True
+
+    def _plan(self, steps: Sequence[MeasuredStep]) -> Planned:
+        degraded = bool(self.links.slow)
+        return self.knobs.plan(steps, self._current, self.links.now, degraded=degraded)
 
     @property
     def _topic(self) -> tuple[int, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainmesh.compression import AUTO
 from trainmesh.types import Algorithm
 
 __all__ = ["AUTO", "NO_CODEC", "Settings"]
 
-AUTO = "auto"
 NO_CODEC = "none"
 
 
