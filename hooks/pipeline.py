@@ -11,6 +11,7 @@ and all ranks store the root's sum: results are the same on every rank and in ev
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -31,8 +32,10 @@ from trainmesh.types import Plan
 
 __all__ = ["PipelinedExecutor"]
 
-AHEAD_BYTES = 2_000_000
-"""Receives that a lane has posted ahead: enough for the notes to overtake what is on the way."""
+AHEAD_BYTES = 500_000
+AHEAD_PIECES = 4
+"""Receives that a lane has posted ahead: enough for the notes to overtake what is on the way, and
+not so many that messages which nobody waits for yet fill the queues of the links."""
 MIN_PIECE_BYTES = 128 * 1024
 """Below, the fixed cost of a message (some 100 us of Python) counts for more than what a longer
 pipeline saves."""
@@ -59,7 +62,7 @@ class PipelinedExecutor:
         # Messages to higher ranks have the first group, those to lower ranks the second.
         everyone = range(fabric.world_size)
         self._groups = [fabric.new_group(everyone), fabric.new_group(everyone)]
-        window = max(2, AHEAD_BYTES // self._piece_bytes)
+        window = max(AHEAD_PIECES, AHEAD_BYTES // self._piece_bytes)
         self._lanes = {
             lane: _Receiver(lane, self._parts, self._group(lane.src, fabric.rank), self, window)
             for lane in sorted({lane for part in self._parts for lane in part.lanes()})
@@ -102,7 +105,8 @@ class PipelinedExecutor:
 
     def _send(self, bucket: _Bucket, item: Item, dst: int) -> None:
         group = self._group(self._fabric.rank, dst)
-        bucket.sends.append((dst, group.send([bucket.piece(item)], dst, bucket.tag(item))))
+        work = group.send([bucket.piece(item)], dst, bucket.tag(item))
+        bucket.sends[item.tree, item.is_up].append((dst, work))
         bucket.count_down()
 
     def _group(self, src: int, dst: int) -> dist.ProcessGroup:
@@ -140,7 +144,10 @@ class _Bucket:
         """What has arrived from children whose turn has not come."""
         self.turns: dict[Item, int] = {}
         self._lock = threading.Lock()
-        self.sends: deque[tuple[int, dist.Work]] = deque()
+        self.sends: dict[tuple[int, bool], deque[tuple[int, dist.Work]]] = {
+            (tree, is_up): deque() for tree in range(len(layout.first)) for is_up in (True, False)
+        }
+        """By tree and direction, what nobody has waited for yet. Each can be waited for once."""
         self._errors: list[tuple[int, str]] = []
         self.done = threading.Event()
         if not self._missing:
@@ -155,6 +162,24 @@ class _Bucket:
 
     def tag(self, item: Item) -> int:
         return (self._first_tag + 2 * self.layout.number(item) + item.is_up) % TAGS
+
+    def wait_for_sends(self, tree: int, is_up: bool, *, left: int) -> None:
+        """Until only so many are on their way.
+
+        Raises:
+            RuntimeError: one can't be sent; ``fail`` has been told.
+        """
+        sends = self.sends[tree, is_up]
+        while len(sends) > left:
+            try:
+                dst, work = sends.popleft()
+            except IndexError:  # another lane was quicker
+                return
+            try:
+                work.wait()
+            except RuntimeError as error:
+                self.fail(f"rank {dst} took no more gradients: {_first_line(error)}")
+                raise
 
     def count_down(self) -> None:
         """A message has been sent, or a piece is complete."""
@@ -218,13 +243,10 @@ class _Ender(_Worker):
         bucket.done.wait()  # the lanes' messages time out, so this ends
         if bucket.error is not None:
             time.sleep(GRACE_S)
-        for dst, work in bucket.sends:
-            if bucket.error is not None:
-                break
-            try:
-                work.wait()
-            except RuntimeError as error:
-                bucket.fail(f"rank {dst} took no more gradients: {_first_line(error)}")
+        for tree, is_up in bucket.sends:
+            if bucket.error is None:
+                with contextlib.suppress(RuntimeError):  # the bucket knows
+                    bucket.wait_for_sends(tree, is_up, left=0)
         bucket.end()
 
 
@@ -294,7 +316,19 @@ class _Receiver(_Worker):
                 self._executor.complete(bucket, item, part)
             elif self._add(bucket, item, arrival):
                 self._executor.reduced(bucket, item, part)
-            posted.extend(self._post(bucket, item) for item in islice(items, 1))
+            for following in islice(items, 1):
+                self._hold_back(bucket, following)
+                posted.append(self._post(bucket, following))
+
+    def _hold_back(self, bucket: _Bucket, item: Item) -> None:
+        """Until what it leads to is not far behind: a tree that runs ahead takes bandwidth from
+        what others wait for. What is waited for comes before ``item`` in the order of all messages
+        (see Layout): it is of a piece that is earlier by more than the lag."""
+        part = self._parts[item.tree]
+        goes_up = item.is_up and part.parent is not None
+        sends_per_piece = 1 if goes_up else len(part.targets)
+        lag = part.lags[part.children.index(self._lane.src)] if item.is_up else 1
+        bucket.wait_for_sends(item.tree, goes_up, left=sends_per_piece * max(AHEAD_PIECES, lag))
 
     def _post(self, bucket: _Bucket, item: Item) -> tuple[Item, _Arrival]:
         """Ask for ``item``: a sum goes where it belongs, a contribution into scratch."""

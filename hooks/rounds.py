@@ -27,7 +27,7 @@ from trainmesh.errors import PlanError
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
-from trainmesh.hooks.trees import cut
+from trainmesh.hooks.trees import cut, hops
 from trainmesh.schedule import trees
 from trainmesh.types import Plan, Tree
 
@@ -61,7 +61,7 @@ def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[
     """
     planned: dict[int, list[Op]] = defaultdict(list)
     for number, (tree, count) in enumerate(zip(trees, counts, strict=True)):
-        for src, dst, depth, is_up in _hops(tree):
+        for src, dst, depth, is_up in hops(tree):
             if rank not in (src, dst):
                 continue
             peer = src if dst == rank else dst
@@ -70,18 +70,6 @@ def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[
                 planned[depth + piece].append(op)
     for turn in sorted(planned):
         yield planned[turn]
-
-
-def _hops(tree: Tree) -> Iterator[tuple[int, int, int, bool]]:
-    """From, to, hops before it, and whether it is on the way up, in an order that all share."""
-    ready: dict[int, int] = defaultdict(int)
-    for hop in tree.up:  # a rank's own comes after those that it waits for
-        yield hop.src, hop.dst, ready[hop.src], True
-        ready[hop.dst] = max(ready[hop.dst], ready[hop.src] + 1)
-    there = {tree.root: ready[tree.root]}
-    for hop in tree.down:
-        yield hop.src, hop.dst, there[hop.src], False
-        there[hop.dst] = there[hop.src] + 1
 
 
 @dataclass(frozen=True, eq=False)

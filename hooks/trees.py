@@ -9,7 +9,6 @@ This module says what one rank does, without doing it: pure and without torch.
 
 from __future__ import annotations
 
-import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from trainmesh.types import Tree
 
-__all__ = ["Item", "Lane", "Layout", "Part", "cut", "parts"]
+__all__ = ["Item", "Lane", "Layout", "Part", "cut", "hops", "parts"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Part:
     its ``targets``."""
 
     children: tuple[int, ...]
+    lags: tuple[int, ...]
+    """For each child, how many hops later its messages go on, with those of the others."""
     parent: int | None
     source: int | None
     targets: tuple[int, ...]
@@ -47,14 +48,18 @@ class Part:
 
 def parts(trees: Sequence[Tree], rank: int) -> tuple[Part, ...]:
     """The parts of ``rank``, by tree."""
-    return tuple(
-        Part(
-            children=tuple(hop.src for hop in tree.up if hop.dst == rank),
-            parent=next((hop.dst for hop in tree.up if hop.src == rank), None),
-            source=next((hop.src for hop in tree.down if hop.dst == rank), None),
-            targets=tuple(hop.dst for hop in tree.down if hop.src == rank),
-        )
-        for tree in trees
+    return tuple(_part(tree, rank) for tree in trees)
+
+
+def _part(tree: Tree, rank: int) -> Part:
+    into = {src: depth for src, dst, depth, is_up in hops(tree) if is_up and dst == rank}
+    last = max(into.values(), default=0)
+    return Part(
+        children=tuple(into),
+        lags=tuple(last + 1 - depth for depth in into.values()),
+        parent=next((hop.dst for hop in tree.up if hop.src == rank), None),
+        source=next((hop.src for hop in tree.down if hop.dst == rank), None),
+        targets=tuple(hop.dst for hop in tree.down if hop.src == rank),
     )
 
 
@@ -80,10 +85,11 @@ class Layout:
     ``expected``: the messages of each lane in the order in which they probably arrive.
     ``turns``: the order in which the children's messages are added, for each piece.
 
-    Both orders are those of one imagined run of the whole plan, the same on every rank. So of all
-    messages that have not been received, the first in that run can be: its sender has all it
-    needs, and its receiver waits for nothing that comes later. No rank waits for ever, although
-    a lane takes messages only in its order and holds a few only.
+    Both orders are those of one order of all messages of the plan, in which each comes after those
+    that it needs. So of all messages that have not been received, the first in it can be: its
+    sender has all it needs, and its receiver waits for nothing that comes later. No rank waits for
+    ever, although a lane takes messages only in its order and holds a few only; nor if a lane waits
+    until the pieces before the last few (and no fewer than the lag) have been sent on.
     """
 
     sizes: tuple[int, ...]
@@ -95,7 +101,7 @@ class Layout:
     def of(cls, trees: Sequence[Tree], rank: int, numel: int, piece_numel: int) -> Layout:
         """Cut ``numel`` elements into pieces of about ``piece_numel``, the same on every rank."""
         sizes, first = cut(trees, numel, piece_numel)
-        arrivals = _arrivals(trees, rank, sizes, first)
+        arrivals = _arrivals(trees, rank, first)
         expected: dict[Lane, list[Item]] = defaultdict(list)
         turns: dict[Item, list[int]] = defaultdict(list)
         for src, item in arrivals:
@@ -144,63 +150,30 @@ def cut(trees: Sequence[Tree], numel: int, piece_numel: int) -> tuple[list[int],
     return sizes, first
 
 
-@dataclass(frozen=True)
-class _Link:
-    """A hop of a tree; ``needs`` counts the hops whose messages it waits for."""
-
-    tree: int
-    src: int
-    dst: int
-    is_up: bool
-    needs: int
-    followers: tuple[int, ...]
-
-
-def _links(trees: Sequence[Tree]) -> list[_Link]:
-    found: list[_Link] = []
-    for number, tree in enumerate(trees):
-        base = len(found)
-        hops = [(hop, True) for hop in tree.up] + [(hop, False) for hop in tree.down]
-        into: dict[tuple[int, bool], list[int]] = defaultdict(list)
-        for place, (hop, is_up) in enumerate(hops):
-            into[hop.dst, is_up].append(base + place)
-        needs = [into[hop.src, is_up or hop.src == tree.root] for hop, is_up in hops]
-        followers: dict[int, list[int]] = defaultdict(list)
-        for place, needed in enumerate(needs):
-            for link in needed:
-                followers[link].append(base + place)
-        found += [
-            _Link(number, hop.src, hop.dst, is_up, len(needed), tuple(followers[base + place]))
-            for place, ((hop, is_up), needed) in enumerate(zip(hops, needs, strict=True))
-        ]
-    return found
+def hops(tree: Tree) -> Iterator[tuple[int, int, int, bool]]:
+    """From, to, how many hops come before it, and whether it is on the way up; each after those
+    that it waits for, in an order that all ranks share."""
+    ready: dict[int, int] = defaultdict(int)
+    for hop in tree.up:
+        yield hop.src, hop.dst, ready[hop.src], True
+        ready[hop.dst] = max(ready[hop.dst], ready[hop.src] + 1)
+    there = {tree.root: ready[tree.root]}
+    for hop in tree.down:
+        yield hop.src, hop.dst, there[hop.src], False
+        there[hop.dst] = there[hop.src] + 1
 
 
-def _arrivals(
-    trees: Sequence[Tree], rank: int, sizes: Sequence[int], first: Sequence[int]
-) -> list[tuple[int, Item]]:
-    """Play all messages through, in the order in which they can leave; a rank sends one at a time
-    and receives one at a time. What reaches ``rank``, with its senders, in order."""
-    links = _links(trees)
-    waiting = {
-        (number, piece): link.needs
-        for number, link in enumerate(links)
-        for piece in range(first[link.tree + 1] - first[link.tree])
-    }
-    ready = [(0, key[1], key[0]) for key, needs in waiting.items() if not needs]
-    heapq.heapify(ready)
-    free_out: dict[int, int] = defaultdict(int)
-    free_in: dict[int, int] = defaultdict(int)
-    found: list[tuple[int, int, Item]] = []
-    while ready:
-        time, piece, number = heapq.heappop(ready)
-        link = links[number]
-        end = max(time, free_out[link.src], free_in[link.dst]) + sizes[first[link.tree] + piece]
-        free_out[link.src] = free_in[link.dst] = end
-        if link.dst == rank:
-            found.append((end, link.src, Item(link.tree, piece, link.is_up)))
-        for follower in link.followers:
-            waiting[follower, piece] -= 1
-            if not waiting[follower, piece]:
-                heapq.heappush(ready, (end, piece, follower))
-    return [(src, item) for _, src, item in sorted(found)]
+def _arrivals(trees: Sequence[Tree], rank: int, first: Sequence[int]) -> list[tuple[int, Item]]:
+    """What reaches ``rank``, with its senders, in the order in which all trees progress alike: of
+    each the same part has gone by at any time, a hop later by one piece of the largest."""
+    counts = [b - a for a, b in pairwise(first)]
+    hop_time = 1 / max(*counts, 1)
+    found: list[tuple[float, int, int, int, int, bool]] = []
+    for number, (tree, count) in enumerate(zip(trees, counts, strict=True)):
+        for place, (src, dst, depth, is_up) in enumerate(hops(tree)):
+            if dst == rank:
+                found += [
+                    (piece / count + depth * hop_time, number, place, piece, src, is_up)
+                    for piece in range(count)
+                ]
+    return [(src, Item(number, piece, is_up)) for _, number, _, piece, src, is_up in sorted(found)]

@@ -27,10 +27,10 @@ __all__ = ["CALIBRATION", "GROUP", "UNMEASURED", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
 CALIBRATION: Mapping[str, float] = {
-    Algorithm.TREE: 1.05,
-    Algorithm.HIERARCHICAL: 1.1,
-    Algorithm.SHARDED: 1.1,
-    Algorithm.FOREST: 1.2,
+    Algorithm.TREE: 1.1,
+    Algorithm.HIERARCHICAL: 1.05,
+    Algorithm.SHARDED: 1.2,
+    Algorithm.FOREST: 1.1,
 }
 """Measured / predicted time of executors against native's (benchmarks/lab.py: medians over its
 scenarios). A job corrects them by what it measures."""
