@@ -22,6 +22,9 @@ __all__ = ["JobMemory", "memory_file", "recall", "remember"]
 
 MIB = 1024 * 1024
 MAX_BYTES = 64 * 1024
+LARGEST_MB = 25
+"""DDP's own. Larger ones leave less to overlap with, and would replace DDP's small first bucket;
+where they pay they are fused in mid-run, from which there is a way back."""
 
 
 class JobMemory(Struct, frozen=True, kw_only=True):
@@ -31,14 +34,15 @@ class JobMemory(Struct, frozen=True, kw_only=True):
 
 
 def memory_file(args: Namespace, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where a job is remembered: by ``--job``, else by its script's path."""
+    """Where a job is remembered: by ``--job``, else by its script's path and arguments and the
+    number of its processes; buckets that are best for one batch size are not for another."""
     root = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = args.job
     if not name:
         script = os.path.abspath(args.training_script)
-        name = (
-            f"{job_slug(Path(script).stem)[:24]}-{hashlib.sha256(script.encode()).hexdigest()[:8]}"
-        )
+        same = [script, *args.training_script_args, str(args.nnodes), str(args.nproc_per_node)]
+        digest = hashlib.sha256("\0".join(same).encode()).hexdigest()[:8]
+        name = f"{job_slug(Path(script).stem)[:24]}-{digest}"
     return root / "trainmesh" / "jobs" / f"{name}.json"
 
 
@@ -56,13 +60,16 @@ def recall(path: Path) -> float:
 
 def remember(path: Path, status_file: Path) -> None:
     """Keep what the run, whose newest JobStatus is in ``status_file``, has learned: the fusion size
-    that was in force when it ended. A run that fused nothing changes nothing."""
+    that was in force when it ended. A run that fused nothing, or more than ``LARGEST_MB``, changes
+    nothing."""
     try:
         status = decode(status_file.read_bytes(), JobStatus, what=str(status_file))
     except (OSError, WireError):
         return
     hint = status.hint
-    if hint is None or hint.epoch != status.epoch or not hint.fusion_bytes:
+    if hint is None or hint.epoch != status.epoch:
+        return
+    if not 0 < hint.fusion_bytes <= LARGEST_MB * MIB:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ __all__ = ["CALIBRATION", "GROUP", "UNMEASURED", "choose", "planners"]
 
 GROUP = "trainmesh.planners"
 CALIBRATION: Mapping[str, float] = {
-    Algorithm.TREE: 1.1,
-    Algorithm.HIERARCHICAL: 1.05,
+    Algorithm.TREE: 1.05,
+    Algorithm.HIERARCHICAL: 1.0,
     Algorithm.SHARDED: 1.2,
     Algorithm.FOREST: 1.1,
 }

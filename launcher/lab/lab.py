@@ -142,13 +142,15 @@ class Lab:
 
     def environment(self, host: str) -> dict[str, str]:
         """What a host's commands find in their environment: the interface to the emulated network
-        for gloo and NCCL, and a run directory of the host's own."""
+        for gloo and NCCL, a run directory of the host's own, and a cache of the lab's, so that what
+        jobs learn here stays here."""
         runs = self.runs_directory(host)
         runs.mkdir(mode=0o700, exist_ok=True)
         return {
             "GLOO_SOCKET_IFNAME": DATA_DEVICE,
             "NCCL_SOCKET_IFNAME": f"={DATA_DEVICE}",
             "XDG_RUNTIME_DIR": str(runs),
+            "XDG_CACHE_HOME": str(runs),
         }
 
     def runs_directory(self, host: str) -> Path:

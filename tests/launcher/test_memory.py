@@ -24,14 +24,24 @@ def status(path: Path, *, fusion_bytes: int, epoch: int = 3, in_force: int = 3) 
 def test_a_job_is_remembered_by_its_name_or_by_its_script(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
 
-    def where(job: str | None, script: str) -> str:
-        args = Namespace(job=job, training_script=script)
+    def where(job: str | None, script: str, *script_args: str, nproc: str = "1") -> str:
+        args = Namespace(
+            job=job,
+            training_script=script,
+            training_script_args=list(script_args),
+            nnodes="1:1",
+            nproc_per_node=nproc,
+        )
         return str(memory_file(args, environ).relative_to(tmp_path))
 
     assert where("mine", "train.py") == where("mine", "other.py") == "trainmesh/jobs/mine.json"
     assert where(None, "/a/train.py") == where(None, "/a/../a/train.py")
     assert where(None, "/a/train.py") != where(None, "/b/train.py")
     assert "/train-" in where(None, "/a/train.py")
+    # Buckets learned with next to no compute once made a run with compute 12 % slower.
+    batches = [where(None, "/a/train.py", "--batch", size) for size in ("1", "512")]
+    assert len({*batches, where(None, "/a/train.py"), where(None, "/a/train.py", nproc="2")}) == 4
+    assert where("mine", "train.py", "--batch", "1") == where("mine", "train.py")
     home = memory_file(Namespace(job="mine", training_script=""), {})
     assert home == Path.home() / ".cache/trainmesh/jobs/mine.json"
 
@@ -45,6 +55,8 @@ def test_the_fusion_size_in_force_becomes_the_bucket_size(tmp_path: Path) -> Non
     assert recall(memory) == 8
     remember(memory, status(tmp_path / "status", fusion_bytes=4 * MIB, epoch=4))
     assert recall(memory) == 8  # the ranks never took it up
+    remember(memory, status(tmp_path / "status", fusion_bytes=26 * MIB))
+    assert recall(memory) == 8  # next to nothing would be left to overlap with
     assert [path.name for path in memory.parent.iterdir()] == ["j.json"]
 
 
