@@ -11,7 +11,6 @@ and all ranks store the root's sum: results are the same on every rank and in ev
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -76,10 +75,13 @@ class PipelinedExecutor:
         for lane in layout.expected:
             self._lanes[lane].take(bucket)
         # What comes back must not be awaited before it can be asked for: receivers first.
-        for item in layout.by_piece(is_up=True):
-            part = self._parts[item.tree]
-            if not part.children:
-                self.reduced(bucket, item, part)
+        try:
+            for item in layout.by_piece(is_up=True):
+                part = self._parts[item.tree]
+                if not part.children:
+                    self.reduced(bucket, item, part)
+        except _UndeliveredError as error:
+            bucket.fail(str(error))
         self._ender.take(bucket)
         return bucket.future
 
@@ -105,7 +107,10 @@ class PipelinedExecutor:
 
     def _send(self, bucket: _Bucket, item: Item, dst: int) -> None:
         group = self._group(self._fabric.rank, dst)
-        work = group.send([bucket.piece(item)], dst, bucket.tag(item))
+        try:
+            work = group.send([bucket.piece(item)], dst, bucket.tag(item))
+        except RuntimeError as error:  # the connection is known to be closed
+            raise _UndeliveredError(dst, error) from error
         bucket.sends[item.tree, item.is_up].append((dst, work))
         bucket.count_down()
 
@@ -124,6 +129,13 @@ class PipelinedExecutor:
             layout = Layout.of(self._trees, self._fabric.rank, buffer.numel(), piece_numel)
             self._layouts[key] = layout
         return layout
+
+
+class _UndeliveredError(RuntimeError):
+    """A message could not be sent."""
+
+    def __init__(self, dst: int, error: RuntimeError) -> None:
+        super().__init__(f"rank {dst} took no more gradients: {_first_line(error)}")
 
 
 class _Bucket:
@@ -167,7 +179,7 @@ class _Bucket:
         """Until only so many are on their way.
 
         Raises:
-            RuntimeError: one can't be sent; ``fail`` has been told.
+            _UndeliveredError: one can't be sent.
         """
         sends = self.sends[tree, is_up]
         while len(sends) > left:
@@ -178,8 +190,7 @@ class _Bucket:
             try:
                 work.wait()
             except RuntimeError as error:
-                self.fail(f"rank {dst} took no more gradients: {_first_line(error)}")
-                raise
+                raise _UndeliveredError(dst, error) from error
 
     def count_down(self) -> None:
         """A message has been sent, or a piece is complete."""
@@ -244,9 +255,12 @@ class _Ender(_Worker):
         if bucket.error is not None:
             time.sleep(GRACE_S)
         for tree, is_up in bucket.sends:
-            if bucket.error is None:
-                with contextlib.suppress(RuntimeError):  # the bucket knows
-                    bucket.wait_for_sends(tree, is_up, left=0)
+            if bucket.error is not None:
+                break
+            try:
+                bucket.wait_for_sends(tree, is_up, left=0)
+            except _UndeliveredError as error:
+                bucket.fail(str(error))
         bucket.end()
 
 
@@ -298,6 +312,8 @@ class _Receiver(_Worker):
         if self._error is None:
             try:
                 self._receive(bucket, iter(bucket.layout.expected[self._lane]))
+            except _UndeliveredError as error:
+                self._error = str(error)
             except RuntimeError as error:
                 self._error = f"rank {self._lane.src} sends no gradients: {_first_line(error)}"
         if self._error is not None:

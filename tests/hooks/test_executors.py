@@ -1,7 +1,9 @@
 """Every executor sums right, and alike on all ranks."""
 
+import gc
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -194,6 +196,32 @@ def test_a_rank_that_never_comes_is_named_within_the_timeout() -> None:
         for rank in (0, 1, 3):
             assert "gradients" in words[rank], (name, rank, words[rank])
         assert any("rank 2 " in text for text in words), (name, words)
+
+
+@pytest.mark.parametrize("name", ["tree", "two rings"])
+def test_a_rank_that_was_gone_before_the_bucket_came_is_named(name: str) -> None:
+    """Sending to it fails at once, where the hook is called; that error once named nobody."""
+    plan = plans(3)[name]
+    gone = threading.Barrier(3, timeout=60)
+
+    def work(fabric: ThreadFabric) -> str:
+        executor = load(plan.algorithm)(plan, fabric)
+        executor.reduce(torch.ones(1000), Mark(0, 4000)).wait()
+        if fabric.rank == 2:
+            executor.close()
+            del executor
+            gc.collect()  # closes its connections
+            gone.wait()
+            return ""
+        gone.wait()
+        time.sleep(0.2)
+        future = executor.reduce(torch.ones(1000), Mark(0, 4000))
+        with pytest.raises(RuntimeError) as caught:
+            future.wait()
+        return str(caught.value)
+
+    words = run_ranks(3, work, timeout_s=2)
+    assert all("gradients" in words[rank] and "rank " in words[rank] for rank in (0, 1)), words
 
 
 @pytest.mark.parametrize("seed", range(12))
