@@ -61,7 +61,7 @@ def test_a_transformer_on_another_plan_ends_within_rounding(here: Place) -> None
         ("none", "never communicated through DistributedDataParallel"),
         ("own", "own communication hook fp16_compress_hook is kept and timed"),
         ("builtin", "built-in communication hook is kept"),
-        ("compiled", "or only through a compiled one"),
+        ("compiled", "or only through a compiled module"),
     ],
 )
 def test_what_is_left_alone_is_said_in_one_line(here: Place, kind: str, words: str) -> None:
