@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher.lab.namespaces import CONTROL, Namespaces, isolated_script
+from trainmesh.launcher.lab.ready import has_input
 from trainmesh.launcher.lab.shape import Condition
 
 __all__ = ["Cables", "Ending"]
@@ -87,7 +87,7 @@ class Cables:
 
     def _answer(self) -> bytes:
         stdout = self._process.stdout
-        if stdout is None or not select.select([stdout], [], [], ANSWER_S)[0]:
+        if stdout is None or not has_input(stdout, ANSWER_S):
             return b""
         return os.read(stdout.fileno(), 64)
 

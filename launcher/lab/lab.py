@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from trainmesh.launcher.lab.network import (
     data_address,
     hosts_file,
 )
+from trainmesh.launcher.lab.ready import has_input
 from trainmesh.launcher.lab.shape import Condition
 from trainmesh.launcher.lab.state import make_directory, remove, sweep_labs
 from trainmesh.launcher.service import python_environment
@@ -268,7 +268,7 @@ def _directions(link: tuple[str, str], both: bool) -> list[tuple[str, str]]:
 
 def _first_line(process: subprocess.Popen[bytes]) -> str:
     stdout = process.stdout
-    if stdout is None or not select.select([stdout], [], [], STORE_START_S)[0]:
+    if stdout is None or not has_input(stdout, STORE_START_S):
         return ""
     return stdout.readline().decode().strip()
 

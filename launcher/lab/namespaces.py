@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, TypeAlias
 
 from trainmesh.errors import ConfigError
+from trainmesh.launcher.lab.ready import has_input
 from trainmesh.launcher.lab.state import write_info
 
 __all__ = ["CONTROL", "Namespaces", "Stream", "isolated_script"]
@@ -88,7 +88,7 @@ class Namespaces:
 
     def _receive(self, num_hosts: int) -> None:
         for _ in range(num_hosts + 1):
-            ready, _, _ = select.select([self._socket], [], [], START_S)
+            ready = has_input(self._socket, START_S)
             files = socket.recv_fds(self._socket, 1, NUM_FILES)[1] if ready else []
             if not files:
                 raise ConfigError(self._refusal())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import subprocess
 
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.namespaces import isolated_script
+from trainmesh.launcher.lab.ready import has_input
 
 __all__ = ["DEFAULT_BYTES", "stream_gbps"]
 
@@ -32,7 +32,7 @@ def stream_gbps(
     try:
         stdout = receiver.stdout
         port = b""
-        if stdout is not None and select.select([stdout], [], [], START_S)[0]:
+        if stdout is not None and has_input(stdout, START_S):
             port = stdout.readline().strip()
         sender = lab.start(src, [*script, "send", address, port.decode() or "0", str(nbytes)])
         words = receiver.communicate(timeout=timeout_s)[0].split()

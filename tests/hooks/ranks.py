@@ -1,6 +1,7 @@
 """Several ranks as threads of one process, joined by real gloo groups over real sockets: quick
 enough for property tests of executors. (Whole jobs are in tests/jobs.)"""
 
+import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -47,6 +48,7 @@ def run_ranks(
 ) -> list[Result]:
     """What ``work`` returns on each rank; the first error is raised."""
     store = dist.HashStore()
+    gc.collect()  # closes the connections of earlier groups, of which there are many
     with ThreadPoolExecutor(world_size) as pool:
         running = [
             pool.submit(lambda rank=rank: work(ThreadFabric(store, rank, world_size, timeout_s)))

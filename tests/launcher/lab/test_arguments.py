@@ -1,5 +1,7 @@
 """The words of ``trainmesh lab run``, and what other actions print."""
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.lab.arguments import parse
+from trainmesh.launcher.lab.ready import has_input
 
 SCRIPT = str(Path(__file__).parents[2] / "jobs" / "paced.py")
 Star = Callable[..., Path]
@@ -106,3 +109,17 @@ def test_check_says_what_is_missing_and_how_to_get_it(
     found = capsys.readouterr()
     assert "no lab here: no program unshare: apt-get install util-linux; " in found.err
     assert "no program tc: apt-get install iproute2" in found.err
+
+
+def test_input_is_seen_on_any_file_descriptor() -> None:
+    """``select`` refuses those beyond 1 023, which a process with many connections has."""
+    reader, writer = os.pipe()
+    high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1100)
+    try:
+        with os.fdopen(high, "rb") as file:
+            assert not has_input(file, 0.01)
+            os.write(writer, b"x")
+            assert has_input(file, 5)
+    finally:
+        os.close(reader)
+        os.close(writer)
