@@ -2,10 +2,9 @@
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-
-import torch
 
 __all__ = ["describe", "spread"]
 
@@ -22,7 +21,7 @@ def describe() -> str:
     )
     return (
         f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"Python {platform.python_version()}, torch {version('torch')}"
     )
 
 

@@ -30,6 +30,11 @@ COMMANDS = {
     "plan": "the bound and the best plan for a topology file, without a job",
     "explain": "the plan in force, and why",
     "lab": "run a job on an emulated cluster of network namespaces",
+    "serve": "route OpenAI-compatible requests to inference endpoints",
+    "quarantine": "which links, nodes and endpoints are out of use, and why",
+    "endpoints": "what running routers see; cordon, drain or uncordon an endpoint",
+    "why": "why a request went where it went",
+    "replay": "decide a ledger again, with the same policy or another",
     "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
 }
 

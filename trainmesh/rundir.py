@@ -33,6 +33,7 @@ __all__ = [
     "RunInfo",
     "job_slug",
     "live_runs",
+    "private_directory",
     "process_start_ticks",
     "runs_root",
     "sweep",
@@ -72,15 +73,7 @@ class RunDir:
         Raises:
             ConfigError: the root directory can't be made or belongs to somebody else.
         """
-        root = runs_root()
-        try:
-            path = _make_under(root, f"{job_slug(info.job)[:24]}-")
-        except OSError as error:
-            raise ConfigError(
-                f"can't make a run directory under {root}: {error.strerror}; set "
-                "XDG_RUNTIME_DIR to a writable directory"
-            ) from error
-        run = cls(path)
+        run = cls(private_directory(runs_root(), f"{job_slug(info.job)[:24]}-"))
         write_atomically(run.owner, encode(info))
         return run
 
@@ -98,6 +91,21 @@ class RunDir:
             self.path.parent.rmdir()
         except OSError:
             pass  # other runs are in it
+
+
+def private_directory(root: Path, prefix: str) -> Path:
+    """Make a new directory that only this user can read.
+
+    Raises:
+        ConfigError: ``root`` can't be made or belongs to somebody else.
+    """
+    try:
+        return _make_under(root, prefix)
+    except OSError as error:
+        raise ConfigError(
+            f"can't make a run directory under {root}: {error.strerror}; set "
+            "XDG_RUNTIME_DIR to a writable directory"
+        ) from error
 
 
 def _make_under(root: Path, prefix: str) -> Path:

@@ -1,0 +1,170 @@
+"""The router beside its peers, in one run: what it costs, and what becomes of requests.
+
+python benchmarks/serving/run.py [--quick] [--routers a,b] [--scenarios x,y] [--json FILE]
+
+Every router has the first CPU for itself; engines and load generator share the second one. Peers
+are installed on first use (peers.py). An idle machine, please: its load is printed. Scenarios are
+``overhead`` and those of faults.py and queues.py; ``--quick`` takes two minutes and is for a look.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from benchmarks.machine import describe
+from benchmarks.serving import overhead
+from benchmarks.serving.faults import FAULTS
+from benchmarks.serving.figures import Figures, Rounds, judged, table, typical
+from benchmarks.serving.peers import Unavailable
+from benchmarks.serving.programs import LOAD_CPU, certificate, compiled
+from benchmarks.serving.queues import QUEUES
+from benchmarks.serving.routers import ROUTERS
+from benchmarks.serving.scenario import Bench, Scenario
+
+OURS = "trainmesh"
+SCENARIOS = {scenario.name: scenario for scenario in (*FAULTS, *QUEUES)}
+Results = dict[str, Rounds | str]
+QUICK_ROUTERS = [OURS, "haproxy", "vllm-router"]
+QUICK_SCENARIOS = ["overhead", "slow", "disconnects"]
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)
+
+
+def collect(
+    names: Sequence[str], rounds: int, measure: Callable[[str, int], Figures], what: str
+) -> Results:
+    """Measures each in turn, ``rounds`` times over, so that a change of the machine meets all."""
+    results: Results = {name: [] for name in names}
+    for index in range(rounds):
+        for name in names:
+            have = results[name]
+            if isinstance(have, str):
+                continue
+            print(f"{what} {index + 1}/{rounds}: {name}", file=sys.stderr, flush=True)
+            try:
+                have.append(measure(name, index))
+            except (Unavailable, OSError) as error:
+                results[name] = str(error)
+    return results
+
+
+def measured(results: Results) -> dict[str, Figures]:
+    return {name: typical(r) for name, r in results.items() if not isinstance(r, str)}
+
+
+def ahead(results: Mapping[str, Figures], key: str, title: str) -> str:
+    """Whether ours has the least of ``key``, and who has less."""
+    better = [name for name, f in results.items() if f[key] < results[OURS][key]]
+    words = f"behind {', '.join(better)}" if better else "none has less"
+    return f"  {title}: {words}"
+
+
+def report_overhead(results: Results) -> None:
+    say("", "## Overhead, one CPU", *table(overhead.COLUMNS, results, "router"))
+    figures = measured(results)
+    ours = figures.pop(OURS, None)
+    if ours:
+        say("", *judged(overhead.AIMS, ours, figures), *overhead.distances(ours, figures))
+
+
+def report_scenario(scenario: Scenario, results: Results) -> None:
+    say("", f"## {scenario.name}: {scenario.about}", *table(scenario.columns, results, "router"))
+    figures = measured(results)
+    if OURS in figures:
+        say("", *judged(scenario.aims, figures[OURS], figures))
+        say(ahead(figures, scenario.key, scenario.key))
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = ROUTERS[name].version()
+        except Unavailable as error:
+            found[name] = f"not here: {error}"
+    return found
+
+
+def run_overhead(names: Sequence[str], rounds: int, scale: float, folder: Path) -> Results:
+    pem = certificate(folder)
+    direct: dict[int, Figures] = {}
+
+    def measure(name: str, index: int) -> Figures:
+        router = None if name == overhead.DIRECT else ROUTERS[name]
+        figures = overhead.measure(router, folder, pem, scale, direct.get(index, {}))
+        if router is None:
+            direct[index] = figures
+        return figures
+
+    return collect([overhead.DIRECT, *names], rounds, measure, "overhead")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--routers", type=lambda text: text.split(","))
+    parser.add_argument("--scenarios", type=lambda text: text.split(","))
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    chosen.routers = chosen.routers or (QUICK_ROUTERS if chosen.quick else list(ROUTERS))
+    chosen.scenarios = chosen.scenarios or (
+        QUICK_SCENARIOS if chosen.quick else ["overhead", *SCENARIOS]
+    )
+    chosen.rounds = chosen.rounds or (1 if chosen.quick else 3)
+    for given, known in (
+        (chosen.routers, [*ROUTERS]),
+        (chosen.scenarios, ["overhead", *SCENARIOS]),
+    ):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+    return chosen
+
+
+def main() -> int:
+    chosen = arguments()
+    scale = 0.3 if chosen.quick else 1.0
+    for program in ("mock", "load"):
+        compiled(program)
+    found = versions(chosen.routers)
+    os.sched_setaffinity(0, {LOAD_CPU})
+    say(describe(), f"load of the machine before: {os.getloadavg()[0]:.2f}")
+    say(", ".join(f"{name} {version}" for name, version in found.items()))
+    everything: dict[str, Results] = {}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="trainmesh-bench-") as name:
+        folder = Path(name)
+        for part in chosen.scenarios:
+            if part == "overhead":
+                results = run_overhead(chosen.routers, chosen.rounds, scale, folder)
+                report_overhead(results)
+            else:
+                scenario = SCENARIOS[part]
+                results = collect(
+                    chosen.routers,
+                    chosen.rounds,
+                    lambda name, _, run=scenario.run: run(Bench(ROUTERS[name], folder, scale)),  # type: ignore[misc]
+                    part,
+                )
+                report_scenario(scenario, results)
+            everything[part] = results
+    say("", f"{time.monotonic() - began:.0f} s")
+    if chosen.json:
+        document = {"machine": describe(), "versions": found, "results": everything}
+        chosen.json.write_bytes(msgspec.json.encode(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""``trainmesh why REQUEST_ID``: why a request went where it went."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from trainmesh.errors import TrainmeshError
+from trainmesh.format import duration
+from trainmesh.launcher.terminal import Output
+from trainmesh.serving.control.rundir import live_routers
+from trainmesh.serving.ledger.explain import AttemptStory, Terms, attempts_of, words
+from trainmesh.serving.ledger.reader import entries, find_lines
+from trainmesh.serving.ledger.segments import state_root
+
+__all__ = ["add_arguments", "run"]
+
+HEAD = ("endpoint", "RTT", "transfer", "waiting", "own work", "total", "score", "in flight")
+
+
+class NotRecorded(TrainmeshError):
+    """No ledger has the request."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("request_id", help="the x-trainmesh-request-id of the answer")
+    parser.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="DIR",
+        help="look in this ledger instead of those of this user's routers",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    stories = _find(args.request_id, [args.ledger] if args.ledger else _ledgers())
+    if args.json:
+        answer = {"words": words(stories), "attempts": stories}
+        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        return 0
+    output = Output()
+    output.text(*words(stories))
+    for number, story in enumerate(stories, 1):
+        if story.candidates:
+            output.heading(f"expected time to the first byte, attempt {number}")
+            output.table(HEAD, [_row(terms) for terms in story.candidates], "tnnnnnnn")
+    return 0
+
+
+def _find(request_id: str, folders: list[Path]) -> list[AttemptStory]:
+    for folder in folders:
+        stories = attempts_of(entries(find_lines(folder, request_id)))
+        if stories:
+            return stories
+    places = ", ".join(map(str, folders[:3])) or "any ledger of this user"
+    if len(folders) > 3:
+        places += f" or {len(folders) - 3} others"
+    raise NotRecorded(
+        f"no decision on request {request_id!r} is in {places}; the id is the answer's "
+        "x-trainmesh-request-id; attempts are there once they are over, and old ones are removed"
+    )
+
+
+def _ledgers() -> list[Path]:
+    """Those of running routers first, then those that were left behind, newest first."""
+    live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
+    left = sorted(state_root().glob("*/ledger"), key=_changed, reverse=True)
+    return list(dict.fromkeys((*live, *left)))
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _row(terms: Terms) -> list[str]:
+    return [
+        f"{terms.endpoint}{' *' if terms.chosen else ''}",
+        duration(terms.rtt_s),
+        duration(terms.transfer_s),
+        duration(terms.waiting_s),
+        duration(terms.own_s),
+        duration(terms.total_s),
+        "-" if terms.score is None else f"{terms.score:.4g}",
+        str(terms.inflight),
+    ]

@@ -1,0 +1,1 @@
+"""What may be written in serve.yaml: ``load`` reads and checks it, ``reload`` watches it."""

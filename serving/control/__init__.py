@@ -1,0 +1,1 @@
+"""What the workers are told: probes, telemetry, the link graph, verdicts and other routers."""

@@ -1,0 +1,106 @@
+"""Small HTTP requests to endpoints: bounded in time and size, errors in words."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from trainmesh.serving.config.types import EndpointConfig, UpstreamTls
+from trainmesh.serving.identity.certificates import FileProblem
+from trainmesh.serving.identity.tls import UpstreamSide
+from trainmesh.serving.identity.tls_words import handshake_problem
+
+__all__ = ["Answer", "Fetcher", "error_words", "root_of"]
+
+MAX_BYTES = 8 << 20
+"""Of a page; a busy engine's metrics are some 100 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``status`` is 0 and ``problem`` says why where there was no answer."""
+
+    status: int = 0
+    body: bytes = b""
+    problem: str = ""
+
+
+def root_of(url: str) -> URL:
+    """The URL that a server's own paths begin at: an endpoint's, without the ``/v1`` of OpenAI."""
+    parsed = URL(url)
+    path = parsed.path.rstrip("/")
+    return parsed.with_path(path.removesuffix("/v1") or "/")
+
+
+class Fetcher:
+    """Must be made and closed inside the running event loop. Every request has a connection of its
+    own, so that it also finds out whether the server still takes new ones. No secret is ever sent,
+    so a ``spiffe://`` name, which is not in OpenSSL's checks, is left to the data path."""
+
+    def __init__(self) -> None:
+        self._sides: dict[tuple[UpstreamTls, str], UpstreamSide] = {}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def get(self, endpoint: EndpointConfig, url: URL, timeout_s: float) -> Answer:
+        """GET ``url`` with the TLS of ``endpoint``; never raises for what the other side does."""
+        try:
+            side = self._side(endpoint, url)
+            async with self._session.get(
+                url,
+                ssl=side.context if side is not None else True,
+                server_hostname=side.server_hostname if side is not None else None,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as response:
+                return await _answer(response)
+        except TimeoutError:
+            return Answer(problem=f"no answer within {timeout_s:g} s")
+        except FileProblem as error:
+            return Answer(problem=str(error))
+        except (aiohttp.ClientError, OSError) as error:
+            return Answer(problem=error_words(error))
+
+    def _side(self, endpoint: EndpointConfig, url: URL) -> UpstreamSide | None:
+        """How to speak TLS with ``endpoint``, with the newest of its files; None for http.
+
+        Raises:
+            FileProblem: one of them can't be used.
+        """
+        if url.scheme != "https":
+            return None
+        key = (endpoint.tls, url.host or "")
+        if key not in self._sides:
+            self._sides[key] = UpstreamSide(*key)
+        self._sides[key].renew()
+        return self._sides[key]
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+async def _answer(response: aiohttp.ClientResponse) -> Answer:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BYTES:
+            return Answer(problem=f"more than {MAX_BYTES >> 20} MiB")
+    return Answer(response.status, bytes(body))
+
+
+def error_words(error: Exception) -> str:
+    """A failure of the network in one short line, the same whatever event loop it comes from."""
+    if isinstance(error.__cause__, ssl.SSLError):  # aiohttp's own errors don't say why
+        return handshake_problem(error.__cause__)
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number).lower()
+    cause = getattr(error, "os_error", error)
+    text = str(getattr(cause, "strerror", None) or cause or type(error).__name__)
+    return text.splitlines()[0][:200].lower()

@@ -1,0 +1,44 @@
+"""What probes have found out about one endpoint; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = ["DOWN_AFTER", "Pulse"]
+
+DOWN_AFTER = 3
+"""Failed checks in a row after which an endpoint gets no requests; one success ends it."""
+KEPT = 8
+"""Round trips of which the least counts: what is above it is queueing, not distance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """``rtts_s``: the newest round trips, the oldest first. ``problem``: why the last check
+    failed, empty if it did not. All is unknown at first, which is not unhealthy."""
+
+    rtts_s: tuple[float, ...] = ()
+    rtt_at_s: float = 0.0
+    failures: int = 0
+    problem: str = ""
+    checked_at_s: float = 0.0
+
+    def passed(self, rtt_s: float, now_s: float) -> Pulse:
+        """After a check that went well."""
+        return Pulse(rtts_s=(*self.rtts_s[1 - KEPT :], rtt_s), rtt_at_s=now_s, checked_at_s=now_s)
+
+    def failed(self, problem: str, now_s: float) -> Pulse:
+        """After one that did not."""
+        return replace(self, failures=self.failures + 1, problem=problem, checked_at_s=now_s)
+
+    @property
+    def rtt_s(self) -> float:
+        """The least of the newest round trips; 0 where none is known."""
+        return min(self.rtts_s, default=0.0)
+
+    @property
+    def down(self) -> str:
+        """Why it is taken for down; empty if it is not."""
+        if self.failures < DOWN_AFTER:
+            return ""
+        return f"health checks fail: {self.problem}"

@@ -1,0 +1,145 @@
+"""The run directory of a router: how its processes and ``trainmesh endpoints`` find each other.
+
+``<root>/serve-<pid>-.../`` (mode 0700) is beside the run directories of training jobs
+(``trainmesh.rundir``)::
+
+    router.json      RouterInfo: who made it, where its admin server is
+    config.json      the validated Config
+    snapshot.json    what the workers decide with
+    board-<n>        counters (``trainmesh.serving.board``), a new number with each reload
+    worker-<n>.json  WorkerWords: what only a worker knows, in words
+    admin.token      the admin's token where serve.yaml names none (mode 0600)
+    audit.jsonl      admin actions and refusals, unless serve.yaml says where
+
+Files that others read are replaced atomically. A directory whose owner is dead is swept away by
+the next router.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from msgspec import Struct
+
+from trainmesh.errors import WireError
+from trainmesh.rundir import (
+    private_directory,
+    process_start_ticks,
+    runs_root,
+    write_atomically,
+)
+from trainmesh.wire import decode, encode
+
+__all__ = ["RouterInfo", "ServeRun", "WorkerWords", "live_routers", "sweep"]
+
+PREFIX = "serve-"
+
+
+class RouterInfo(Struct, frozen=True, kw_only=True):
+    """Who made a run directory and where it listens."""
+
+    name: str
+    pid: int
+    start_ticks: int
+    """Start time of ``pid`` in clock ticks since boot, so that a reused pid is noticed."""
+    listen: str = ""
+    """Base URL for clients."""
+    admin: str = ""
+    """Base URL of the admin server."""
+    ledger: str = ""
+    """Folder of the ledger; empty: none is kept."""
+    started_unix_s: float = 0.0
+
+
+class WorkerWords(Struct, frozen=True, kw_only=True):
+    """What one worker knows of its endpoints: model -> endpoint -> why it gets no requests."""
+
+    excluded: dict[str, dict[str, str]] = {}
+
+
+class ServeRun:
+    """Paths inside one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.router = path / "router.json"
+        self.config = path / "config.json"
+        self.snapshot = path / "snapshot.json"
+        self.token = path / "admin.token"
+        self.audit = path / "audit.jsonl"
+
+    def board(self, generation: int) -> Path:
+        return self.path / f"board-{generation}"
+
+    def words(self, worker: int) -> Path:
+        return self.path / f"worker-{worker}.json"
+
+    @classmethod
+    def create(cls, name: str) -> ServeRun:
+        """Make the directory of a router that is just starting in this process.
+
+        Raises:
+            ConfigError: the root directory can't be made or belongs to somebody else.
+        """
+        run = cls(private_directory(runs_root(), f"{PREFIX}{os.getpid()}-"))
+        ticks = process_start_ticks(os.getpid()) or 0
+        run.publish(
+            RouterInfo(name=name, pid=os.getpid(), start_ticks=ticks, started_unix_s=time.time())
+        )
+        return run
+
+    def publish(self, info: RouterInfo) -> None:
+        """Write router.json; again once the addresses are known."""
+        write_atomically(self.router, encode(info))
+
+    def info(self) -> RouterInfo | None:
+        """The owner, or None if the file is missing or damaged."""
+        try:
+            return decode(self.router.read_bytes(), RouterInfo, what=str(self.router))
+        except (OSError, WireError):
+            return None
+
+    def worker_words(self, worker: int) -> WorkerWords:
+        """The words of a worker; nothing if it has not said any."""
+        path = self.words(worker)
+        try:
+            return decode(path.read_bytes(), WorkerWords, what=str(path), max_bytes=16 << 20)
+        except (OSError, WireError):
+            return WorkerWords()
+
+    def remove(self) -> None:
+        """Remove it, and the root if no other run is left in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            pass  # other runs are in it
+
+
+def live_routers() -> list[tuple[ServeRun, RouterInfo]]:
+    """The run directories of this user's running routers, oldest first."""
+    found = [(run, info) for run, info in _all_runs() if info is not None and _alive(info)]
+    return sorted(found, key=lambda item: item[1].started_unix_s)
+
+
+def sweep() -> list[Path]:
+    """Remove the directories of routers that are gone; returns what was removed."""
+    gone = [run for run, info in _all_runs() if info is not None and not _alive(info)]
+    for run in gone:
+        run.remove()
+    return [run.path for run in gone]
+
+
+def _all_runs() -> list[tuple[ServeRun, RouterInfo | None]]:
+    try:
+        paths = sorted(runs_root().glob(f"{PREFIX}*"))
+    except OSError:
+        return []
+    return [(run, run.info()) for run in map(ServeRun, paths)]
+
+
+def _alive(info: RouterInfo) -> bool:
+    return process_start_ticks(info.pid) == info.start_ticks

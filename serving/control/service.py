@@ -1,0 +1,277 @@
+"""The control process of a router: it owns all that the workers are told, and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from time import monotonic
+
+from msgspec.structs import replace
+
+from trainmesh.errors import ConfigError
+from trainmesh.rundir import write_atomically
+from trainmesh.serving.board import Board
+from trainmesh.serving.cells import names_of
+from trainmesh.serving.config.addresses import parse_listener
+from trainmesh.serving.config.reload import Watcher
+from trainmesh.serving.config.types import Config
+from trainmesh.serving.control.admin import Admin
+from trainmesh.serving.control.cordons import CordonState
+from trainmesh.serving.control.observer import Local, Observer
+from trainmesh.serving.control.peers import Load
+from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords, sweep
+from trainmesh.serving.control.snapshot import Snapshot
+from trainmesh.serving.control.workers import Workers
+from trainmesh.serving.identity import admin_token
+from trainmesh.serving.identity.audit import AuditLog
+from trainmesh.serving.identity.gate import Gate
+from trainmesh.serving.identity.jwks import JwksSource
+from trainmesh.serving.identity.refused import Refused
+from trainmesh.serving.ledger.segments import ledger_dir
+from trainmesh.serving.orders import Orders, write_orders
+from trainmesh.wire import encode
+
+__all__ = ["Service"]
+
+SNAPSHOT_EVERY_S = 0.25
+RELOAD_EVERY_S = 1.0
+
+
+class Service:
+    """One router. ``run`` it; SIGTERM or SIGINT ends it, and no request is lost by that.
+
+    ``say`` is told what an operator should see, one line each.
+    """
+
+    def __init__(self, watcher: Watcher, say: Callable[[str], None]) -> None:
+        self._watcher = watcher
+        self._say = say
+        self._stop = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._generation = 1
+        self.config: Config = watcher.config
+        self.snapshot: Snapshot | None = None
+        self.board: Board
+        self.info: RouterInfo
+        self._run: ServeRun
+        self._gate: Gate
+        self._audit: AuditLog
+        self._workers: Workers
+        self._observer: Observer
+        self._admin_digest = ""
+        self._jwks = ""
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            TrainmeshError: it can't start.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            tasks = [
+                asyncio.create_task(self._publish_forever()),
+                asyncio.create_task(self._reload_forever()),
+            ]
+            if self.config.jwt is not None:
+                source = JwksSource(self.config.jwt, self._take_keys, self._say)
+                tasks.append(asyncio.create_task(source.run()))
+            stopping = asyncio.create_task(self._stop.wait())
+            try:
+                await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (*tasks, stopping):
+                    task.cancel()
+                ended = await asyncio.gather(*tasks, return_exceptions=True)
+            self._say("stopping: requests on their way are finished first")
+            for error in ended:
+                if isinstance(error, Exception):
+                    raise error
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        sweep()
+        name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"
+        self._run = ServeRun.create(name)
+        stack.callback(self._run.remove)
+        reserved = _reserve(config)
+        stack.callback(reserved.close)
+        self._host, self._port = reserved.getsockname()[:2]
+        self._admin_digest = admin_token.create(self._run.path)
+        self._gate = Gate(config, admin_digests=[self._admin_digest])
+        self._audit = AuditLog(Path(config.audit) if config.audit else self._run.audit)
+        stack.callback(self._audit.close)
+        self.board = Board.create(
+            self._run.board(1), names_of(config), workers=config.workers, generation=1
+        )
+        self._observer = Observer(
+            config, on_change=self._changed.set, log=self._say, local=self._local
+        )
+        stack.push_async_callback(self._observer.close)
+        await self._observer.start()
+        self._write_orders()
+        self._write_snapshot()
+        self._workers = Workers(self._run.path, config.workers, self._say)
+        stack.push_async_callback(self._close_workers)
+        await self._workers.start()
+        admin = Admin(self)
+        stack.push_async_callback(admin.close)
+        await self._publish_info(name, await admin.start())
+
+    async def _publish_info(self, name: str, admin_url: str) -> None:
+        scheme = "https" if self.config.tls is not None else "http"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        ledger = self.ledger
+        self.info = replace(
+            self._run.info() or RouterInfo(name=name, pid=os.getpid(), start_ticks=0),
+            listen=f"{scheme}://{host}:{self._port}",
+            admin=admin_url,
+            ledger=str(ledger) if ledger is not None else "",
+        )
+        self._run.publish(self.info)
+        endpoints = sum(len(model.endpoints) for model in self.config.models.values())
+        self._say(
+            f"serving {len(self.config.models)} models on {endpoints} endpoints "
+            f"at {self.info.listen}; admin at {admin_url}"
+        )
+
+    # -- what the admin server asks (``control.admin.Control``) ----------------------------
+
+    @property
+    def ledger(self) -> Path | None:
+        """Folder of the ledger; None if none is kept."""
+        return ledger_dir(self.config) if self.config.ledger.enabled else None
+
+    def words(self) -> Sequence[WorkerWords]:
+        """What each worker said last."""
+        return [self._run.worker_words(index) for index in range(self.config.workers)]
+
+    def not_ready(self) -> str:
+        """Why no requests can be served now; empty if they can."""
+        if self._stop.is_set():
+            return "stopping"
+        return "" if self._workers.alive else "no worker runs"
+
+    def authorize(self, authorization: str, remote: str) -> str | Refused:
+        """Who may act as an admin with this ``Authorization`` header."""
+        found = self._gate.authorize_admin(authorization.encode("utf-8", "surrogateescape") or None)
+        if isinstance(found, Refused):
+            self._audit.refused("unknown", "authorize", "admin", remote, found.code)
+            return found
+        return found.who
+
+    async def cordon(self, endpoint: str, state: CordonState, by: str) -> None:
+        """Carry an admin's word out."""
+        self._observer.cordon(endpoint, state, by)
+        self._write_snapshot()
+
+    def audit(self, by: str, action: str, subject: str, remote: str, result: str) -> None:
+        """Write down what an admin did, or tried to."""
+        self._audit.admin(by, action, subject, remote, result)
+
+    # -- what the workers are told ---------------------------------------------------------
+
+    def _write_orders(self) -> None:
+        config = self.config
+        if self.ledger is not None:
+            config = replace(config, ledger=replace(config.ledger, dir=str(self.ledger)))
+        orders = Orders(
+            generation=self._generation, config=config, host=self._host, port=self._port,
+            jwks=self._jwks,
+        )  # fmt: skip
+        write_orders(self._run.config, orders)
+
+    def _write_snapshot(self) -> None:
+        self._changed.clear()
+        self.snapshot = self._observer.snapshot(monotonic())
+        write_atomically(self._run.snapshot, encode(self.snapshot))
+
+    async def _publish_forever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(SNAPSHOT_EVERY_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            self._write_snapshot()
+
+    def _take_keys(self, jwks: bytes) -> None:
+        self._jwks = jwks.decode()
+        self._gate.set_keys(jwks)
+        self._write_orders()
+
+    def _local(self) -> Local:
+        """What our workers have in flight, for other routers."""
+        board, loads = self.board, {}
+        for name, model in self.config.models.items():
+            for endpoint in model.endpoints:
+                cells = board.layout.endpoints[name, endpoint.name]
+                loads[endpoint.url] = Load(
+                    inflight=board.total(cells.inflight), tokens=board.total(cells.inflight_tokens)
+                )
+        demand = {
+            name: float(board.total(board.layout.models[name].queued))
+            for name in self.config.models
+        }
+        return Local(loads=loads, demand=demand)
+
+    # -- reload ----------------------------------------------------------------------------
+
+    async def _reload_forever(self) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_EVERY_S)
+            found = self._watcher.look()
+            for line in found.lines if found is not None else ():
+                self._say(line)
+            if found is not None and found.config is not None:
+                await self._reload(found.config)
+
+    async def _reload(self, config: Config) -> None:
+        try:
+            await self._observer.update(config)
+        except ConfigError as error:
+            self._say(f"the new configuration is not used: {error}")
+            return
+        self.config = config
+        self._generation += 1
+        old = self.board
+        self.board = Board.create(
+            self._run.board(self._generation), names_of(config), workers=config.workers,
+            generation=self._generation, old=old,
+        )  # fmt: skip
+        old.remove()
+        self._gate = Gate(config, admin_digests=[self._admin_digest])
+        if self._jwks:
+            self._gate.set_keys(self._jwks.encode())
+        self._write_orders()
+        self._write_snapshot()
+
+    async def _close_workers(self) -> None:
+        await self._workers.close(self.config.limits.drain_s)
+
+
+def _reserve(config: Config) -> socket.socket:
+    """A socket that holds the address for the workers, who listen beside it (SO_REUSEPORT).
+
+    Raises:
+        ConfigError: the address can't be used.
+    """
+    listener = parse_listener(config.listen)
+    family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((listener.host, listener.port))
+    except OSError as error:
+        reserved.close()
+        raise ConfigError(f"listen: can't listen on {config.listen}: {error.strerror}") from error
+    return reserved

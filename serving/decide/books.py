@@ -1,0 +1,191 @@
+"""Keeps account of attempts, and learns from them."""
+
+from __future__ import annotations
+
+from trainmesh.serving.decide import outliers
+from trainmesh.serving.decide.endpoint import Endpoint, Timing
+from trainmesh.serving.decide.estimate import nominal_s, work_tokens
+from trainmesh.serving.decide.extras import Extras
+from trainmesh.serving.decide.health import State
+from trainmesh.serving.decide.reuse import Reuse
+from trainmesh.serving.decide.roster import Roster
+from trainmesh.serving.decide.shadow import Versus
+from trainmesh.serving.decide.trend import Trend
+from trainmesh.serving.decide.types import Attempt, Context, Facts, Kind, Outcome
+
+__all__ = ["Books"]
+
+
+class Books:
+    """A pool's; see there for what the methods mean."""
+
+    def __init__(
+        self, roster: Roster, reuse: Reuse, trend: Trend, extras: Extras, versus: Versus | None
+    ) -> None:
+        """``versus``: the A/B test to be told of each TTFT, if there is one."""
+        self._roster = roster
+        self._versus = versus
+        self.reuse = reuse
+        self.trend = trend
+        self.extras = extras
+        self.models: outliers.Models = ()
+        """The pool's, as of the last tick."""
+        self.context = Context()
+        self.kind = False
+        """Of answers that the endpoints' ``base_s`` and ``s_per_token`` are for."""
+
+    def begin(
+        self, endpoint: Endpoint, facts: Facts, kind: Kind, now_s: float, arm: int = 0
+    ) -> Attempt:
+        """Counts an attempt that is being sent; ``arm`` of the choice."""
+        prompt = facts.prompt_tokens
+        cached = 0
+        if facts.blocks:
+            self.reuse.prepare(facts, self._roster.endpoints)
+            cached = endpoint.cached_tokens
+            if kind is not Kind.TRIAL:
+                self.reuse.sent(endpoint, facts, first=kind is Kind.FIRST)
+        uncached = prompt - cached if self.context.prefix_pays else prompt
+        work = work_tokens(endpoint, uncached)
+        attempt = Attempt(endpoint, facts, kind, now_s, cached, work, arm)
+        tokens = attempt.tokens
+        endpoint.own_inflight += 1
+        endpoint.inflight += 1
+        endpoint.own_tokens += tokens
+        endpoint.inflight_tokens += tokens
+        endpoint.own_waiting_tokens += prompt
+        endpoint.waiting_tokens += prompt
+        endpoint.unanswered[attempt] = None
+        if kind is Kind.FIRST:
+            self.extras.asked(tokens)
+            self.trend.asked(tokens)
+        elif kind is Kind.TRIAL:
+            endpoint.health.trials_inflight += 1
+        return attempt
+
+    def first_byte(self, attempt: Attempt, now_s: float) -> None:
+        """The first byte of a good answer's body (2xx) is there."""
+        if attempt.ended or attempt.first_byte_s:
+            return
+        attempt.first_byte_s = now_s
+        endpoint = attempt.endpoint
+        self._answered(attempt)
+        ttft_s = max(now_s - attempt.started_s, 1e-6)
+        stream = attempt.facts.stream
+        timing = Timing(ttft_s, attempt.prompt_tokens, attempt.work_tokens, stream, now_s)
+        health = endpoint.health
+        self._learn(attempt, ttft_s, now_s)
+        if health.state is State.HEALTHY:
+            endpoint.timings.append(timing)
+        else:
+            self._judge_trial(attempt, timing, now_s)
+        if attempt.kind is not Kind.TRIAL:
+            self.extras.first_byte(attempt.prompt_tokens, stream, ttft_s)
+            self.trend.first_byte(ttft_s)
+            if self._versus is not None:
+                expected_s = outliers.expected_s(
+                    self.models, endpoint, attempt.prompt_tokens, stream
+                )
+                self._versus.first_byte(attempt.arm, ttft_s, ttft_s / expected_s)
+
+    def end(
+        self,
+        attempt: Attempt,
+        outcome: Outcome,
+        now_s: float,
+        output_tokens: int = 0,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        """Counts an attempt out; a second call does nothing.
+
+        Args:
+            attempt: from ``begin``.
+            outcome: how it ended.
+            now_s: monotonic seconds.
+            output_tokens: what the answer had, 0 if unknown.
+            retry_after_s: what the endpoint asked for with a 429 or 503, 0 if nothing.
+        """
+        if attempt.ended:
+            return
+        if outcome is Outcome.OK and not attempt.first_byte_s:
+            self.first_byte(attempt, now_s)
+        attempt.ended = True
+        endpoint = attempt.endpoint
+        endpoint.own_inflight -= 1
+        endpoint.inflight -= 1
+        endpoint.own_tokens -= attempt.tokens
+        endpoint.inflight_tokens -= attempt.tokens
+        if not attempt.first_byte_s:
+            self._answered(attempt)
+        if attempt.kind is Kind.TRIAL:
+            endpoint.health.trials_inflight -= 1
+        if outcome is Outcome.OK:
+            endpoint.health.failures = 0
+            if output_tokens:
+                self.trend.ended(output_tokens)
+        else:
+            self._ended_badly(attempt, outcome, now_s, retry_after_s)
+
+    def _answered(self, attempt: Attempt) -> None:
+        """It waits no longer for its first byte."""
+        endpoint = attempt.endpoint
+        endpoint.unanswered.pop(attempt, None)
+        endpoint.own_waiting_tokens -= attempt.prompt_tokens
+        endpoint.waiting_tokens -= attempt.prompt_tokens
+
+    def _learn(self, attempt: Attempt, ttft_s: float, now_s: float) -> None:
+        endpoint = attempt.endpoint
+        stream = attempt.facts.stream
+        nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
+        if attempt.facts.blocks:
+            self.reuse.answered(attempt, nominal)
+        estimate = endpoint.estimates[stream]
+        estimate.add(attempt.work_tokens, nominal, now_s)
+        model = endpoint.models[stream] = (estimate.base_s, estimate.s_per_token)
+        if stream == self.kind:
+            endpoint.base_s, endpoint.s_per_token = model
+
+    def _judge_trial(self, attempt: Attempt, timing: Timing, now_s: float) -> None:
+        """A good answer of an endpoint that isn't in full service."""
+        endpoint = attempt.endpoint
+        health = endpoint.health
+        if health.state is State.EJECTED and health.slow:
+            if attempt.started_s < health.since_s:
+                return
+            if outliers.is_slow(self.models, endpoint, timing):
+                self._roster.eject(endpoint, health.reason, now_s, slow=True)
+                return
+        was_slow = health.state is State.EJECTED and health.slow
+        self._roster.told(endpoint, health.answered(attempt.started_s, now_s))
+        if was_slow and health.state is not State.EJECTED:
+            endpoint.forget_speed()
+
+    def _ended_badly(
+        self, attempt: Attempt, outcome: Outcome, now_s: float, retry_after_s: float
+    ) -> None:
+        endpoint = attempt.endpoint
+        if outcome is Outcome.CANCELLED:
+            if not attempt.first_byte_s:
+                self._learn_at_least(attempt, now_s)
+        elif outcome is Outcome.CLIENT_ERROR:
+            endpoint.health.failures = 0
+            self._roster.told(endpoint, endpoint.health.answered(attempt.started_s, now_s))
+        elif outcome is Outcome.BACKPRESSURE:
+            line = endpoint.health.backpressure(attempt.started_s, now_s, retry_after_s)
+            self._roster.told(endpoint, line)
+            self._roster.rebuild()
+        elif self._roster.fault(endpoint, outcome, attempt.started_s, now_s):
+            self.reuse.forget(endpoint, self._roster.endpoints)
+
+    def _learn_at_least(self, attempt: Attempt, now_s: float) -> None:
+        """It was given up: what it waited is the least that it would have taken."""
+        endpoint = attempt.endpoint
+        stream = attempt.facts.stream
+        waited_s = now_s - attempt.started_s
+        nominal = nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal)
+        if nominal <= endpoint.estimates[stream].predict_s(attempt.work_tokens):
+            return
+        self._learn(attempt, waited_s, now_s)
+        endpoint.timings.append(
+            Timing(waited_s, attempt.prompt_tokens, attempt.work_tokens, stream, now_s)
+        )

@@ -1,0 +1,189 @@
+"""One endpoint as a worker sees it: what it is, what it has in flight, what it will take."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from operator import attrgetter
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from trainmesh.serving.config.types import EjectConfig, EndpointConfig
+from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Estimate
+from trainmesh.serving.decide.health import Health
+from trainmesh.serving.decide.types import (
+    NEVER_S,
+    Attempt,
+    Candidate,
+    EndpointSignal,
+    Row,
+    stable_hash,
+)
+
+__all__ = ["NOT_SLOW", "Endpoint", "Limits", "Timing", "row_of"]
+
+Limits = tuple[float, float]
+"""A TTFT over the one expected of the pool: what is slow, and what is usual."""
+
+NOT_SLOW: tuple[Limits, Limits] = ((inf, 0.0), (inf, 0.0))
+
+_fields = attrgetter(*Row.__struct_fields__)
+
+
+def row_of(candidate: Candidate) -> Row:
+    """What a scorer sees of a candidate, fixed."""
+    return Row(*_fields(candidate))
+
+
+class Timing(NamedTuple):
+    """One TTFT as it was measured."""
+
+    ttft_s: float
+    prompt_tokens: int
+    work_tokens: float
+    stream: bool
+    at_s: float
+
+
+class Endpoint:
+    """Live and mutable; a ``Candidate``. Only its pool and the proxy's board change it."""
+
+    __slots__ = (
+        "_others_inflight",
+        "_others_tokens",
+        "_others_waiting_tokens",
+        "base_s",
+        "bandwidth_bytes_per_s",
+        "bit",
+        "cached_tokens",
+        "config",
+        "derate",
+        "estimates",
+        "health",
+        "index",
+        "inflight",
+        "inflight_tokens",
+        "key",
+        "kv_use",
+        "max_inflight",
+        "models",
+        "name",
+        "own_inflight",
+        "own_tokens",
+        "own_waiting_tokens",
+        "promoted",
+        "queued",
+        "report_age_s",
+        "rtt_s",
+        "running",
+        "s_per_token",
+        "signal",
+        "slow_above",
+        "timings",
+        "unanswered",
+        "waiting_tokens",
+        "weight",
+    )
+
+    def __init__(self, index: int, config: EndpointConfig, eject: EjectConfig, bit: int) -> None:
+        self.health = Health(eject)
+        self.bit = bit
+        """Its mask in the prefix index."""
+        self.own_inflight = 0
+        self.own_tokens = 0
+        self.own_waiting_tokens = 0
+        self._others_inflight = 0
+        self._others_tokens = 0
+        self._others_waiting_tokens = 0
+        self.inflight = 0
+        self.inflight_tokens = 0
+        self.waiting_tokens = 0
+        self.cached_tokens = 0
+        self.base_s = 0.0
+        self.s_per_token = DEFAULT_S_PER_TOKEN
+        self.estimates = (Estimate(), Estimate())
+        """Of answers in one piece, of streams."""
+        self.models = [(0.0, DEFAULT_S_PER_TOKEN), (0.0, DEFAULT_S_PER_TOKEN)]
+        """(base_s, s_per_token) that choices go by, for each kind."""
+        self.timings: deque[Timing] = deque(maxlen=4 * eject.samples)
+        self.slow_above = NOT_SLOW
+        """By the prompt, and by the work before the first byte; see ``outliers``."""
+        self.unanswered: dict[Attempt, None] = {}
+        """Attempts without a first byte, the oldest first."""
+        self.promoted = False
+        self.configure(index, config, eject)
+        self.see(EndpointSignal(name=self.name), 0.0)
+
+    def configure(self, index: int, config: EndpointConfig, eject: EjectConfig) -> None:
+        """Takes another place or configuration after a reload."""
+        self.index = index
+        self.config = config
+        self.name = config.name or urlsplit(config.url).netloc
+        self.key = stable_hash(self.name.encode()) >> 31
+        self.weight = config.weight
+        self.max_inflight = config.max_inflight
+        self.health.configure(eject)
+        self.timings = deque(self.timings, maxlen=4 * eject.samples)
+
+    def see(self, signal: EndpointSignal, now_s: float) -> None:
+        """Takes what the control process says of it."""
+        self.signal = signal
+        self.rtt_s = signal.rtt_s
+        self.bandwidth_bytes_per_s = signal.bandwidth_bytes_per_s
+        self.derate = min(max(signal.derate, 0.01), 1.0)
+        self.queued = signal.queued
+        self.running = signal.running
+        self.kv_use = signal.kv_use
+        self.age(now_s)
+        self.sum()
+
+    def age(self, now_s: float) -> None:
+        at_s = self.signal.reported_at_s
+        self.report_age_s = max(0.0, now_s - at_s) if at_s else NEVER_S
+
+    def sum(self) -> None:
+        """Adds up what this worker, the others and other routers have in flight."""
+        signal = self.signal
+        self.inflight = self.own_inflight + self._others_inflight + signal.others_inflight
+        self.inflight_tokens = self.own_tokens + self._others_tokens + signal.others_tokens
+        self.waiting_tokens = self.own_waiting_tokens + self._others_waiting_tokens
+
+    def forget_speed(self) -> None:
+        """It was slow and is well again: what was learned then is of no use."""
+        self.estimates = (Estimate(), Estimate())
+        self.timings.clear()
+
+    def set_others(self, inflight: int, tokens: int, waiting_tokens: int = 0) -> None:
+        """What this router's other workers have in flight here."""
+        self._others_inflight = inflight
+        self._others_tokens = tokens
+        self._others_waiting_tokens = waiting_tokens
+        self.sum()
+
+    @property
+    def others_inflight(self) -> int:
+        return self._others_inflight
+
+    @others_inflight.setter
+    def others_inflight(self, inflight: int) -> None:
+        self.set_others(inflight, self._others_tokens, self._others_waiting_tokens)
+
+    @property
+    def others_tokens(self) -> int:
+        return self._others_tokens
+
+    @others_tokens.setter
+    def others_tokens(self, tokens: int) -> None:
+        self.set_others(self._others_inflight, tokens, self._others_waiting_tokens)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the engine itself says, not long ago, that it can't hold more."""
+        return self.report_age_s < 5.0 and (self.kv_use > 0.95 or self.queued > self.running + 8)
+
+    def room(self) -> int:
+        """Requests that this worker may have here in all."""
+        if self.saturated:
+            return self.own_inflight
+        others = self.inflight - self.own_inflight
+        return max(0, self.max_inflight - others)

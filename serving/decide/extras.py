@@ -1,0 +1,62 @@
+"""Attempts beyond the first: when a retry or a hedge may be made."""
+
+from __future__ import annotations
+
+from trainmesh.serving.config.types import HedgeConfig, RetryConfig
+from trainmesh.serving.decide.budget import Budget
+from trainmesh.serving.decide.histogram import TtftQuantiles
+from trainmesh.serving.decide.types import Facts
+
+__all__ = ["Extras"]
+
+RETRY_FLOOR_PER_S = 5.0
+RETRY_BURST = 50.0
+HEDGE_BURST = 20.0
+"""Ordinary requests whose tokens the hedge budget holds at most."""
+NEVER_S = float("inf")
+
+
+class Extras:
+    """The budgets of a pool, and the TTFT quantile that a hedge waits for."""
+
+    __slots__ = ("_hedge", "_hedges", "_quantiles", "_retries", "_retry")
+
+    def __init__(self, retry: RetryConfig, hedge: HedgeConfig, tokens: float, now_s: float) -> None:
+        """``tokens``: those of an ordinary request."""
+        self._retry = retry
+        self._hedge = hedge
+        self._quantiles = TtftQuantiles(hedge.quantile)
+        self._retries = Budget(
+            retry.budget, floor_per_s=RETRY_FLOOR_PER_S, burst=RETRY_BURST, now_s=now_s
+        )
+        self._hedges = Budget(
+            hedge.budget, floor_per_s=0.0, burst=HEDGE_BURST * max(tokens, 1.0), now_s=now_s
+        )
+
+    def asked(self, tokens: int) -> None:
+        self._retries.gain(1.0)
+        self._hedges.gain(tokens)
+
+    def first_byte(self, prompt_tokens: int, stream: bool, ttft_s: float) -> None:
+        self._quantiles.add(prompt_tokens, stream, ttft_s)
+
+    def tick(self, tokens: float, now_s: float) -> None:
+        self._hedges.burst = HEDGE_BURST * max(tokens, 1.0)
+        self._quantiles.tick(now_s)
+
+    def may_retry(self, attempts: int, now_s: float) -> bool:
+        """Takes one retry from the budget; ``attempts`` were made."""
+        return attempts < self._retry.attempts and self._retries.take(1.0, now_s)
+
+    def hedge_delay_s(self, facts: Facts) -> float:
+        """How long the first attempt has before a hedge; infinite: there will be none."""
+        if not self._hedge.enabled or self._hedge.budget <= 0:
+            return NEVER_S
+        delay_s = self._quantiles.get_s(facts.prompt_tokens, facts.stream)
+        return max(delay_s, self._hedge.min_delay_s)
+
+    def may_hedge(self, facts: Facts, load: float, now_s: float) -> bool:
+        """Takes a hedge's tokens from the budget; ``load`` of the pool in [0, 1]."""
+        if not self._hedge.enabled or load > self._hedge.max_load:
+            return False
+        return self._hedges.take(facts.prompt_tokens + facts.output_tokens, now_s)

@@ -1,0 +1,40 @@
+"""Our policy: everything in seconds to the first byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainmesh.serving.decide.affinity import home
+from trainmesh.serving.decide.cost import expected_ttfts_s
+from trainmesh.serving.decide.types import Candidate, Context, Facts
+
+__all__ = ["Hybrid"]
+
+ALIKE = 1.1
+ALIKE_S = 2e-4
+"""Costs within this of the least are equal: estimates are no better, and load shall spread."""
+HOT_KV = 0.85
+REPORT_LIMIT_S = 5.0
+OUT = 1e6
+
+
+class Hybrid:
+    """The least expected TTFT, counting cached prefixes while that is seen to pay; candidates
+    whose memory is nearly full come last (hot and cold as in Prequal, by KV-cache use); a session
+    stays at its home while that costs less than the affinity budget."""
+
+    name = "hybrid"
+
+    def score(
+        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+    ) -> Sequence[float]:
+        costs = expected_ttfts_s(facts, candidates, context, cache=context.prefix_pays)
+        for i, c in enumerate(candidates):
+            if c.kv_use > HOT_KV and c.report_age_s < REPORT_LIMIT_S:
+                costs[i] += OUT
+        least = min(costs)
+        alike = least * ALIKE + ALIKE_S
+        scores = [least if cost <= alike else cost for cost in costs]
+        if facts.session_key:
+            scores[home(facts.session_key, candidates)] -= context.affinity_budget_s
+        return scores

@@ -1,0 +1,167 @@
+"""Who of a pool may take requests: filters that don't depend on the request, kept ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from trainmesh.serving.config.types import EjectConfig
+from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.health import Health, State
+from trainmesh.serving.decide.types import Outcome
+
+__all__ = ["Roster"]
+
+_LAST_RESORT = (State.SLOW_START, State.BACKOFF, State.EJECTED)
+"""Who is asked when nobody else may be, the least bad first."""
+
+
+class Roster:
+    """Keeps each endpoint's place: in full service, in part (slow start, backing off), out."""
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], eject: EjectConfig) -> None:
+        self.endpoints = endpoints
+        self._eject = eject
+        self.version = 0
+        self.exclusions: Mapping[str, str] = {}
+        """Endpoint -> why it takes no requests."""
+        self.full: list[Endpoint] = []
+        self.part: list[Endpoint] = []
+        self.lines: list[str] = []
+        """Changes that nobody has told yet."""
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """To be called after any change of a state, a signal or a standby."""
+        self.full = []
+        self.part = []
+        exclusions = {}
+        for endpoint in self.endpoints:
+            reason = self._excluded(endpoint)
+            if reason:
+                exclusions[endpoint.name] = reason
+            elif endpoint.health.state is State.HEALTHY:
+                self.full.append(endpoint)
+                continue
+            else:
+                if endpoint.health.state is not State.EJECTED:
+                    self.part.append(endpoint)
+                if endpoint.health.state is not State.SLOW_START:
+                    exclusions[endpoint.name] = endpoint.health.reason
+        if exclusions != self.exclusions:
+            self.exclusions = exclusions
+            self.version += 1
+
+    def usable(self) -> list[Endpoint]:
+        """Those that only their own health can keep from requests."""
+        return [e for e in self.endpoints if not self._excluded(e)]
+
+    def takers(
+        self,
+        chance: Callable[[], float],
+        now_s: float,
+        tried: Collection[Endpoint],
+        allowed: Collection[int] | None,
+    ) -> list[Endpoint]:
+        """Who may take this request now."""
+        takers = list(self.full)
+        for endpoint in self.part:
+            if endpoint.health.takes(endpoint.own_inflight, chance(), now_s):
+                takers.append(endpoint)
+        return _fitting(takers, tried, allowed)
+
+    def last_resort(
+        self, tried: Collection[Endpoint], allowed: Collection[int] | None
+    ) -> list[Endpoint]:
+        """The least bad of those that are out, all of one state."""
+        fitting = _fitting(self.usable(), tried, allowed)
+        for state in _LAST_RESORT:
+            found = [e for e in fitting if e.health.state is state]
+            if found:
+                return found
+        return []
+
+    def why_none(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> str:
+        """Why no endpoint can take a request, in words."""
+        reasons = []
+        for endpoint in self.endpoints:
+            if allowed is not None and endpoint.index not in allowed:
+                continue
+            reason = self.exclusions.get(endpoint.name)
+            if endpoint in tried:
+                reason = "tried already"
+            elif reason is None:
+                reason = f"full, {endpoint.inflight} requests in flight"
+            reasons.append(f"{endpoint.name}: {reason}")
+        return "; ".join(reasons) or "none is allowed for this request"
+
+    def trial(self, now_s: float, allowed: Collection[int] | None) -> Endpoint | None:
+        """One that is out and due to be tried."""
+        for endpoint in self.endpoints:
+            health = endpoint.health
+            if (
+                (health.state is State.EJECTED or health.state is State.BACKOFF)
+                and not self._excluded(endpoint)
+                and (allowed is None or endpoint.index in allowed)
+                and health.trial_due(now_s)
+            ):
+                return endpoint
+        return None
+
+    def fault(self, endpoint: Endpoint, outcome: Outcome, started_s: float, now_s: float) -> bool:
+        """Counts a fault; whether the endpoint is out for it."""
+        reason = endpoint.health.fault(outcome, started_s)
+        if not reason:
+            return False
+        return self.eject(endpoint, reason, now_s, certain=outcome is Outcome.CONNECT)
+
+    def eject(
+        self,
+        endpoint: Endpoint,
+        reason: str,
+        now_s: float,
+        *,
+        slow: bool = False,
+        certain: bool = False,
+    ) -> bool:
+        """Takes it out unless too many are; ``certain``: nobody can be served by it anyway."""
+        if not (certain or endpoint.health.state is State.EJECTED or self._may_eject(endpoint)):
+            return False
+        self.told(endpoint, endpoint.health.eject(reason, now_s, slow=slow))
+        return True
+
+    def told(self, endpoint: Endpoint, line: str) -> None:
+        """Notes a line about a change of state, if there is one."""
+        if line:
+            self.lines.append(f"{endpoint.name}: {line}")
+            endpoint.timings.clear()
+            self.rebuild()
+
+    def health_tick(self, now_s: float) -> None:
+        for endpoint in self.endpoints:
+            health: Health = endpoint.health
+            if health.state is not State.HEALTHY:
+                self.told(endpoint, health.tick(now_s))
+
+    def _may_eject(self, endpoint: Endpoint) -> bool:
+        usable = self.usable()
+        out = sum(e.health.state is State.EJECTED for e in usable if e is not endpoint)
+        return out + 1 <= self._eject.max_share * len(usable) and out + 1 < len(usable)
+
+    def _excluded(self, endpoint: Endpoint) -> str:
+        if endpoint.signal.excluded:
+            return endpoint.signal.excluded
+        if endpoint.config.standby and not endpoint.promoted:
+            return "standby"
+        return ""
+
+
+def _fitting(
+    endpoints: list[Endpoint], tried: Collection[Endpoint], allowed: Collection[int] | None
+) -> list[Endpoint]:
+    return [
+        e
+        for e in endpoints
+        if e.inflight < e.max_inflight
+        and e not in tried
+        and (allowed is None or e.index in allowed)
+    ]

@@ -1,0 +1,288 @@
+"""What a routing decision is made from and what it says. Nothing here does I/O or has a clock.
+
+A ``Pool`` (``trainmesh.serving.decide.pool``) holds the ``Endpoint``s of one model. The proxy
+asks it where to send a request and tells it how that went; it never reads a socket itself, so a
+simulator can drive the same objects. ``now_s`` is always ``time.monotonic()`` of the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from trainmesh.serving.decide.endpoint import Endpoint
+    from trainmesh.serving.decide.record import Decision
+
+__all__ = [
+    "NEVER_S",
+    "Attempt",
+    "Candidate",
+    "Context",
+    "EndpointSignal",
+    "Facts",
+    "Kind",
+    "Outcome",
+    "Row",
+    "Scorer",
+    "stable_hash",
+]
+
+NEVER_S = 1e9
+"""An age that stands for "never": JSON has no infinity."""
+
+
+def stable_hash(data: bytes) -> int:
+    """A hash of 63 bits that is the same in every process; never 0."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1 | 1
+
+
+class Outcome(StrEnum):
+    """How an attempt ended. Only the last five count against the endpoint."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"
+    """A 4xx other than 429: the request was wrong."""
+    BACKPRESSURE = "backpressure"
+    """429 or 503: the endpoint is full, not broken."""
+    CANCELLED = "cancelled"
+    """The client went away, or another attempt was faster."""
+    CONNECT = "connect"
+    RESET = "reset"
+    """The connection ended before the first byte."""
+    STATUS = "status"
+    """A 5xx other than 503."""
+    TIMEOUT = "timeout"
+    STREAM = "stream"
+    """It ended or stalled in the middle of the answer."""
+
+
+class Kind(StrEnum):
+    """Why an attempt is made."""
+
+    FIRST = "first"
+    RETRY = "retry"
+    HEDGE = "hedge"
+    TRIAL = "trial"
+
+
+class Facts:
+    """What is known of a request before it is sent anywhere. Tokens are estimates: a quarter of
+    the bytes for the prompt, ``max_tokens`` (or what answers had so far) for the output."""
+
+    __slots__ = (
+        "blocks",
+        "model",
+        "nbytes",
+        "output_tokens",
+        "priority",
+        "prompt_tokens",
+        "request_id",
+        "session",
+        "session_key",
+        "stream",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        *,
+        request_id: str,
+        model: str,
+        tenant: str = "",
+        priority: int = 5,
+        stream: bool = False,
+        nbytes: int = 0,
+        prompt_tokens: int = 0,
+        output_tokens: int = 0,
+        session: bytes = b"",
+        blocks: Sequence[int] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.model = model
+        self.tenant = tenant
+        self.priority = priority
+        self.stream = stream
+        self.nbytes = nbytes
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.session = session
+        self.session_key = stable_hash(session) if session else 0
+        """What scorers go by, and what the ledger keeps of the session; 0 without one."""
+        self.blocks = blocks
+        """Chained hashes of the body's blocks of 512 bytes, for the prefix index."""
+
+
+class EndpointSignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the control process knows of an endpoint. ``*_at_s`` are monotonic seconds of this
+    host, 0 where nothing was measured. ``excluded``: why it gets no requests, empty if it may."""
+
+    name: str
+    excluded: str = ""
+    rtt_s: float = 0.0
+    rtt_at_s: float = 0.0
+    bandwidth_bytes_per_s: float = 0.0
+    """0: unknown, taken as unlimited."""
+    derate: float = 1.0
+    """(0, 1]: the part of its nominal rate that its hardware delivers."""
+    queued: int = 0
+    running: int = 0
+    kv_use: float = 0.0
+    """[0, 1]"""
+    reported_at_s: float = 0.0
+    others_inflight: int = 0
+    """Requests in flight from other routers."""
+    others_tokens: int = 0
+
+
+class Row(Struct, frozen=True, array_like=True):
+    """One candidate as a scorer saw it: this is what the ledger keeps and ``replay`` scores
+    again, so a scorer may read nothing else of a candidate."""
+
+    index: int
+    key: int
+    """A hash of the endpoint's name, the same in every router and after a reload."""
+    weight: float
+    rtt_s: float
+    bandwidth_bytes_per_s: float
+    derate: float
+    inflight: int
+    """Requests in flight from all workers and routers."""
+    inflight_tokens: int
+    waiting_tokens: int
+    """Prompt tokens that were sent and have no answer yet."""
+    base_s: float
+    """Estimated TTFT of an empty prompt on an idle endpoint at its nominal rate, without the
+    network; for answers of the request's kind (streams or not)."""
+    s_per_token: float
+    """Estimated seconds per token of work ahead (``estimate.work_tokens``), its own included."""
+    cached_tokens: int
+    """Tokens of this prompt that the endpoint probably has in its prefix cache."""
+    queued: int
+    running: int
+    kv_use: float
+    report_age_s: float
+    """``NEVER_S`` where the endpoint reports nothing"""
+
+
+class Candidate(Protocol):
+    """A ``Row``, or the live object with the same fields."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def key(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def rtt_s(self) -> float: ...
+    @property
+    def bandwidth_bytes_per_s(self) -> float: ...
+    @property
+    def derate(self) -> float: ...
+    @property
+    def inflight(self) -> int: ...
+    @property
+    def inflight_tokens(self) -> int: ...
+    @property
+    def waiting_tokens(self) -> int: ...
+    @property
+    def base_s(self) -> float: ...
+    @property
+    def s_per_token(self) -> float: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def kv_use(self) -> float: ...
+    @property
+    def report_age_s(self) -> float: ...
+
+
+class Context(Struct, frozen=True, array_like=True):
+    """What a scorer may know beside the request and the candidates; kept in the ledger too."""
+
+    affinity_budget_s: float = 0.1
+    """How much later the first byte may come for a session or prefix to stay where it is."""
+    rif_limit: float = NEVER_S
+    """The 0.84 quantile of what endpoints had in flight lately (Prequal, NSDI'24)."""
+    ttft_s: float = 0.05
+    """The TTFT of an ordinary request lately."""
+    tokens: float = 256.0
+    """Tokens of an ordinary request lately, prompt and answer."""
+    prefix_pays: bool = False
+    """Whether endpoints that hold a prompt's prefix were seen to answer sooner."""
+
+
+class Scorer(Protocol):
+    """A policy, found under the entry point ``trainmesh.scorers`` (a callable without arguments
+    that returns one). It must be a pure function of its arguments, so that a ledger can be
+    replayed; a replay has no ``session``, ``blocks`` and ``request_id`` in its facts."""
+
+    name: str
+
+    def score(
+        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+    ) -> Sequence[float]:
+        """One number for each candidate; the least is taken, the first of equal ones.
+
+        Args:
+            facts: the request.
+            candidates: never empty; in turn, a different one first each time.
+            context: numbers that are the same for all candidates.
+            draw: a random number in [0, 1), the only chance a scorer may use.
+        """
+        ...
+
+
+class Attempt:
+    """One try of a request at one endpoint; made by ``Pool.begin``."""
+
+    __slots__ = (
+        "arm",
+        "cached_tokens",
+        "decision",
+        "endpoint",
+        "ended",
+        "facts",
+        "first_byte_s",
+        "kind",
+        "prompt_tokens",
+        "started_s",
+        "tokens",
+        "work_tokens",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        facts: Facts,
+        kind: Kind,
+        started_s: float,
+        cached_tokens: int,
+        work_tokens: float,
+        arm: int,
+    ) -> None:
+        self.endpoint = endpoint
+        self.facts = facts
+        self.kind = kind
+        self.started_s = started_s
+        self.prompt_tokens = facts.prompt_tokens
+        self.tokens = facts.prompt_tokens + facts.output_tokens
+        self.cached_tokens = cached_tokens
+        """Of the prompt, probably in the endpoint's prefix cache."""
+        self.work_tokens = work_tokens
+        """What the endpoint had to do before this one's first byte, its own prompt included."""
+        self.arm = arm
+        """1: the policy of an A/B test chose, 0: the ordinary one."""
+        self.first_byte_s = 0.0
+        self.ended = False
+        self.decision: Decision | None = None
+        """Kept here by whoever writes a ledger, until the attempt has ended."""

@@ -1,0 +1,64 @@
+"""What the control process tells its workers beside the snapshot: the configuration in force."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from trainmesh.errors import WireError
+from trainmesh.rundir import write_atomically
+from trainmesh.serving.config.types import Config
+from trainmesh.wire import decode, encode
+
+__all__ = ["MAX_BYTES", "FileWatch", "Orders", "read_orders", "write_orders"]
+
+MAX_BYTES = 64 << 20
+
+
+class Orders(Struct, frozen=True, kw_only=True):
+    """``config.json``. ``generation`` grows with each reload and names the board; ``host`` and
+    ``port`` are where workers listen (a port is chosen once, also where the config has 0)."""
+
+    generation: int
+    config: Config
+    host: str
+    port: int
+    jwks: str = ""
+    """The token issuer's keys (RFC 7517), fetched by the control process."""
+
+
+def write_orders(path: Path, orders: Orders) -> None:
+    """Replace the file."""
+    write_atomically(path, encode(orders))
+
+
+def read_orders(path: Path) -> Orders:
+    """Read the file.
+
+    Raises:
+        WireError: it is missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WireError(f"{path}: {error.strerror}") from error
+    return decode(data, Orders, what=str(path), max_bytes=MAX_BYTES)
+
+
+class FileWatch:
+    """Tells whether a file that is replaced atomically is a new one since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+
+    def changed(self) -> bool:
+        """True once for each new file."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return False
+        now = (stat.st_ino, stat.st_mtime_ns)
+        changed, self._seen = now != self._seen, now
+        return changed

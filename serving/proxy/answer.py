@@ -1,0 +1,113 @@
+"""The answer of an endpoint as it is read, and who it is for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from trainmesh.serving.adapters.types import Inbound
+from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.proxy.headers import Field, field, nominated
+
+if TYPE_CHECKING:
+    from trainmesh.serving.proxy.upstream import Upstream
+
+__all__ = ["Answer", "Client", "Request", "Sink"]
+
+
+class Client(Protocol):
+    """Where an answer's bytes go."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Sink(Protocol):
+    """Who sent a request, and hears how its answer comes along."""
+
+    def on_head(self, upstream: Upstream) -> bool:
+        """Status and header fields are known. False: the answer is not wanted any more."""
+        ...
+
+    def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
+        """The body begins (or there is none). The client to send it to, whose head has been
+        written; None: the answer is not wanted any more."""
+        ...
+
+    def on_done(self, upstream: Upstream, now_s: float) -> None:
+        """The whole answer has been forwarded."""
+        ...
+
+    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        """No more will come."""
+        ...
+
+    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
+        """The same attempt goes on over another connection."""
+        ...
+
+
+class Request:
+    """What is sent: bytes of the head and body, and how the answer is to be read."""
+
+    __slots__ = ("body", "decode", "head", "inbound")
+
+    def __init__(self, head: bytes, body: bytes, inbound: Inbound | None, *, decode: bool) -> None:
+        self.head = head
+        self.body = body
+        self.inbound = inbound
+        self.decode = decode
+        """Hand on the body without its chunk framing."""
+
+
+class Answer:
+    """The head of an answer, as it will be told to the client."""
+
+    __slots__ = ("chunked", "connection", "content_length", "event_stream", "fields", "reason",
+                 "retry_after_s", "status")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.reason = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.chunked = False
+        self.content_length: int | None = None
+        self.connection = b""
+        self.event_stream = False
+        self.retry_after_s = 0.0
+
+    def head(self) -> bytes:
+        """The fields that go on, each with its line end."""
+        gone = nominated(self.connection) if self.connection else ()
+        return b"".join(
+            [
+                b"%s: %s\r\n" % pair
+                for pair in self.fields
+                if not gone or pair[0].lower() not in gone
+            ]
+        )
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """Take a header field.
+
+        Raises:
+            ValueError: its value makes no sense.
+        """
+        match field(name):
+            case Field.CONTENT_LENGTH:
+                self.content_length = int(value)
+            case Field.TRANSFER_ENCODING:
+                if self.chunked or value.strip().lower() != b"chunked":
+                    raise ValueError("only Transfer-Encoding: chunked is understood")
+                self.chunked = True
+            case Field.CONNECTION:
+                self.connection += b"," + value
+            case Field.DROP:
+                pass
+            case Field.CONTENT_TYPE:
+                self.fields.append((name, value))
+                self.event_stream = value.lower().startswith(b"text/event-stream")
+            case Field.RETRY_AFTER:
+                self.fields.append((name, value))
+                if value.isdigit() and len(value) < 7:
+                    self.retry_after_s = float(value)
+            case _:
+                self.fields.append((name, value))

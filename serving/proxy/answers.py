@@ -1,0 +1,88 @@
+"""Answers that the router gives itself, in OpenAI's form."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+import msgspec
+
+__all__ = ["Refusal", "error_body", "interrupted_event", "json_answer"]
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+}
+
+
+class Refusal(Exception):
+    """A request that gets no endpoint: status, one line for its sender, and a code for programs.
+
+    ``retry_after_s`` is sent along where it is set.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def answer(self, *, head: bytes = b"", close: bool = False, bodiless: bool = False) -> bytes:
+        """The whole answer; ``head`` is added to its header fields, ``bodiless``: to HEAD."""
+        fields = head
+        if self.retry_after_s is not None:
+            fields += b"retry-after: %d\r\n" % max(1, math.ceil(self.retry_after_s))
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            fields += b"www-authenticate: Bearer\r\n"
+        body = error_body(self.status, str(self), code=self.code, param=self.param)
+        return json_answer(self.status, body, head=fields, close=close, bodiless=bodiless)
+
+
+def error_body(
+    status: int, message: str, *, code: str | None = None, param: str | None = None
+) -> bytes:
+    """``{"error": {...}}`` as OpenAI's clients expect it."""
+    kind = _TYPES.get(status, "server_error")
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
+
+
+def json_answer(
+    status: int, body: bytes, *, head: bytes = b"", close: bool = False, bodiless: bool = False
+) -> bytes:
+    """An HTTP/1.1 answer with a JSON ``body``; ``bodiless``: to a HEAD request."""
+    phrase = HTTPStatus(status).phrase.encode()
+    last = b"connection: close\r\n" if close else b""
+    return (
+        b"HTTP/1.1 %d %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
+        % (
+            status,
+            phrase,
+            head,
+            len(body),
+            last,
+            body,
+        )
+    )
+
+
+def interrupted_event(message: str) -> bytes:
+    """The SSE event that ends a stream which can't go on. No ``[DONE]`` follows it."""
+    body = error_body(502, message, code="stream_interrupted")
+    return b"data: %s\n\n" % body

@@ -1,0 +1,98 @@
+"""What the router reads of a request's path and body; the rest is the endpoint's business."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from trainmesh.serving.proxy.answers import Refusal
+
+__all__ = [
+    "BLOCK_BYTES",
+    "POST_PATHS",
+    "Body",
+    "authority_of",
+    "is_host",
+    "parse_body",
+    "prefix_blocks",
+    "split_target",
+]
+
+POST_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
+)
+
+BLOCK_BYTES = 512
+MAX_BLOCKS = 64
+"""Prefixes are told apart by their first 32 KiB."""
+
+
+class Body(Struct):
+    """The members of a body that routing needs."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    stream: bool | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    prompt_cache_key: str | None = None
+
+
+_decode = msgspec.json.Decoder(Body).decode
+
+
+def parse_body(data: bytes) -> Body:
+    """Read a request's JSON body.
+
+    Raises:
+        Refusal: 400, and what is wrong with it.
+    """
+    try:
+        return _decode(data)
+    except msgspec.ValidationError as error:
+        raise Refusal(
+            400, f"the body is not a valid request: {error}", code="invalid_value"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise Refusal(400, f"the body is not JSON: {reason}", code="invalid_json") from error
+
+
+def is_host(value: bytes) -> bool:
+    """Whether ``value`` may stand in a ``Host`` field (RFC 9110, 7.2)."""
+    return _HOST.fullmatch(value) is not None
+
+
+def authority_of(target: bytes) -> bytes:
+    """The authority in a request target of absolute form, in lower case; empty in others."""
+    scheme, found, rest = target.partition(b"://")
+    if not found or scheme.lower() not in (b"http", b"https"):
+        return b""
+    return rest.partition(b"/")[0].partition(b"?")[0].lower()
+
+
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """Path and query (with its ``?``) of a request target; an absolute form loses its authority."""
+    if not target.startswith(b"/"):
+        authority = authority_of(target)
+        if not authority:
+            return target, b""
+        target = target[target.index(b"://") + 3 + len(authority) :] or b"/"
+    path, mark, query = target.partition(b"?")
+    return path, mark + query
+
+
+def prefix_blocks(model: str, body: bytes) -> Sequence[int]:
+    """A hash for each full block of ``body``, chained, so that equal hashes mean equal prefixes.
+    They hold within one process only."""
+    blocks: list[int] = []
+    link = hash(model)
+    for start in range(0, min(len(body) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES):
+        link = hash((link, body[start : start + BLOCK_BYTES]))
+        blocks.append(link)
+    return blocks

@@ -1,0 +1,340 @@
+"""One request: where it is sent, again or twice if need be, and how its answer reaches the client.
+
+An exchange begins when the request is complete and ends when the last byte of its answer is with
+the client's connection, or the client is gone. Until the first byte of an answer it may be retried
+and hedged; from then on one endpoint has won, and what it sends is forwarded.
+"""
+
+from __future__ import annotations
+
+import math
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from trainmesh.serving.adapters.types import Unsupported
+from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.types import Facts, Kind, Outcome
+from trainmesh.serving.proxy.answer import Client
+from trainmesh.serving.proxy.answers import Refusal, interrupted_event
+from trainmesh.serving.proxy.upstream import Upstream
+
+if TYPE_CHECKING:
+    from trainmesh.serving.decide.choice import Choice
+    from trainmesh.serving.proxy.client import Call, ClientConnection
+    from trainmesh.serving.proxy.route import Route
+    from trainmesh.serving.proxy.router import Router
+    from trainmesh.serving.trace import RequestTrace
+
+__all__ = ["Exchange"]
+
+TRIAL_TIMEOUT_S = 10.0
+_FAULTS = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
+
+
+def outcome_of(status: int) -> Outcome:
+    """What a status says of the endpoint."""
+    if status < 400:
+        return Outcome.OK
+    if status in _FAULTS:
+        return _FAULTS[status]
+    return Outcome.CLIENT_ERROR if status < 500 else Outcome.STATUS
+
+
+def _refused(error: Unsupported) -> Refusal:
+    return Refusal(400, str(error), code="unsupported", param=error.param or None)
+
+
+class Exchange:
+    """A request on its way. Called by one event loop only."""
+
+    __slots__ = ("_attempts", "_live", "_router", "allowed", "call", "client", "facts",
+                 "hedge_at_s", "route", "started_s", "trace", "tried",
+                 "winner")  # fmt: skip
+
+    def __init__(
+        self,
+        router: Router,
+        route: Route,
+        client: ClientConnection,
+        call: Call,
+        facts: Facts,
+        allowed: frozenset[int] | None,
+    ) -> None:
+        self._router = router
+        self.route = route
+        self.allowed = allowed
+        """Indices of the endpoints that the tenant may use; None: all."""
+        self.client: ClientConnection | None = client
+        self.call = call
+        self.facts = facts
+        self.started_s = call.received_s
+        self.hedge_at_s = 0.0
+        self.trace: RequestTrace | None = None
+        self.tried: list[Endpoint] = []
+        self.winner: Upstream | None = None
+        self._attempts = 0
+        self._live: list[Upstream] = []
+
+    # -- attempts --------------------------------------------------------------------------
+
+    def start(self, now_s: float) -> None:
+        """Send it for the first time.
+
+        Raises:
+            Refusal: no endpoint can take it.
+        """
+        unsupported: Unsupported | None = None
+        while not self._live:
+            choice = self._choose(now_s)
+            if choice.endpoint is None:
+                raise _refused(unsupported) if unsupported else self._unroutable(choice)
+            try:
+                self._send(choice, choice.endpoint, Kind.FIRST, now_s)
+            except Unsupported as error:
+                unsupported = error
+        pool = self.route.pool
+        self.hedge_at_s = now_s + pool.hedge_delay_s(self.facts)
+        if self.hedge_at_s < math.inf:
+            self.route.expect_hedge(self)
+        ejected = pool.trial(self.facts, now_s, allowed=self.allowed)
+        if ejected is not None:
+            Trial(self._router, self.route, ejected).start(self, now_s)
+
+    def hedge(self, now_s: float) -> None:
+        """It takes longer than others did: send it a second time, elsewhere, if that is allowed."""
+        if self.winner is not None or self.client is None or not self._live:
+            return
+        pool = self.route.pool
+        if not pool.may_hedge(self.facts, now_s):
+            self.route.count("hedges_denied")
+            return
+        choice = self._choose(now_s)
+        if choice.endpoint is None:
+            return
+        try:
+            self._send(choice, choice.endpoint, Kind.HEDGE, now_s)
+        except Unsupported:
+            return
+        self.route.count("hedges")
+        self.route.count("hedge_tokens", self.facts.prompt_tokens + self.facts.output_tokens)
+
+    def _choose(self, now_s: float) -> Choice:
+        return self._router.choose(self, now_s)
+
+    def _send(self, choice: Choice, endpoint: Endpoint, kind: Kind, now_s: float) -> None:
+        self.tried.append(endpoint)
+        name = self.facts.request_id + ("-hedge" if kind is Kind.HEDGE else "")
+        request = self.route.request(endpoint, self.call, name)
+        attempt = self.route.pool.begin(endpoint, self.facts, kind, now_s, choice.arm)
+        self.route.began(attempt)
+        self._router.record(choice, attempt)
+        self._attempts += 1
+        server = self.route.server(endpoint)
+        self._live.append(server.send(self, attempt, request))
+
+    def _retry(self, now_s: float) -> bool:
+        """Send it again, elsewhere; False if that can't be."""
+        pool = self.route.pool
+        if self._attempts >= pool.config.retry.attempts:
+            return False
+        choice = self._choose(now_s)
+        if choice.endpoint is None:
+            return False
+        if not pool.may_retry(self.facts, self._attempts, now_s):
+            self.route.count("retries_denied")
+            return False
+        self.route.count("retries")
+        try:
+            self._send(choice, choice.endpoint, Kind.RETRY, now_s)
+        except Unsupported:
+            return False
+        return True
+
+    # -- what endpoints answer -------------------------------------------------------------
+
+    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
+        self._live[self._live.index(upstream)] = to
+
+    def on_head(self, upstream: Upstream) -> bool:
+        answer = upstream.answer
+        if answer.status < 400 or answer.status not in self.route.pool.config.retry.statuses:
+            return True
+        now_s = monotonic()
+        if len(self._live) > 1:
+            self._abandon(upstream, outcome_of(answer.status), now_s)
+            return False
+        if not self._retry(now_s):
+            return True
+        self._abandon(upstream, outcome_of(answer.status), now_s)
+        return False
+
+    def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
+        client = self.client
+        if client is None:
+            self._abandon(upstream, Outcome.CANCELLED, now_s)
+            return None
+        self.winner = upstream
+        for other in tuple(self._live):
+            if other is not upstream:
+                self._abandon(other, Outcome.CANCELLED, now_s)
+        if upstream.answer.status < 400:
+            self.route.first_byte(self, upstream.attempt, now_s)
+        return client.begin_answer(upstream, self.facts.request_id)
+
+    def on_done(self, upstream: Upstream, now_s: float) -> None:
+        status = upstream.answer.status
+        self._end(upstream, outcome_of(status), now_s)
+        self._finish(status, now_s)
+
+    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        self._end(upstream, outcome, now_s)
+        client = self.client
+        if client is None:
+            return
+        if self.winner is upstream:
+            self._break_off(upstream, client, now_s)
+        elif not self._live and not self._retry(now_s):
+            self._fail(upstream, now_s)
+
+    def _break_off(self, upstream: Upstream, client: ClientConnection, now_s: float) -> None:
+        """The answer ended in its middle: tell the client, in the stream if that is possible."""
+        self.route.count("broken_streams")
+        answer = upstream.answer
+        framed = upstream.whole and (answer.chunked or upstream.rechunk)
+        if answer.event_stream and framed:
+            event = interrupted_event(f"the stream from {upstream.attempt.endpoint.name} broke off")
+            client.write(b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
+        self._finish(answer.status, now_s, close=not (answer.event_stream and framed))
+
+    def _fail(self, upstream: Upstream, now_s: float) -> None:
+        """No endpoint has answered, and none is left to ask."""
+        name, outcome = upstream.attempt.endpoint.name, upstream.outcome
+        status = 504 if outcome is Outcome.TIMEOUT else 502
+        reason = upstream.error or "the connection ended before an answer"
+        message = f"no endpoint answered ({self._attempts} tried); the last, {name}: {reason}"
+        self.refuse(Refusal(status, message, code=f"upstream_{outcome}"), now_s)
+
+    def _unroutable(self, choice: Choice) -> Refusal:
+        self.route.count("unroutable")
+        return Refusal(
+            503, f"no endpoint of {self.facts.model} can take it: {choice.reason}",
+            code="no_endpoint", retry_after_s=1,
+        )  # fmt: skip
+
+    # -- endings ---------------------------------------------------------------------------
+
+    def check(self, now_s: float) -> None:
+        """Called now and then: end what takes too long or has stalled."""
+        limits, winner = self._router.config.limits, self.winner
+        if winner is not None:
+            stalled = now_s - winner.last_byte_s > self.route.pool.config.eject.stall_s
+            late = now_s - self.started_s > limits.stream_timeout_s
+            if (stalled and not self._client_is_slow()) or late:
+                winner.error = "the stream stalled" if stalled else "the answer took too long"
+                winner.lose(Outcome.STREAM)
+            return
+        for upstream in tuple(self._live):
+            if now_s - upstream.attempt.started_s > limits.first_byte_timeout_s:
+                upstream.error = f"nothing came for {limits.first_byte_timeout_s:g} s"
+                upstream.lose(Outcome.TIMEOUT)
+
+    def _client_is_slow(self) -> bool:
+        return self.client is not None and self.client.paused
+
+    def cancel(self, now_s: float) -> None:
+        """The client is gone: so are the attempts."""
+        self.client = None
+        for upstream in tuple(self._live):
+            self._abandon(upstream, Outcome.CANCELLED, now_s)
+        self._router.ended(self, 499, now_s)
+
+    def refuse(self, refusal: Refusal, now_s: float) -> None:
+        """Answer with an error of ours."""
+        client = self.client
+        if client is not None:
+            client.write(refusal.answer(head=client.answer_fields(self.facts.request_id, "")))
+            self._finish(refusal.status, now_s)
+
+    def pause(self) -> None:
+        """The client doesn't take more for now."""
+        if self.winner is not None and self.winner.sink is self:
+            self.winner.transport.pause_reading()
+
+    def resume(self) -> None:
+        """The client takes more again."""
+        if self.winner is not None and self.winner.sink is self:
+            self.winner.transport.resume_reading()
+
+    def _abandon(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        upstream.drop()
+        self._end(upstream, outcome, now_s)
+
+    def _end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        if upstream in self._live:
+            self._live.remove(upstream)
+        upstream.outcome = outcome
+        self.route.ended(upstream, outcome, now_s)
+        self._router.record_end(upstream, outcome, now_s)
+
+    def _finish(self, status: int, now_s: float, *, close: bool = False) -> None:
+        client, self.client = self.client, None
+        self._router.ended(self, status, now_s)
+        if client is not None:
+            client.end_answer(close=close)
+
+
+class Trial:
+    """A copy of a request for an ejected endpoint, to see whether it is well again. Its answer is
+    thrown away at the first byte; the client has its own from elsewhere."""
+
+    __slots__ = ("_router", "_upstream", "endpoint", "route")
+
+    def __init__(self, router: Router, route: Route, endpoint: Endpoint) -> None:
+        self._router = router
+        self._upstream: Upstream | None = None
+        self.route = route
+        self.endpoint = endpoint
+
+    def start(self, exchange: Exchange, now_s: float) -> None:
+        """Send a copy of ``exchange``; what the endpoint's runtime can't do is no trial."""
+        facts = exchange.facts
+        try:
+            # Its own id, so that nobody takes it for the client's request.
+            name = f"{facts.request_id}-trial"
+            request = self.route.request(self.endpoint, exchange.call, name)
+        except Unsupported:
+            return
+        attempt = self.route.pool.begin(self.endpoint, facts, Kind.TRIAL, now_s)
+        self.route.began(attempt)
+        self._upstream = self.route.server(self.endpoint).send(self, attempt, request)
+        self._router.trials.add(self)
+
+    def check(self, now_s: float) -> None:
+        """Called now and then: a trial without an answer has failed."""
+        upstream = self._upstream
+        if upstream is not None and now_s - upstream.attempt.started_s > TRIAL_TIMEOUT_S:
+            upstream.lose(Outcome.TIMEOUT)
+
+    def on_head(self, upstream: Upstream) -> bool:
+        return True
+
+    def on_first(self, upstream: Upstream, now_s: float) -> None:
+        status = upstream.answer.status
+        upstream.drop()
+        if status < 400:
+            self.route.pool.first_byte(upstream.attempt, now_s)
+        self._end(upstream, outcome_of(status), now_s)
+
+    def on_done(self, upstream: Upstream, now_s: float) -> None:
+        raise AssertionError("a trial is dropped at its first byte")
+
+    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        self._end(upstream, outcome, now_s)
+
+    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
+        self._upstream = to
+
+    def _end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        self._upstream = None
+        self._router.trials.discard(self)
+        self.route.ended(upstream, outcome, now_s)

@@ -1,0 +1,468 @@
+"""What all connections of a worker share: models, tenants, limits, counters and the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import secrets
+import ssl
+from pathlib import Path
+from time import monotonic, perf_counter, time
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+import msgspec
+
+from trainmesh.errors import WireError
+from trainmesh.serving.board import Board, Row
+from trainmesh.serving.cells import status_index
+from trainmesh.serving.control.snapshot import Snapshot
+from trainmesh.serving.decide.admission import Admission, Queued, Ticket
+from trainmesh.serving.decide.admission import Refused as Full
+from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.pool import Pool
+from trainmesh.serving.decide.record import Decision
+from trainmesh.serving.decide.scorers import load_scorers
+from trainmesh.serving.decide.types import Attempt, Facts, Outcome
+from trainmesh.serving.identity.access import Access
+from trainmesh.serving.identity.gate import Gate, Tenant
+from trainmesh.serving.identity.refused import Refused
+from trainmesh.serving.identity.tls import ServerTls
+from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.writer import LedgerWriter
+from trainmesh.serving.log import ACCESS, LOGGER, log_event
+from trainmesh.serving.orders import Orders
+from trainmesh.serving.proxy.answers import Refusal, json_answer
+from trainmesh.serving.proxy.api import POST_PATHS, parse_body, prefix_blocks, split_target
+from trainmesh.serving.proxy.exchange import Exchange, Trial
+from trainmesh.serving.proxy.route import Route
+from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.trace import Tracer
+
+if TYPE_CHECKING:
+    from trainmesh.serving.proxy.client import Call, ClientConnection
+
+__all__ = ["Router"]
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
+BYTES_PER_TOKEN = 4
+"""Of English text in common tokenizers."""
+
+
+class Router:
+    """One worker's. Its connections call it; ``tick`` and ``tick_slowly`` are called by the worker.
+
+    Raises:
+        ConfigError: the configuration can't be used on this machine.
+    """
+
+    def __init__(
+        self, orders: Orders, row: Row, worker: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.loop = loop
+        self.connections: set[ClientConnection] = set()
+        self.trials: set[Trial] = set()
+        self.buffered_bytes = 0
+        self.draining = False
+        self._worker = worker
+        self._exchanges: set[Exchange] = set()
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+        self._random = random.Random(secrets.randbits(64))  # noqa: S311 - no secret
+        self._routes: dict[str, Route] = {}
+        self._snapshot: Snapshot | None = None
+        config = orders.config
+        self._admission = Admission(config, {}, now_s=monotonic())
+        self._tls = ServerTls(config.tls) if config.tls is not None else None
+        telemetry = config.telemetry
+        self._tracer = Tracer(telemetry, f"worker-{worker}") if telemetry.otlp else None
+        self._ledger: LedgerWriter | None = None
+        if config.ledger.enabled:
+            self._ledger = LedgerWriter(Path(config.ledger.dir), worker, config.ledger)
+        self.reload(orders, row)
+
+    # -- configuration ---------------------------------------------------------------------
+
+    @property
+    def listener_tls(self) -> ssl.SSLContext | None:
+        """For the listener."""
+        return self._tls.context if self._tls is not None else None
+
+    def reload(self, orders: Orders, row: Row) -> None:
+        """Go on with another configuration; requests on their way are not disturbed.
+
+        Raises:
+            ConfigError: it can't be used; what has not changed yet stays.
+        """
+        config, now_s = orders.config, monotonic()
+        scorers, problems = load_scorers()
+        for problem in problems:
+            log_event(LOGGER, "plug_in", reason=problem)
+        routes: dict[str, Route] = {}
+        for name, model in config.models.items():
+            route = self._routes.get(name) or Route(name, self.loop)
+            previous = route.pool if name in self._routes else None
+            pool = Pool(
+                name, model, limits=config.limits, scorers=scorers, rng=self._random,
+                previous=previous, now_s=now_s,
+            )  # fmt: skip
+            route.configure(pool, row, config.limits)
+            routes[name] = route
+        for name, route in self._routes.items():
+            if name not in routes:
+                route.close()
+        self.config = config
+        self._routes = routes
+        self._by_name = dict(routes)
+        for name, model in config.models.items():
+            self._by_name.update((alias, routes[name]) for alias in model.aliases)
+        self._gate = Gate(config)
+        self._access = Access(config)
+        self._open = not config.tenants and config.jwt is None
+        self._row, self._cells, self._reals = row, row.cells, row.reals
+        self._own = row.layout.worker
+        self._statuses = row.layout.statuses
+        self._admission = Admission(
+            config, {name: route.pool for name, route in routes.items()}, now_s=now_s,
+            previous=self._admission,
+        )  # fmt: skip
+        self.hear_keys(orders)
+        if self._snapshot is not None:
+            self.take(self._snapshot, now_s)
+
+    def hear_keys(self, orders: Orders) -> None:
+        """The token issuer's keys may be new."""
+        if orders.jwks:
+            try:
+                self._gate.set_keys(orders.jwks.encode())
+            except WireError as error:
+                log_event(LOGGER, "keys_refused", reason=str(error))
+
+    def take(self, snapshot: Snapshot, now_s: float) -> None:
+        """Decide with ``snapshot`` from now on."""
+        self._snapshot = snapshot
+        self._cells[self._own.snapshot] = snapshot.version
+        for name, route in self._routes.items():
+            signals = {signal.name: signal for signal in snapshot.signals.get(name, ())}
+            route.pool.update(signals, now_s)
+            if snapshot.demand.get(name, 0.0) >= 1:
+                route.pool.demand.unmet()
+
+    # -- requests --------------------------------------------------------------------------
+
+    def accepts(self, connection: ClientConnection) -> bool:
+        """Whether there is room for another connection."""
+        if len(self.connections) >= self.config.limits.connections or self.draining:
+            self._cells[self._own.refused_connections] += 1
+            return False
+        self.connections.add(connection)
+        self._cells[self._own.accepted] += 1
+        return True
+
+    def identify(self, call: Call, names: tuple[str, ...]) -> Tenant:
+        """Who sends ``call``.
+
+        Raises:
+            Refusal: nobody who may.
+        """
+        found = self._gate.identify(call.authorization, names)
+        if isinstance(found, Refused):
+            raise Refusal(found.status, found.message, code=found.code)
+        if self._open:
+            if call.origin and not _LOOPBACK.fullmatch(_host_of(call.origin)):
+                raise Refusal(403, "web pages of other hosts may not ask without a key")
+            if call.authorization is not None:
+                call.passed_key = b"authorization: %s\r\n" % call.authorization
+        return found
+
+    def open(self, client: ClientConnection, call: Call) -> bytes | None:
+        """Begin to answer ``call``: at once with what is returned, or later through ``client``.
+
+        Raises:
+            Refusal: it is not served.
+        """
+        call.path, call.query = split_target(call.target)
+        if call.path not in POST_PATHS:
+            return self._local(call)
+        if call.method != b"POST":
+            raise Refusal(405, f"{call.path.decode()} wants POST", code="method_not_allowed")
+        exchange = self._exchange(client, call)
+        now_s = monotonic()
+        facts = exchange.facts
+        route = exchange.route
+        cells = self._cells
+        verdict = self._admission.offer(Ticket(facts, exchange), now_s)
+        tenant_cells = self._row.layout.tenant(facts.tenant)
+        cells[tenant_cells.requests] += 1
+        route.count("requests")
+        if isinstance(verdict, Full):
+            route.count("refused")
+            route.pool.demand.unmet()
+            cells[tenant_cells.refused] += 1
+            raise Refusal(
+                verdict.status, verdict.reason, code="overloaded",
+                retry_after_s=verdict.retry_after_s,
+            )  # fmt: skip
+        cells[tenant_cells.prompt_tokens] += facts.prompt_tokens
+        cells[tenant_cells.inflight] += 1
+        self._exchanges.add(exchange)
+        client.serve(exchange)
+        if isinstance(verdict, Queued):
+            route.count("queued_total")
+            route.pool.demand.unmet()
+        else:
+            self._begin(exchange, now_s)
+        return None
+
+    def _exchange(self, client: ClientConnection, call: Call) -> Exchange:
+        body = parse_body(call.body)
+        tenant = call.tenant
+        route = self._by_name.get(body.model)
+        if route is None or tenant is None or not self._access.may_see(tenant.name, route.name):
+            raise Refusal(
+                404, f"the model {body.model!r} does not exist; see /v1/models",
+                code="model_not_found", param="model",
+            )  # fmt: skip
+        call.model = body.model
+        session = route.session_of(call) or (body.prompt_cache_key or "").encode()
+        facts = Facts(
+            request_id=self._request_id(call),
+            model=route.name,
+            tenant=tenant.name,
+            priority=tenant.config.priority,
+            stream=bool(body.stream),
+            nbytes=len(call.body),
+            prompt_tokens=len(call.body) // BYTES_PER_TOKEN,
+            output_tokens=body.max_completion_tokens or body.max_tokens
+            or route.pool.expected_output_tokens(),
+            session=session,
+            blocks=prefix_blocks(route.name, call.body),
+        )  # fmt: skip
+        grant = self._access.grant(tenant.name, route.name)
+        if isinstance(grant, Refused):
+            raise Refusal(grant.status, grant.message, code=grant.code)
+        allowed = grant.allowed
+        if grant.depends:
+            allowed, reasons = grant.narrow(facts)
+            if allowed is not None and not allowed:
+                refused = grant.none_allowed(reasons)
+                raise Refusal(refused.status, refused.message, code=refused.code)
+        exchange = Exchange(self, route, client, call, facts, allowed)
+        if self._tracer is not None:
+            name = f"POST {call.path.decode()}"
+            exchange.trace = self._tracer.begin(call.traceparent or None, name)
+        return exchange
+
+    def _request_id(self, call: Call) -> str:
+        if call.request_id and _REQUEST_ID.fullmatch(call.request_id):
+            return call.request_id.decode("ascii")
+        self._count += 1
+        return f"{self._prefix}{self._count:x}"
+
+    def _start(self, ticket: Ticket, now_s: float) -> None:
+        """Send a request that has waited."""
+        exchange = cast(Exchange, ticket.owner)
+        exchange.route.waited(now_s - ticket.queued_at_s)
+        self._begin(exchange, now_s)
+
+    def _begin(self, exchange: Exchange, now_s: float) -> None:
+        try:
+            exchange.start(now_s)
+        except Refusal as refusal:
+            exchange.refuse(refusal, now_s)
+
+    def choose(self, exchange: Exchange, now_s: float) -> Choice:
+        """Ask the pool, and see how long it takes."""
+        begun_s = perf_counter()
+        choice = exchange.route.pool.choose(
+            exchange.facts, now_s, tried=exchange.tried, allowed=exchange.allowed
+        )
+        took_s = perf_counter() - begun_s
+        cells, reals = self._cells, self._reals
+        cells[self._own.decisions] += 1
+        reals[self._own.decision_s] += took_s
+        if took_s > self.config.limits.decision_s:
+            cells[self._own.slow_decisions] += 1
+        return choice
+
+    def record(self, choice: Choice, attempt: Attempt) -> None:
+        """An attempt begins: keep why it goes where it goes, until it is over."""
+        if self._ledger is not None:
+            version = self._snapshot.version if self._snapshot is not None else 0
+            attempt.decision = Decision.from_choice(
+                choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=version
+            )
+
+    def record_end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        """An attempt is over: write down both."""
+        attempt = upstream.attempt
+        if self._ledger is None or attempt.decision is None:
+            return
+        first_s = attempt.first_byte_s
+        entry = Entry(
+            decision=attempt.decision,
+            outcome=outcome,
+            status=upstream.answer.status,
+            ttft_s=first_s - attempt.started_s if first_s else None,
+            duration_s=now_s - attempt.started_s,
+            output_tokens=upstream.output_tokens(),
+            error=upstream.error,
+        )
+        self._ledger.add(entry)
+
+    def refused(self, call: Call | None, refusal: Refusal) -> None:
+        """A request was answered with an error of ours."""
+        self._cells[self._statuses + status_index(refusal.status)] += 1
+        if call is None or not call.received_s:
+            self._cells[self._own.bad_requests] += 1
+
+    def ended(self, exchange: Exchange, status: int, now_s: float) -> None:
+        """A request is over; others may take its place."""
+        self._exchanges.discard(exchange)
+        self.release(exchange.call)
+        winner = exchange.winner
+        tokens = winner.output_tokens() if winner is not None else 0
+        cells, tenant = self._cells, self._row.layout.tenant(exchange.facts.tenant)
+        cells[tenant.inflight] -= 1
+        cells[tenant.output_tokens] += tokens
+        cells[self._statuses + status_index(status)] += 1
+        exchange.route.finished(status, now_s - exchange.started_s)
+        if exchange.trace is not None:
+            exchange.trace.end(status)
+        if self.config.telemetry.access_log:
+            self._log_access(exchange, status, now_s)
+        for ticket in self._admission.release(exchange, now_s, tokens or None):
+            self._start(ticket, now_s)
+
+    def _log_access(self, exchange: Exchange, status: int, now_s: float) -> None:
+        winner, facts = exchange.winner, exchange.facts
+        log_event(
+            ACCESS, "request", id=facts.request_id, model=facts.model, tenant=facts.tenant,
+            status=status, duration_s=round(now_s - exchange.started_s, 6),
+            endpoint=winner.attempt.endpoint.name if winner is not None else "",
+        )  # fmt: skip
+
+    def release(self, call: Call) -> None:
+        """The body of ``call`` is not needed any more."""
+        self.buffered_bytes -= call.size
+        call.size = 0
+        call.body = b""
+        call.parts = []
+
+    # -- what is answered here -------------------------------------------------------------
+
+    def _local(self, call: Call) -> bytes:
+        if call.path == b"/health" and call.method in (b"GET", b"HEAD"):
+            return json_answer(200, b'{"status":"ok"}', bodiless=call.method == b"HEAD")
+        if call.path == b"/v1/models" or call.path.startswith(b"/v1/models/"):
+            if call.method != b"GET":
+                raise Refusal(405, "/v1/models wants GET", code="method_not_allowed")
+            return self._models(call)
+        path = call.path[:200].decode("ascii", "replace")
+        raise Refusal(404, f"there is no {path} here", code="unknown_url")
+
+    def _models(self, call: Call) -> bytes:
+        tenant = call.tenant.name if call.tenant is not None else ""
+        seen = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "trainmesh"}
+            for name, route in self._by_name.items()
+            if self._access.may_see(tenant, route.name)
+        ]
+        wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
+        if not wanted:
+            return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}))
+        name = wanted.decode("utf-8", "replace")
+        for model in seen:
+            if model["id"] == name:
+                return json_answer(200, msgspec.json.encode(model))
+        raise Refusal(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
+
+    # -- time ------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """Requests on their way."""
+        return len(self._exchanges)
+
+    def tick(self, now_s: float, late_s: float) -> None:
+        """Called every 50 ms."""
+        reals, own = self._reals, self._own
+        reals[own.alive_at_s] = now_s
+        reals[own.loop_lag_s] = late_s
+        for route in self._routes.values():
+            for line in route.pool.tick(now_s):
+                log_event(LOGGER, "endpoint", model=route.name, what=line)
+            route.publish(now_s)
+        for ticket, full in self._admission.expire(now_s):
+            cast(Exchange, ticket.owner).refuse(
+                Refusal(full.status, full.reason, code="overloaded",
+                        retry_after_s=full.retry_after_s), now_s,
+            )  # fmt: skip
+        for ticket in self._admission.ready(now_s):
+            self._start(ticket, now_s)
+
+    def hear_others(self, board: Board, worker: int) -> None:
+        """What other workers of this router have in flight, and what tenants used there."""
+        for route in self._routes.values():
+            route.hear_others(board, worker)
+        for name, cells in board.layout.tenants.items():
+            tokens = cells.prompt_tokens, cells.output_tokens
+            self._admission.hear_others(
+                name,
+                board.others(cells.requests, worker),
+                sum(board.others(cell, worker) for cell in tokens),
+                board.others(cells.inflight, worker),
+            )
+
+    def tick_slowly(self, now_s: float) -> None:
+        """Called about twice a second."""
+        for connection in tuple(self.connections):
+            connection.check(now_s)
+        for trial in tuple(self.trials):
+            trial.check(now_s)
+        if self._ledger is not None:
+            self._ledger.tick()
+        if self._tls is not None and (line := self._tls.renew()):
+            log_event(LOGGER, "certificates", what=line)
+        for route in self._routes.values():
+            for line in route.renew_certificates():
+                log_event(LOGGER, "certificates", what=line)
+        self._publish()
+
+    def _publish(self) -> None:
+        cells, own = self._cells, self._own
+        cells[own.connections] = len(self.connections)
+        cells[own.streams] = sum(exchange.winner is not None for exchange in self._exchanges)
+        cells[own.buffered_bytes] = self.buffered_bytes
+        cells[own.draining] = self.draining
+        if self._ledger is not None:
+            cells[own.ledger_records] = self._ledger.records
+            cells[own.ledger_dropped] = self._ledger.dropped
+
+    def exclusions(self) -> dict[str, dict[str, str]]:
+        """Model -> endpoint -> why it gets no requests."""
+        return {name: dict(route.pool.exclusions()) for name, route in self._routes.items()}
+
+    def drain(self) -> None:
+        """Take nothing new; connections close after their answers."""
+        self.draining = True
+
+    def close(self) -> None:
+        """End everything now."""
+        for connection in tuple(self.connections):
+            connection.transport.abort()
+        for route in self._routes.values():
+            route.abort()
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._tracer is not None:
+            self._tracer.close()
+
+
+def _host_of(origin: bytes) -> str:
+    try:
+        return urlsplit(origin.decode("ascii")).hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,127 @@
+"""The connections of a worker to one endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from urllib.parse import urlsplit
+
+from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.types import Attempt, Outcome
+from trainmesh.serving.identity.tls import UpstreamSide
+from trainmesh.serving.proxy.answer import Request, Sink
+from trainmesh.serving.proxy.upstream import Upstream
+
+__all__ = ["Server"]
+
+IDLE_S = 30.0
+MAX_IDLE = 1024
+
+
+class Server:
+    """The connections of one worker to one endpoint."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        connect_timeout_s: float,
+        observe_gap: Callable[[float], None],
+    ) -> None:
+        config = endpoint.config
+        parts = urlsplit(config.url)
+        self.endpoint = endpoint
+        self.url, self.tls_config = config.url, config.tls
+        self.host = parts.hostname or ""
+        self.side = UpstreamSide(config.tls, self.host) if parts.scheme == "https" else None
+        self.port = parts.port or (443 if self.side else 80)
+        self.authority = parts.netloc.encode()
+        self._loop = loop
+        self.observe_gap = observe_gap
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: deque[Upstream] = deque()
+        self._busy: set[Upstream] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self.closed = False
+
+    def send(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream:
+        """Send ``request``, over an open connection if there is one; ``sink`` hears of the rest,
+        but nothing before this returns."""
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.transport.is_closing():
+                upstream.send(sink, attempt, request)
+                self._busy.add(upstream)
+                return upstream
+        return self.send_anew(sink, attempt, request)
+
+    def send_anew(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream:
+        """Send ``request`` over a new connection."""
+        upstream = Upstream(self)
+        upstream.assign(sink, attempt, request)
+        self._busy.add(upstream)
+        task = self._loop.create_task(self._connect(upstream, request))
+        upstream.connecting = task
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return upstream
+
+    async def _connect(self, upstream: Upstream, request: Request) -> None:
+        side = self.side
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                transport, _ = await self._loop.create_connection(
+                    lambda: upstream, self.host, self.port, ssl=side.context if side else None,
+                    server_hostname=side.server_hostname if side else None,
+                )  # fmt: skip
+            if side and (problem := side.problem(transport.get_extra_info("ssl_object"))):
+                raise ssl.SSLError(problem)
+        except OSError as error:  # of which TLS errors and time-outs are kinds
+            upstream.connecting = None
+            upstream.error = str(error) or "connecting took too long"
+            upstream.lose(Outcome.CONNECT)
+            return
+        upstream.connecting = None
+        if upstream.sink is None:
+            upstream.close()
+        else:
+            upstream.write_request(request)
+
+    @property
+    def connections(self) -> int:
+        """Open ones, and those that are being opened."""
+        return len(self._idle) + len(self._busy)
+
+    def free(self, upstream: Upstream) -> None:
+        """``upstream`` can take another request."""
+        self._busy.discard(upstream)
+        if self.closed or len(self._idle) >= MAX_IDLE:
+            upstream.close()
+        else:
+            upstream.idle_since_s = monotonic()
+            self._idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        """``upstream`` is closed."""
+        self._busy.discard(upstream)
+
+    def sweep(self, now_s: float) -> None:
+        """Close connections that have been idle for long."""
+        while self._idle and now_s - self._idle[0].idle_since_s > IDLE_S:
+            self._idle.popleft().close()
+
+    def close(self) -> None:
+        """Close idle connections now, and the others as soon as they are done."""
+        self.closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def abort(self) -> None:
+        """Close every connection now."""
+        self.close()
+        for upstream in tuple(self._busy):
+            upstream.drop()

@@ -1,0 +1,377 @@
+"""A connection to an endpoint: it sends a request and hands on the bytes of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from trainmesh.serving.adapters.types import AdapterError
+from trainmesh.serving.decide.types import Attempt, Outcome
+from trainmesh.serving.proxy.answer import Answer, Client, Request, Sink
+
+if TYPE_CHECKING:
+    from trainmesh.serving.proxy.server import Server
+
+__all__ = ["Upstream"]
+
+MAX_HEAD_BYTES = 65_536
+MAX_HELD_BYTES = 65_536
+"""A chunk that is longer is forwarded in parts; if its stream breaks, no error event can follow."""
+LARGE_BYTES = 65_536
+
+
+class Upstream(asyncio.Protocol):
+    """One connection. It serves one request after another, and one at a time.
+
+    The body is forwarded as it came, but a chunk that has come in part waits for its rest: so the
+    client's stream is always between two chunks, where an error event can still be put.
+    """
+
+    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held", "_in_head",
+                 "_informational", "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail",
+                 "answer", "attempt", "chunks", "client", "connecting", "error", "idle_since_s",
+                 "last_byte_s", "nbytes", "outcome", "rechunk", "request", "server", "sink",
+                 "transport", "whole")  # fmt: skip
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.connecting: asyncio.Task[None] | None = None
+        self.sink: Sink | None = None
+        self.outcome = Outcome.OK
+        """How the attempt ended; set by the sink."""
+        self.idle_since_s = 0.0
+        self.error = ""
+        self._reused = False
+        self._parser = httptools.HttpResponseParser(self)
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def assign(self, sink: Sink, attempt: Attempt, request: Request) -> None:
+        """The next answer is for ``sink``."""
+        self.sink = sink
+        self.attempt = attempt
+        self.request = request
+        self.client: Client | None = None
+        self.answer = Answer()
+        self.chunks = 0
+        self.nbytes = 0
+        self.last_byte_s = 0.0
+        self.whole = True
+        self._in_head = True
+        self._begun = self._complete = self._excess = self._open_chunk = False
+        self._informational = 0
+        self._raw = b""
+        self._held = self._tail = b""
+        self._decoded: list[bytes] = []
+        self._decoding = request.decode or request.inbound is not None
+        self.rechunk = False
+        """Forward a decoded body as chunks; the sink sets it in ``on_first``."""
+        self._out = b""
+
+    def send(self, sink: Sink, attempt: Attempt, request: Request) -> None:
+        """Send over this connection, which served another request before."""
+        self._reused = True
+        self.assign(sink, attempt, request)
+        self.write_request(request)
+
+    def write_request(self, request: Request) -> None:
+        if len(request.body) < LARGE_BYTES:
+            self.transport.write(request.head + request.body)
+        else:
+            self.transport.write(request.head)
+            self.transport.write(request.body)
+
+    # -- what the parser says --------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._excess = True
+
+    def on_status(self, status: bytes) -> None:
+        self.answer.reason += status  # it may come in pieces
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer
+        self.answer.note(name, value)
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._informational += 1
+            self.answer = Answer()
+            return
+        self.answer.status = status
+        self._in_head = False
+
+    def on_chunk_header(self) -> None:
+        self._open_chunk = True
+
+    def on_chunk_complete(self) -> None:
+        self._open_chunk = False
+
+    def on_body(self, data: bytes) -> None:
+        self._begun = True
+        if self._decoding:
+            self._decoded.append(data)
+
+    def on_message_complete(self) -> None:
+        if not self._in_head:
+            self._complete = True
+
+    # -- what the network says -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.sink is None:
+            self.close()  # nobody asked
+            return
+        was_in_head = self._in_head
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.error = f"its answer is not HTTP: {error}"
+            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            return
+        if was_in_head and not self._take_head(data):
+            return
+        if not was_in_head:
+            self._take_body(data)
+
+    def eof_received(self) -> bool:
+        if self.sink is not None and not self._in_head and not self._complete:
+            self._end_without_length()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.forget(self)
+        if self.sink is not None:
+            if exc is not None and not self.error:
+                self.error = str(exc)
+            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+
+    # -- an answer, step by step -----------------------------------------------------------
+
+    def _take_head(self, data: bytes) -> bool:
+        """The head may be complete; goes on with the rest of ``data`` if it is."""
+        self._raw += data
+        if self._in_head:
+            if len(self._raw) > MAX_HEAD_BYTES:
+                self.error = "its header is too long"
+                self.lose(Outcome.RESET)
+            return False
+        raw, start = self._raw, 0
+        for _ in range(self._informational + 1):
+            start = raw.index(b"\r\n\r\n", start) + 4
+        self._raw = b""
+        sink = self.sink
+        if sink is None or not sink.on_head(self):
+            return False
+        if self.without_length and not self._complete and not self._decoding:
+            self._decoding = True
+            self._decoded.append(raw[start:])
+        self._take_body(raw[start:])
+        return True
+
+    @property
+    def without_length(self) -> bool:
+        """Only the connection's end will tell where the answer ends."""
+        return self.answer.content_length is None and not self.answer.chunked
+
+    def _take_body(self, data: bytes) -> None:
+        if self._excess:
+            self.error = "it sent more than one answer"
+            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            return
+        now_s = monotonic()
+        if self._decoding and not self._decode():
+            return
+        if self.client is None:
+            if not self._may_start():
+                self._held += data
+                return
+            if not self._start(now_s):
+                return
+        if self._decoding:
+            self._forward_decoded()
+        elif data or self._held:
+            self._forward(self._held + data if self._held else data, now_s)
+        self.last_byte_s = now_s
+        if self._complete:
+            self._finish(now_s)
+
+    def _may_start(self) -> bool:
+        """Whether the client may be told: before that, another endpoint can still be asked."""
+        if self._complete:
+            return True
+        if self.collects:
+            return False
+        return bool(self._out) if self.request.inbound is not None else self._begun
+
+    @property
+    def collects(self) -> bool:
+        """The answer is translated as a whole, so that nothing is forwarded before its end."""
+        inbound = self.request.inbound
+        return inbound is not None and (not inbound.streaming or self.answer.status >= 400)
+
+    def _start(self, now_s: float) -> bool:
+        """The body begins; False if it is not wanted."""
+        sink = self.sink
+        client = sink.on_first(self, now_s) if sink is not None else None
+        if client is None:
+            return False
+        self.client = client
+        self.last_byte_s = now_s
+        return True
+
+    def _decode(self) -> bool:
+        """Take what the parser found out of its framing, translated where that is needed; False
+        if it makes no sense."""
+        inbound = self.request.inbound
+        if self.collects and not self._complete:
+            return True
+        data = b"".join(self._decoded)
+        self._decoded.clear()
+        if inbound is None:
+            self._out += data
+            return True
+        try:
+            if self.answer.status >= 400:
+                self.answer.status, self._out = inbound.error(self.answer.status, data)
+                return True
+            self._out += inbound.body(data)
+            self._complete = self._complete or inbound.done
+            if self._complete:
+                self._out += inbound.end()
+        except AdapterError as error:
+            self.error = str(error)
+            if self.client is not None:
+                self._forward_decoded()
+            self.lose(Outcome.STATUS if self.client is None else Outcome.STREAM)
+            return False
+        return True
+
+    def _forward(self, data: bytes, now_s: float) -> None:
+        """Forward ``data`` as it came, up to the end of the answer."""
+        if self.answer.chunked:
+            data = self._whole_chunks(data)
+            if not data:
+                return
+        else:
+            data = data[: (self.answer.content_length or 0) - self.nbytes]
+        self.chunks += 1
+        self.nbytes += len(data)
+        if self.chunks > 1:
+            self.server.observe_gap(now_s - self.last_byte_s)
+        self.client.write(data)  # type: ignore[union-attr]  # _take_body has set it
+
+    def _whole_chunks(self, data: bytes) -> bytes:
+        """What may be forwarded of ``data``; the rest is held."""
+        self._held = b""
+        if self._complete:
+            return data[: len(data) - _excess_line_ends(self._tail + data)]
+        if not self._open_chunk and data[-2:] == b"\r\n":
+            self.whole = True
+            return data
+        end = _end_of_chunks(data) if self.whole else len(data)
+        if len(data) - end < MAX_HELD_BYTES:
+            self._held = data[end:]
+            return data[:end]
+        self._tail = data[-8:]
+        self.whole = False
+        return data
+
+    def _forward_decoded(self) -> None:
+        """Forward without the endpoint's framing: translated, or for a client without chunks."""
+        client, data = cast(Client, self.client), self._out
+        self._out = b""
+        if data:
+            self.chunks += 1
+            self.nbytes += len(data)
+            client.write(b"%x\r\n%s\r\n" % (len(data), data) if self.rechunk else data)
+        if self._complete and self.rechunk:
+            client.write(b"0\r\n\r\n")
+
+    @property
+    def collected_bytes(self) -> int:
+        """Of an answer that is translated as a whole."""
+        return len(self._out)
+
+    def _end_without_length(self) -> None:
+        """The connection's end is the end of an answer that has no length."""
+        if self.without_length:
+            self._complete = True
+            self._take_body(b"")
+
+    def _finish(self, now_s: float) -> None:
+        sink, self.sink = self.sink, None
+        if sink is None:
+            return
+        inbound = self.request.inbound
+        unread = inbound is not None and inbound.done
+        keep = self._parser.should_keep_alive() and not unread and not self.transport.is_closing()
+        sink.on_done(self, now_s)
+        if keep:
+            self.server.free(self)
+        else:
+            self.close()
+
+    def output_tokens(self) -> int:
+        """An estimate of the tokens in the answer: events of a stream, a quarter of other bytes."""
+        if self.answer.event_stream:
+            return self.chunks
+        return self.nbytes // 4
+
+    # -- endings ---------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """The answer is not wanted any more: the endpoint sees the connection close."""
+        self.sink = None
+        if self.connecting is not None:
+            self.connecting.cancel()
+            self.connecting = None
+        self.close()
+
+    def lose(self, outcome: Outcome) -> None:
+        """No more will come of this answer; a connection that the endpoint had closed in the
+        meantime is replaced, without anybody's noticing."""
+        sink, self.sink = self.sink, None
+        self.close()
+        if sink is None:
+            return
+        stale = self._reused and self._in_head and not self._raw and outcome is Outcome.RESET
+        if stale and not self.server.closed:
+            sink.on_moved(self, self.server.send_anew(sink, self.attempt, self.request))
+        else:
+            sink.on_lost(self, outcome, monotonic())
+
+    def close(self) -> None:
+        self.server.forget(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+
+def _end_of_chunks(data: bytes) -> int:
+    """Where the last complete chunk of ``data`` ends, which begins with a chunk's size."""
+    end = 0
+    while True:
+        line = data.find(b"\r\n", end)
+        if line < 0:
+            return end
+        following = line + 4 + int(data[end:line].partition(b";")[0], 16)
+        if following > len(data):
+            return end
+        end = following
+
+
+def _excess_line_ends(end: bytes) -> int:
+    """How many bytes follow a chunked body at ``end``: parsers skip empty lines between messages,
+    but they are not the client's. A body ends in one empty line, and no other is in its end."""
+    stripped = end.rstrip(b"\r\n")
+    return max(0, len(end) - len(stripped) - 4)

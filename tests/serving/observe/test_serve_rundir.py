@@ -1,0 +1,78 @@
+"""Run directories of routers: found while their owner lives, swept when it is gone."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from trainmesh import rundir as jobs
+from trainmesh.rundir import process_start_ticks, write_atomically
+from trainmesh.serving.control.rundir import (
+    RouterInfo,
+    ServeRun,
+    WorkerWords,
+    live_routers,
+    sweep,
+)
+from trainmesh.wire import encode
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_router_is_found_until_it_is_removed(root: Path) -> None:
+    run = ServeRun.create("front")
+    assert run.path.stat().st_mode & 0o077 == 0
+    info = run.info()
+    assert info is not None
+    run.publish(msgspec.structs.replace(info, admin="http://127.0.0.1:1"))
+    assert [(each.path, found.name, found.admin) for each, found in live_routers()] == [
+        (run.path, "front", "http://127.0.0.1:1")
+    ]
+    run.remove()
+    assert live_routers() == []
+    assert list(root.iterdir()) == [], "the root goes with the last run"
+
+
+def test_routers_and_jobs_do_not_see_each_other() -> None:
+    router = ServeRun.create("front")
+    ticks = process_start_ticks(os.getpid())
+    assert ticks is not None
+    job = jobs.RunDir.create(
+        jobs.RunInfo(job="serve", pid=os.getpid(), start_ticks=ticks, etcd="", created_unix_s=0)
+    )
+    assert [run.path for run, _ in jobs.live_runs()] == [job.path]
+    assert [run.path for run, _ in live_routers()] == [router.path]
+    assert jobs.sweep() == sweep() == []
+
+
+def test_the_dead_are_swept_and_a_reused_pid_is_noticed() -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid, ticks in ((dead.pid, 1), (os.getpid(), 1)):
+        run = ServeRun.create("gone")
+        run.publish(RouterInfo(name="gone", pid=pid, start_ticks=ticks))
+    alive = ServeRun.create("alive")
+    assert len(sweep()) == 2
+    assert [run.path for run, _ in live_routers()] == [alive.path]
+
+
+def test_damaged_files_are_as_if_they_were_not_there() -> None:
+    run = ServeRun.create("front")
+    run.words(0).write_text("{")
+    assert run.worker_words(0) == WorkerWords()
+    run.router.write_text("[]")
+    assert live_routers() == []
+    assert sweep() == [], "not ours to remove"
+
+
+def test_workers_words_come_back() -> None:
+    run = ServeRun.create("front")
+    words = WorkerWords(excluded={"m": {"h:1": "ejected: 3 failures in a row"}})
+    write_atomically(run.words(3), encode(words))
+    assert run.worker_words(3) == words

@@ -1,0 +1,33 @@
+"""Real llama.cpp servers, each behind a tap, and the router before them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.serving.runtime.replicas import Replica, replica
+from tests.serving.runtime.tiny_model import write_model
+from tests.serving.tap import LoopThread, loop_thread
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def taps() -> Iterator[LoopThread]:
+    with loop_thread() as thread:
+        yield thread
+
+
+@pytest.fixture
+def replicas(taps: LoopThread, model: Path, tmp_path: Path) -> Iterator[list[Replica]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(replica(taps, model, tmp_path / f"replica{index}.log"))
+            for index in range(3)
+        ]

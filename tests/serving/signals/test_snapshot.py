@@ -1,0 +1,176 @@
+"""What keeps an endpoint out, in which order of reasons, and which of several numbers counts."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.serving.signals.builds import config
+from trainmesh.serving.control.cordons import Cordon, CordonState
+from trainmesh.serving.control.gpu import Derate
+from trainmesh.serving.control.graph import Way
+from trainmesh.serving.control.peers import Load
+from trainmesh.serving.control.pulse import DOWN_AFTER, Pulse
+from trainmesh.serving.control.scrape import Report
+from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
+from trainmesh.serving.control.verdicts import Kind, Verdict
+from trainmesh.serving.decide.types import EndpointSignal
+
+URL = "http://h:1"
+CONFIG = config([{"url": URL, "name": "a", "node": "h3", "revision": "r1"}])
+TWO = config([*msgspec.to_builtins(CONFIG.models["m"].endpoints), {"url": "http://h:2"}])
+"""Another one, so that health checks have somebody to leave."""
+UNHEALTHY = Pulse(failures=DOWN_AFTER, problem="GET /health was answered with 503")
+NEAR = Pulse().passed(0.001, 5.0)
+FAR = Pulse().passed(0.1, 5.0)
+
+
+def verdict(kind: Kind, subject: str) -> Verdict:
+    return Verdict(kind=kind, subject=subject, reason="bad", owner="admin:eve", since_unix_s=1.0)
+
+
+def cordoned(state: CordonState) -> dict[str, Cordon]:
+    return {"a": Cordon(state=state, by="admin:eve", since_unix_s=1.0)}
+
+
+def signal(seen: Observations, previous: Snapshot | None = None) -> EndpointSignal:
+    return assemble(TWO, seen, 10.0, previous=previous).signals["m"][0]
+
+
+EVERYTHING = Observations(
+    pulses={URL: replace(UNHEALTHY, rtts_s=(0.1,))},
+    ways={"h3": Way(blocked="link a->b in quarantine (admin:eve), on the way")},
+    verdicts=[verdict(Kind.ENDPOINT, "a"), verdict(Kind.NODE, "h3")],
+    cordons=cordoned(CordonState.DRAIN),
+    revisions={URL: ("r0",)},
+)
+
+
+def test_the_first_reason_counts_and_the_next_one_follows() -> None:
+    seen = EVERYTHING
+    reasons = [
+        ("draining by admin:eve", {"cordons": cordoned(CordonState.OPEN)}),
+        ("endpoint in quarantine: bad (admin:eve)", {"verdicts": seen.verdicts[1:]}),
+        ("node h3 in quarantine: bad (admin:eve)", {"verdicts": []}),
+        ("link a->b in quarantine (admin:eve), on the way", {"ways": {}}),
+        ("serves revision r0, not r1", {"revisions": {URL: ("r1",)}}),
+        (
+            "its round trip is beyond the limit of 80 ms: a client only",
+            {"pulses": {URL: replace(UNHEALTHY, rtts_s=(0.01,))}},
+        ),
+        ("health checks fail: GET /health was answered with 503", {"pulses": {URL: NEAR}}),
+        ("", {}),
+    ]
+    for reason, cure in reasons:
+        assert signal(seen).excluded == reason
+        seen = replace(seen, **cure)  # type: ignore[arg-type]
+    assert signal(replace(seen, cordons=cordoned(CordonState.CORDON))).excluded == (
+        "cordoned by admin:eve"
+    )
+
+
+def test_health_checks_alone_leave_somebody() -> None:
+    down = Observations(pulses={URL: UNHEALTHY, "http://h:2": UNHEALTHY})
+    assert [one.excluded for one in assemble(TWO, down, 1.0).signals["m"]] == ["", ""]
+    beside = replace(down, cordons={"": cordoned(CordonState.CORDON)["a"]})
+    first, second = assemble(TWO, beside, 1.0).signals["m"]
+    assert (first.excluded, second.excluded) == ("", "cordoned by admin:eve")
+    one = replace(down, pulses={URL: UNHEALTHY})
+    first, second = assemble(TWO, one, 1.0).signals["m"]
+    assert "health checks fail" in first.excluded
+    assert second.excluded == ""
+
+
+def test_what_is_unknown_is_no_reason() -> None:
+    found = signal(Observations())
+    assert found == EndpointSignal(name="a")
+    assert signal(Observations(revisions={URL: ()})).excluded == ""
+    one_failure = Observations(pulses={URL: Pulse().failed("refused", 1.0)})
+    assert signal(one_failure).excluded == ""
+
+
+@pytest.mark.parametrize(
+    ("pulse", "way", "estimate_s", "expected_s"),
+    [
+        (NEAR, Way(rtt_s=0.002), 0.003, 0.001),
+        (Pulse(), Way(rtt_s=0.002), 0.003, 0.002),
+        (Pulse(), None, 0.003, 0.003),
+        (Pulse(), None, 0.0, 0.0),
+    ],
+)
+def test_measured_before_declared_before_estimated(
+    pulse: Pulse, way: Way | None, estimate_s: float, expected_s: float
+) -> None:
+    seen = Observations(
+        pulses={URL: pulse}, ways={"h3": way} if way else {}, estimates_s={URL: estimate_s}
+    )
+    found = signal(seen)
+    assert found.rtt_s == expected_s
+    assert found.rtt_at_s == (5.0 if pulse.rtts_s else 0.0)
+
+
+def test_an_endpoint_at_the_limit_does_not_come_and_go() -> None:
+    def at(rtt_s: float) -> Observations:
+        return Observations(pulses={URL: Pulse().passed(rtt_s, 1.0)})
+
+    out = assemble(CONFIG, at(0.081), 1.0)
+    assert "client only" in out.signals["m"][0].excluded
+    for rtt_s, excluded in ((0.079, True), (0.0719, False)):
+        after = assemble(CONFIG, at(rtt_s), 2.0, previous=out)
+        assert bool(after.signals["m"][0].excluded) is excluded
+    fresh = assemble(CONFIG, at(0.079), 1.0)
+    assert fresh.signals["m"][0].excluded == ""
+
+
+def test_all_numbers_arrive() -> None:
+    seen = Observations(
+        pulses={URL: NEAR},
+        reports={URL: Report(queued=3, running=4, kv_use=0.5, at_s=9.0)},
+        derates={URL: Derate(0.5, "GPU 0: hot")},
+        ways={"h3": Way(rtt_s=1.0, bandwidth_bytes_per_s=1e9)},
+        loads={URL: Load(7, 800)},
+        demand={"m": 2.5},
+        routers=("r2",),
+        store="answers",
+    )
+    found = assemble(CONFIG, seen, 10.0)
+    assert found == Snapshot(
+        version=1,
+        taken_at_s=10.0,
+        signals={
+            "m": (
+                EndpointSignal(
+                    name="a",
+                    rtt_s=0.001,
+                    rtt_at_s=5.0,
+                    bandwidth_bytes_per_s=1e9,
+                    derate=0.5,
+                    queued=3,
+                    running=4,
+                    kv_use=0.5,
+                    reported_at_s=9.0,
+                    others_inflight=7,
+                    others_tokens=800,
+                ),
+            )
+        },
+        demand={"m": 2.5},
+        derates={URL: "GPU 0: hot"},
+        routers=("r2",),
+        store="answers",
+    )
+    assert assemble(CONFIG, seen, 11.0, previous=found).version == 2
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(1e-6, 10.0)), max_size=30))
+@settings(derandomize=True, max_examples=200)
+def test_three_failures_in_a_row_and_only_they_are_down(checks: list[float | None]) -> None:
+    pulse = Pulse()
+    for number, rtt_s in enumerate(checks):
+        pulse = pulse.failed("x", number) if rtt_s is None else pulse.passed(rtt_s, number)
+        row = checks[: number + 1][-DOWN_AFTER:]
+        assert bool(pulse.down) == (row == [None] * DOWN_AFTER)
+    good = [rtt_s for rtt_s in checks if rtt_s is not None]
+    assert pulse.rtt_s == min(good[-8:], default=0.0)
