@@ -106,7 +106,7 @@ class Board:
         image = bytearray(start + header.rows * 8 * Layout(names).num_cells)
         image[: 16 + len(text)] = MAGIC + len(text).to_bytes(8, "little") + text
         if old is not None:
-            _carry(old, names, memoryview(image)[start:], header.rows)
+            _carry(old, names, memoryview(image)[start:], workers)
         try:
             write_atomically(path, bytes(image))
         except OSError as error:
@@ -164,12 +164,14 @@ class Board:
             pass
 
 
-def _carry(old: Board, names: Names, data: memoryview, rows: int) -> None:
+def _carry(old: Board, names: Names, data: memoryview, workers: int) -> None:
     layout = Layout(names)
     size = 8 * layout.num_cells
-    for index, before in zip(range(rows), old.rows, strict=False):
+    for index, before in enumerate(old.rows):
         row = Row(layout, data[index * size : (index + 1) * size])
         row.adopt(before)
+        if index >= workers:
+            row.clear_gauges()  # nobody will
 
 
 def _read_header(path: Path, mapping: mmap.mmap) -> tuple[Header, int]:

@@ -26,6 +26,9 @@ __all__ = ["RequestTrace", "TraceParent", "Tracer", "format_traceparent", "parse
 
 _FIELDS = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.S)
 _MAX_HEADER_BYTES = 512
+_LENGTH = 55
+_NOT_SAMPLED = b"02468ace"
+"""The last digit of flags whose lowest bit is not set."""
 _QUEUE_SPANS = 4096
 _BATCH_SPANS = 512
 _EXPORT_TIMEOUT_S = 5.0
@@ -107,6 +110,8 @@ class Tracer:
             traceparent: the header, if there was one.
             name: the method and path, such as ``POST /v1/chat/completions``.
         """
+        if traceparent and len(traceparent) == _LENGTH and traceparent[-1] in _NOT_SAMPLED:
+            return None  # as most of those that have the header
         parent = parse_traceparent(traceparent) if traceparent else None
         if parent is None:
             sampled = self._share > 0 and self._random() < self._share

@@ -28,7 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_FD = 16384, BLOCK = 512, WAYS = 8, MAX_HEADER = 65536, MAX_BODY = 64 << 20 };
+enum { MAX_FD = 16384, BLOCK = 512, MAX_HEADER = 65536, MAX_BODY = 64 << 20 };
 
 static struct {
     long port, slots, think_us, token_us, tokens, cache_blocks, fail;
@@ -142,30 +142,65 @@ static void reply_json(int fd, int status, const char *body) {
     reply(fd, status, "application/json", body, strlen(body));
 }
 
-// ---- prefix cache: sets of WAYS blocks, the least recently used of a set makes room --------------
+// ---- prefix cache: a hash table of blocks in a ring, the least recently used first --------------
 
 typedef struct {
-    uint64_t hash, used;
+    uint64_t hash;
+    uint32_t older, newer;  // in the ring; entry 0 is its ends
+    uint32_t next;          // of the same bucket; 0: none
 } CachedBlock;
 
 static CachedBlock *cache;
-static uint64_t cache_sets, cache_clock;
+static uint32_t *buckets, nbuckets, cache_used;
 
+static void make_cache(void) {
+    if (!opt.cache_blocks) return;
+    nbuckets = 2 * opt.cache_blocks + 1;
+    cache = checked(calloc(opt.cache_blocks + 1, sizeof *cache));
+    buckets = checked(calloc(nbuckets, sizeof *buckets));
+}
+
+static void cache_unlink(uint32_t i) {
+    cache[cache[i].older].newer = cache[i].newer;
+    cache[cache[i].newer].older = cache[i].older;
+}
+
+static void cache_append(uint32_t i) {
+    uint32_t newest = cache[0].older;
+    cache[i].older = newest, cache[i].newer = 0;
+    cache[newest].newer = cache[0].older = i;
+}
+
+static uint32_t *cache_bucket(uint64_t hash) { return &buckets[hash % nbuckets]; }
+
+// A free entry, or the one that was not used for longest.
+static uint32_t cache_room(void) {
+    if (cache_used < (uint32_t)opt.cache_blocks) return ++cache_used;
+    uint32_t oldest = cache[0].newer, *at = cache_bucket(cache[oldest].hash);
+    while (*at != oldest) at = &cache[*at].next;
+    *at = cache[oldest].next;
+    cache_unlink(oldest);
+    return oldest;
+}
+
+// Whether the block was there; it is the newest afterwards.
 static int cache_touch(uint64_t hash) {
-    CachedBlock *set = cache + (hash % cache_sets) * WAYS, *oldest = set;
-    for (CachedBlock *b = set; b < set + WAYS; b++) {
-        if (b->hash == hash) {
-            b->used = ++cache_clock;
-            return 1;
-        }
-        if (b->used < oldest->used) oldest = b;
+    uint32_t i = *cache_bucket(hash);
+    while (i && cache[i].hash != hash) i = cache[i].next;
+    int found = i != 0;
+    if (found) cache_unlink(i);
+    else {
+        i = cache_room();
+        uint32_t *bucket = cache_bucket(hash);
+        cache[i].hash = hash, cache[i].next = *bucket;
+        *bucket = i;
     }
-    *oldest = (CachedBlock){hash, ++cache_clock};
-    return 0;
+    cache_append(i);
+    return found;
 }
 
 static void hash_prompt(Connection *c, const char *prompt, size_t n) {
-    c->nblocks = cache_sets ? n / BLOCK : 0;
+    c->nblocks = cache ? n / BLOCK : 0;
     if (!c->nblocks) return;
     c->blocks = checked(realloc(c->blocks, c->nblocks * sizeof *c->blocks));
     uint64_t hash = 14695981039346656037ULL;  // FNV-1a, one multiplication for 8 bytes
@@ -176,7 +211,7 @@ static void hash_prompt(Connection *c, const char *prompt, size_t n) {
             hash = (hash ^ word) * 1099511628211ULL;
             hash ^= hash >> 29;
         }
-        c->blocks[b] = hash | 1;
+        c->blocks[b] = hash;
     }
 }
 
@@ -652,8 +687,7 @@ int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     make_answers();
-    cache_sets = opt.cache_blocks / WAYS;
-    if (cache_sets) cache = checked(calloc(cache_sets * WAYS, sizeof *cache));
+    make_cache();
     int listener = listen_on();
     epoll_fd = epoll_create1(0);
     struct epoll_event e = {.events = EPOLLIN, .data.fd = listener}, events[512];

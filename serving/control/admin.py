@@ -121,7 +121,7 @@ class Admin:
                 web.get("/ready", self._ready),
                 web.get("/metrics", self._page),
                 web.get("/endpoints", self._endpoints),
-                web.get("/why/{id}", self._why),
+                web.get("/why/{id:.+}", self._why),
                 # Names may have slashes.
                 web.post(r"/endpoints/{name:.+}/{word:cordon|drain|uncordon}", self._cordon),
             ]

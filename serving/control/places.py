@@ -14,7 +14,7 @@ from trainmesh.serving.control.verdicts import (
     in_force,
     read_verdicts,
 )
-from trainmesh.store import Store, job_prefix
+from trainmesh.store import Store
 from trainmesh.topology.document import load
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.wire import decode
@@ -56,7 +56,7 @@ def known_in(store: Store, now_unix_s: float) -> Known:
     graphs = (
         _graph(entry.value)
         for entry in store.list(JOBS)[0]
-        if entry.key.endswith("/graph") and entry.key.count("/") == job_prefix("x").count("/")
+        if entry.key.endswith("/graph")  # or the report of a node of that name, which is none
     )
     return Known(
         graphs=tuple(graph for graph in graphs if graph is not None),

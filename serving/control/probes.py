@@ -149,7 +149,7 @@ class Prober:
         url = endpoint.url
         path = revision_path(endpoint, self._models.get(url, ""))
         due_s = self._asked_at_s.get(url, -REVISION_EVERY_S) + REVISION_EVERY_S
-        if not path or not endpoint.revision or (time.monotonic() < due_s ):
+        if not path or not endpoint.revision or (time.monotonic() < due_s and not came_back):
             return False
         self._asked_at_s[url] = time.monotonic()
         answer = await self._fetcher.get(endpoint, _under(root_of(url), path), self._timeout_s)

@@ -6,6 +6,7 @@ from trainmesh.serving.decide import outliers
 from trainmesh.serving.decide.endpoint import Endpoint, Timing
 from trainmesh.serving.decide.estimate import nominal_s, work_tokens
 from trainmesh.serving.decide.extras import Extras
+from trainmesh.serving.decide.forecast import Forecast
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.reuse import Reuse
 from trainmesh.serving.decide.roster import Roster
@@ -20,7 +21,13 @@ class Books:
     """A pool's; see there for what the methods mean."""
 
     def __init__(
-        self, roster: Roster, reuse: Reuse, trend: Trend, extras: Extras, versus: Versus | None
+        self,
+        roster: Roster,
+        reuse: Reuse,
+        trend: Trend,
+        forecast: Forecast,
+        extras: Extras,
+        versus: Versus | None,
     ) -> None:
         """``versus``: the A/B test to be told of each TTFT, if there is one."""
         self._roster = roster
@@ -28,8 +35,7 @@ class Books:
         self.reuse = reuse
         self.trend = trend
         self.extras = extras
-        self.models: outliers.Models = ()
-        """The pool's, as of the last tick."""
+        self.forecast = forecast
         self.context = Context()
         self.kind = False
         """Of answers that the endpoints' ``base_s`` and ``s_per_token`` are for."""
@@ -45,9 +51,9 @@ class Books:
             cached = endpoint.cached_tokens
             if kind is not Kind.TRIAL:
                 self.reuse.sent(endpoint, facts, first=kind is Kind.FIRST)
-        uncached = prompt - cached if self.context.prefix_pays else prompt
-        work = work_tokens(endpoint, uncached)
-        attempt = Attempt(endpoint, facts, kind, now_s, cached, work, arm)
+        full = work_tokens(endpoint, prompt)
+        work = full - cached if self.context.prefix_pays else full
+        attempt = Attempt(endpoint, facts, kind, now_s, cached, full, work, arm)
         tokens = attempt.tokens
         endpoint.own_inflight += 1
         endpoint.inflight += 1
@@ -84,7 +90,7 @@ class Books:
             self.trend.first_byte(ttft_s)
             if self._versus is not None:
                 expected_s = outliers.expected_s(
-                    self.models, endpoint, attempt.prompt_tokens, stream
+                    self.forecast.models, endpoint, attempt.prompt_tokens, stream
                 )
                 self._versus.first_byte(attempt.arm, ttft_s, ttft_s / expected_s)
 
@@ -138,12 +144,10 @@ class Books:
         stream = attempt.facts.stream
         nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
         if attempt.facts.blocks:
-            self.reuse.answered(attempt, nominal)
-        estimate = endpoint.estimates[stream]
-        estimate.add(attempt.work_tokens, nominal, now_s)
-        model = endpoint.models[stream] = (estimate.base_s, estimate.s_per_token)
+            self.reuse.answered(attempt, nominal, now_s)
+        self.forecast.add(endpoint, stream, attempt.work_tokens, nominal, now_s)
         if stream == self.kind:
-            endpoint.base_s, endpoint.s_per_token = model
+            endpoint.base_s, endpoint.s_per_token = endpoint.models[stream]
 
     def _judge_trial(self, attempt: Attempt, timing: Timing, now_s: float) -> None:
         """A good answer of an endpoint that isn't in full service."""
@@ -152,7 +156,7 @@ class Books:
         if health.state is State.EJECTED and health.slow:
             if attempt.started_s < health.since_s:
                 return
-            if outliers.is_slow(self.models, endpoint, timing):
+            if outliers.is_slow(self.forecast.models, endpoint, timing):
                 self._roster.eject(endpoint, health.reason, now_s, slow=True)
                 return
         was_slow = health.state is State.EJECTED and health.slow
@@ -183,7 +187,7 @@ class Books:
         stream = attempt.facts.stream
         waited_s = now_s - attempt.started_s
         nominal = nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal)
-        if nominal <= endpoint.estimates[stream].predict_s(attempt.work_tokens):
+        if nominal <= self.forecast.predict_s(endpoint, stream, attempt.work_tokens):
             return
         self._learn(attempt, waited_s, now_s)
         endpoint.timings.append(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
-from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Estimate
+from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Speed
 from trainmesh.serving.decide.health import Health
 from trainmesh.serving.decide.types import (
     NEVER_S,
@@ -58,7 +58,6 @@ class Endpoint:
         "cached_tokens",
         "config",
         "derate",
-        "estimates",
         "health",
         "index",
         "inflight",
@@ -79,6 +78,7 @@ class Endpoint:
         "s_per_token",
         "signal",
         "slow_above",
+        "speeds",
         "timings",
         "unanswered",
         "waiting_tokens",
@@ -101,7 +101,7 @@ class Endpoint:
         self.cached_tokens = 0
         self.base_s = 0.0
         self.s_per_token = DEFAULT_S_PER_TOKEN
-        self.estimates = (Estimate(), Estimate())
+        self.speeds = (Speed(), Speed())
         """Of answers in one piece, of streams."""
         self.models = [(0.0, DEFAULT_S_PER_TOKEN), (0.0, DEFAULT_S_PER_TOKEN)]
         """(base_s, s_per_token) that choices go by, for each kind."""
@@ -150,7 +150,7 @@ class Endpoint:
 
     def forget_speed(self) -> None:
         """It was slow and is well again: what was learned then is of no use."""
-        self.estimates = (Estimate(), Estimate())
+        self.speeds = (Speed(), Speed())
         self.timings.clear()
 
     def set_others(self, inflight: int, tokens: int, waiting_tokens: int = 0) -> None:

@@ -1,9 +1,11 @@
-"""What an endpoint will take until its first byte, learned from what it took.
+"""What an endpoint will take until its first byte, learned from what endpoints took.
 
-TTFT = base + s_per_token * work, where work is the tokens that the endpoint has before it. The
-regression forgets (half-life below) and is pulled towards the line through the origin, so that
-an endpoint whose TTFT is the same whatever is asked still looks slower the more it has in flight:
-with constant work that is the peak-EWMA rule, latency times requests in flight.
+TTFT = speed * (base + s_per_token * work), where work is the tokens that the endpoint has before
+it. Base and slope are a regression over all of a pool, the speed is the endpoint's own: few
+samples say how fast an endpoint is, many are needed to tell a prompt's cost from a constant. The
+regression forgets and is pulled towards the line through the origin, so that an endpoint whose
+TTFT is the same whatever is asked still looks slower the more it has in flight: with constant work
+that is the peak-EWMA rule, latency times requests in flight.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ __all__ = [
     "DEFAULT_S_PER_TOKEN",
     "RUNNING_SHARE",
     "RUNNING_TOKENS",
-    "Estimate",
+    "Shape",
+    "Speed",
     "nominal_s",
     "work_tokens",
 ]
 
-HALF_LIFE_S = 2.0
-HABIT_S = 60.0
-MAX_SAMPLES = 32.0
+SHAPE_HALF_LIFE_S = 10.0
+SHAPE_SAMPLES = 256.0
+SPEED_HALF_LIFE_S = 2.0
+SPEED_SAMPLES = 32.0
 """The least that a new sample counts is 1 / (1 + this)."""
+HABIT_S = 60.0
 RIDGE = 0.1
 """Pull towards the origin, in squares of the mean work."""
 MIN_SLOPE = 0.1
@@ -58,22 +63,10 @@ def nominal_s(ttft_s: float, nbytes: int, signal: EndpointSignal) -> float:
     return (left_s if left_s > least_s else least_s) * signal.derate
 
 
-class Estimate:
+class Shape:
     """A decayed linear regression of TTFT on work, in O(1) a sample."""
 
-    __slots__ = (
-        "_cov",
-        "_n",
-        "_settled",
-        "_settled_s",
-        "_ttft_s",
-        "_var",
-        "_work",
-        "at_s",
-        "base_s",
-        "habit",
-        "s_per_token",
-    )
+    __slots__ = ("_at_s", "_cov", "_n", "_ttft_s", "_var", "_work", "base_s", "s_per_token")
 
     def __init__(self) -> None:
         self._n = 0.0
@@ -81,31 +74,30 @@ class Estimate:
         self._ttft_s = 0.0
         self._var = 0.0
         self._cov = 0.0
-        self.at_s = float("-inf")
+        self._at_s = float("-inf")
         self.base_s = 0.0
         self.s_per_token = DEFAULT_S_PER_TOKEN
-        self.habit = (0.0, 0.0)
-        """(base_s, s_per_token) over the last minute or so."""
-        self._settled = 0
-        self._settled_s = float("-inf")
+
+    @property
+    def known(self) -> bool:
+        return self._n > 0
 
     @property
     def s_per_work_token(self) -> float:
         """Mean TTFT over mean work: the rate if all of it were due to work."""
         return self._ttft_s / self._work if self._work else DEFAULT_S_PER_TOKEN
 
-    @property
-    def known(self) -> bool:
-        return self._n > 0
+    def predict_s(self, work: float) -> float:
+        """TTFT in seconds for that much work at speed 1; above 0."""
+        return self.base_s + self.s_per_token * work
 
     def add(self, work: float, ttft_s: float, now_s: float) -> None:
-        """Learns one sample; ``work`` > 0 in tokens, ``ttft_s`` seconds."""
+        """Learns one sample; ``work`` > 0 in tokens, ``ttft_s`` > 0 in seconds."""
         n = self._n
-        if n:
-            age_s = now_s - self.at_s
-            n *= HALF_LIFE_S / (HALF_LIFE_S + age_s)  # as good as an exponential, and cheaper
-            if n > MAX_SAMPLES:
-                n = MAX_SAMPLES
+        if n:  # as good as an exponential, and cheaper
+            n *= SHAPE_HALF_LIFE_S / (SHAPE_HALF_LIFE_S + now_s - self._at_s)
+            if n > SHAPE_SAMPLES:
+                n = SHAPE_SAMPLES
         n += 1.0
         part = 1.0 / n
         off_work = work - self._work
@@ -116,7 +108,7 @@ class Estimate:
         var = self._var = keep * (self._var + part * off_work * off_work)
         cov = self._cov = keep * (self._cov + part * off_work * off_ttft_s)
         self._n = n
-        self.at_s = now_s
+        self._at_s = now_s
         origin = mean_s / mean_work
         ridge = RIDGE * mean_work * mean_work
         slope = (cov + ridge * origin) / (var + ridge)
@@ -125,7 +117,45 @@ class Estimate:
         elif slope < MIN_SLOPE * origin:
             slope = MIN_SLOPE * origin
         self.s_per_token = slope
-        self.base_s = mean_s - slope * mean_work
+        self.base_s = max(mean_s - slope * mean_work, 0.0)
+
+
+class Speed:
+    """One endpoint's TTFT over its pool's; above 1 it is slower."""
+
+    __slots__ = ("_expected_s", "_n", "_settled", "_settled_s", "_ttft_s", "at_s", "habit")
+
+    def __init__(self) -> None:
+        self._n = 0.0
+        self._ttft_s = 0.0
+        self._expected_s = 0.0
+        self.at_s = float("-inf")
+        self.habit = 1.0
+        """Its value over the last minute or so."""
+        self._settled = 0
+        self._settled_s = float("-inf")
+
+    @property
+    def known(self) -> bool:
+        return self._n > 0
+
+    @property
+    def value(self) -> float:
+        return self._ttft_s / self._expected_s if self._n else 1.0
+
+    def add(self, ttft_s: float, expected_s: float, now_s: float) -> None:
+        """Learns one sample; both above 0."""
+        n = self._n
+        if n:
+            n *= SPEED_HALF_LIFE_S / (SPEED_HALF_LIFE_S + now_s - self.at_s)
+            if n > SPEED_SAMPLES:
+                n = SPEED_SAMPLES
+        n += 1.0
+        part = 1.0 / n
+        self._ttft_s += part * (ttft_s - self._ttft_s)
+        self._expected_s += part * (expected_s - self._expected_s)
+        self._n = n
+        self.at_s = now_s
 
     def settle(self, now_s: float) -> None:
         """Lets the habit follow, if there were samples since the last call."""
@@ -135,12 +165,4 @@ class Estimate:
         self._settled_s = now_s
         self._settled += 1
         part = max(1.0 / self._settled, since_s / (since_s + HABIT_S))
-        base_s, s_per_token = self.habit
-        self.habit = (
-            base_s + part * (self.base_s - base_s),
-            s_per_token + part * (self.s_per_token - s_per_token),
-        )
-
-    def predict_s(self, work: float) -> float:
-        """TTFT in seconds for that much work."""
-        return self.base_s + self.s_per_token * work
+        self.habit += part * (self.value - self.habit)

@@ -1,9 +1,9 @@
-"""Keeps the estimates that choices go by fresh while nothing is asked.
+"""What a pool's requests cost, and how fast each endpoint is now.
 
 An endpoint that looked slow gets no requests, so nothing would ever say that it is well again: a
-stale estimate moves to what is usual for the endpoint, and that to the pool's median, so the
-endpoint is asked again: soon after a bad moment, now and then if it is always slower. One that
-lets requests wait gets worse while they wait, not only when they end.
+stale speed moves to what is usual for the endpoint, and that to the pool's, so the endpoint is
+asked again: soon after a bad moment, now and then if it is always slower. One that lets requests
+wait gets worse while they wait, not only when they end.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from statistics import median_low
 from typing import NamedTuple
 
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Estimate
+from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Shape, Speed
 
-__all__ = ["PoolModel", "refresh"]
+__all__ = ["Forecast", "PoolModel"]
 
 FRESH_S = 0.5
 HALF_LIFE_S = 1.5
 HABIT_HALF_LIFE_S = 10.0
 
-Model = tuple[float, float]
-
 
 class PoolModel(NamedTuple):
-    """Medians of a pool."""
+    """What a request takes at an endpoint of speed 1."""
 
     base_s: float = 0.0
     s_per_token: float = DEFAULT_S_PER_TOKEN
@@ -33,47 +31,77 @@ class PoolModel(NamedTuple):
     """TTFT over all work, whatever the base is."""
 
 
-def refresh(endpoints: Sequence[Endpoint], now_s: float) -> tuple[PoolModel, PoolModel]:
-    """Sets ``models`` of each endpoint; returns the pool's for answers in one piece and for
-    streams. A kind that nobody was asked for takes the other's."""
-    pools = [_pool(endpoints, kind, now_s) for kind in (0, 1)]
-    unknown = PoolModel()
-    known = (pools[0] or pools[1] or unknown, pools[1] or pools[0] or unknown)
-    for endpoint in endpoints:
-        for kind in (0, 1):
-            endpoint.estimates[kind].settle(now_s)
-            endpoint.models[kind] = _fade(endpoint.estimates[kind], known[kind][:2], now_s)
-        _add_lag(endpoint, now_s)
-    return known
+class Forecast:
+    """Learns the two shapes of a pool (of answers in one piece, of streams), and sets ``models``
+    of its endpoints."""
+
+    __slots__ = ("_middle", "_shapes", "models")
+
+    def __init__(self) -> None:
+        self._shapes = (Shape(), Shape())
+        self._middle = [1.0, 1.0]
+        """The median speed, which shapes are learned at."""
+        self.models = (PoolModel(), PoolModel())
+
+    def add(
+        self, endpoint: Endpoint, stream: bool, work: float, nominal_s: float, now_s: float
+    ) -> None:
+        """Learns a TTFT (without the network)."""
+        shape = self._shapes[stream]
+        speed = endpoint.speeds[stream]
+        if not shape.known:
+            shape.add(work, nominal_s, now_s)
+        speed.add(nominal_s, shape.predict_s(work), now_s)
+        value = speed.value
+        shape.add(work, nominal_s * self._middle[stream] / value, now_s)
+        endpoint.models[stream] = (value * shape.base_s, value * shape.s_per_token)
+
+    def predict_s(self, endpoint: Endpoint, stream: bool, work: float) -> float:
+        """The endpoint's TTFT without the network, as of its last samples."""
+        return self._shapes[stream].predict_s(work) * endpoint.speeds[stream].value
+
+    def refresh(self, endpoints: Sequence[Endpoint], now_s: float) -> None:
+        """Lets time pass; to be called every 0.1 s."""
+        for endpoint in endpoints:
+            for speed in endpoint.speeds:
+                speed.settle(now_s)
+        self._middle = [_middle([e.speeds[kind] for e in endpoints], now_s) for kind in (0, 1)]
+        self.models = (self._model(0), self._model(1))
+        for endpoint in endpoints:
+            for kind in (0, 1):
+                speed = endpoint.speeds[kind]
+                if not speed.known:  # one that is slow with streams is slow without
+                    speed = endpoint.speeds[1 - kind]
+                value = _fade(speed, self._middle[kind], now_s)
+                model = self.models[kind]
+                endpoint.models[kind] = (value * model.base_s, value * model.s_per_token)
+            _add_lag(endpoint, now_s)
+
+    def _model(self, kind: int) -> PoolModel:
+        """A kind that nobody was asked for takes the other's shape."""
+        shape = self._shapes[kind]
+        if not shape.known:
+            shape = self._shapes[1 - kind]
+        return PoolModel(shape.base_s, shape.s_per_token, shape.s_per_work_token)
 
 
-def _pool(endpoints: Sequence[Endpoint], kind: int, now_s: float) -> PoolModel | None:
-    """The medians of those asked within a half-life; of all where there is none."""
-    known = [e.estimates[kind] for e in endpoints if e.estimates[kind].known]
-    if not known:
-        return None
-    fresh = [e for e in known if now_s - e.at_s < FRESH_S + HALF_LIFE_S] or known
-    return PoolModel(
-        median_low([e.base_s for e in fresh]),
-        median_low([e.s_per_token for e in fresh]),
-        median_low([e.s_per_work_token for e in fresh]),
-    )
+def _middle(speeds: Sequence[Speed], now_s: float) -> float:
+    """The median of those asked within a half-life; of all where there is none."""
+    known = [s for s in speeds if s.known]
+    fresh = [s for s in known if now_s - s.at_s < FRESH_S + HALF_LIFE_S] or known
+    return median_low([s.value for s in fresh]) if fresh else 1.0
 
 
-def _fade(estimate: Estimate, pool: Model, now_s: float) -> Model:
-    if not estimate.known:
-        return pool
-    stale_s = now_s - estimate.at_s - FRESH_S
+def _fade(speed: Speed, middle: float, now_s: float) -> float:
+    if not speed.known:
+        return middle
+    stale_s = now_s - speed.at_s - FRESH_S
     if stale_s <= 0:
-        return estimate.base_s, estimate.s_per_token
-    habit = _between(pool, estimate.habit, 0.5 ** (stale_s / HABIT_HALF_LIFE_S))
-    own = (estimate.base_s, estimate.s_per_token)
-    return _between(habit, own, 0.5 ** (stale_s / HALF_LIFE_S))
-
-
-def _between(one: Model, other: Model, share: float) -> Model:
-    """``share`` of the other."""
-    return one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1])
+        return speed.value
+    old: float = 0.5 ** (stale_s / HABIT_HALF_LIFE_S)
+    recent: float = 0.5 ** (stale_s / HALF_LIFE_S)
+    habit = middle + (speed.habit - middle) * old
+    return habit + (speed.value - habit) * recent
 
 
 def _add_lag(endpoint: Endpoint, now_s: float) -> None:

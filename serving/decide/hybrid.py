@@ -21,7 +21,8 @@ OUT = 1e6
 class Hybrid:
     """The least expected TTFT, counting cached prefixes while that is seen to pay; candidates
     whose memory is nearly full come last (hot and cold as in Prequal, by KV-cache use); a session
-    stays at its home while that costs less than the affinity budget."""
+    stays at its home, and a prompt where its prefix is, while that costs less than the affinity
+    budget."""
 
     name = "hybrid"
 
@@ -34,7 +35,14 @@ class Hybrid:
                 costs[i] += OUT
         least = min(costs)
         alike = least * ALIKE + ALIKE_S
-        scores = [least if cost <= alike else cost for cost in costs]
+        equal = [i for i, cost in enumerate(costs) if cost <= alike]
+        scores = [alike if cost <= alike else cost for cost in costs]
+        scores[equal[int(draw * len(equal))]] = least
+        budget_s = context.affinity_budget_s
         if facts.session_key:
-            scores[home(facts.session_key, candidates)] -= context.affinity_budget_s
+            scores[home(facts.session_key, candidates)] -= budget_s
+        if context.prefix_pays:
+            worth_s = budget_s / (facts.prompt_tokens + 1)
+            for i, c in enumerate(candidates):
+                scores[i] -= worth_s * c.cached_tokens
         return scores

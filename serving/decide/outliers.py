@@ -23,6 +23,9 @@ __all__ = ["HISTORY", "Models", "expected_s", "is_slow", "judge"]
 FLOOR_S = 0.02
 """Below this nothing is called slow: it is noise beside a model's work."""
 MADS = 4.0
+MAX_HABIT = 8.0
+"""An endpoint may always have been slower than the others, by no more than this: hardware
+differs. Taking it out would cost capacity, and policies that expect TTFTs know it."""
 FRESH_S = 60.0
 HISTORY = 4
 MIN_OTHERS = 3
@@ -42,9 +45,12 @@ def expected_s(models: Models, endpoint: Endpoint, prompt_tokens: int, stream: b
 def is_slow(models: Models, endpoint: Endpoint, timing: Timing) -> bool:
     """Whether one TTFT is above both of the endpoint's limits as of the last ``judge``."""
     expected = _both_expected(models, endpoint, timing)
+    habit = min(max(endpoint.speeds[timing.stream].habit, 1.0), MAX_HABIT)
     return all(
-        timing.ttft_s > above * e and timing.ttft_s > usual * e + FLOOR_S
-        for (above, usual), e in zip(endpoint.slow_above, expected, strict=True)
+        timing.ttft_s > above * times * e and timing.ttft_s > usual * e + FLOOR_S
+        for (above, usual), times, e in zip(
+            endpoint.slow_above, (1.0, habit), expected, strict=True
+        )
     )
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.types import LimitsConfig, ModelConfig
-from trainmesh.serving.decide import forecast, outliers
+from trainmesh.serving.decide import outliers
 from trainmesh.serving.decide.books import Books
 from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.cost import expected_ttfts_s
 from trainmesh.serving.decide.demand import Demand
 from trainmesh.serving.decide.endpoint import Endpoint, row_of
 from trainmesh.serving.decide.extras import Extras
+from trainmesh.serving.decide.forecast import Forecast
 from trainmesh.serving.decide.guard import Guard
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.reuse import Reuse
@@ -83,9 +84,10 @@ class Pool:
         self._roster = Roster(self.endpoints, config.eject)
         if previous is not None:
             self._roster.version = previous.version + 1
+        forecast = old.forecast if old is not None else Forecast()
         extras = Extras(config.retry, config.hedge, trend.tokens, now_s)
         tested = self.versus if self._share else None
-        self._books: Books = Books(self._roster, reuse, trend, extras, tested)
+        self._books: Books = Books(self._roster, reuse, trend, forecast, extras, tested)
         self.tick(now_s)
 
     @property
@@ -318,7 +320,7 @@ class Pool:
         roster = self._roster
         for endpoint in self.endpoints:
             endpoint.age(now_s)
-        self._books.models = forecast.refresh(self.endpoints, now_s)
+        self._books.forecast.refresh(self.endpoints, now_s)
         self._publish()
         roster.health_tick(now_s)
         self._eject_outliers(now_s)
@@ -340,7 +342,7 @@ class Pool:
         usable = [e for e in self._roster.usable() if e.health.state is not State.EJECTED]
         eject = self.config.eject
         reasons = outliers.judge(
-            usable, self._books.models, eject.latency_ratio, eject.samples, now_s
+            usable, self._books.forecast.models, eject.latency_ratio, eject.samples, now_s
         )
         for endpoint, reason in zip(usable, reasons, strict=True):
             if reason:

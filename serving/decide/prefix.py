@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import log
+
+from trainmesh.serving.decide.estimate import Shape
 
 __all__ = ["BLOCK_TOKENS", "PrefixIndex", "PrefixValue"]
 
@@ -66,9 +69,9 @@ class PrefixIndex:
 
 MIN_REUSE = 0.05
 """Share of prompt tokens that must have been seen before."""
-MIN_GAIN = 0.95
-"""Hits must take at most this part of what misses take for a prompt of their size."""
-MIN_WEIGHT = 10.0
+MIN_GAIN = 0.9
+"""Going by prompts' full lengths must miss by this much less to be believed."""
+MIN_SAMPLES = 20.0
 KEEP_A_SECOND = 0.97
 """Half-life of 23 s."""
 
@@ -77,18 +80,30 @@ class PrefixValue:
     """Whether sending a prompt where its prefix is makes its first byte come sooner.
 
     It does not where nothing is asked twice, nor where engines keep no cache: there it costs
-    balance (NVIDIA/aicr#1374). So measured TTFTs of hits and misses are compared, each as a ratio
-    to what the endpoint's estimate says for the whole prompt.
+    balance (NVIDIA/aicr#1374). So TTFTs are predicted twice, once with the tokens that should be
+    cached and once without, and the prediction that misses by less is believed.
     """
+
+    __slots__ = (
+        "_forgot_s",
+        "_full",
+        "_misses",
+        "_reused",
+        "_samples",
+        "_seen",
+        "_uncached",
+        "pays",
+    )
 
     def __init__(self) -> None:
         self.pays = False
         self._seen = 0.0
         self._reused = 0.0
-        self._hits = 0.0
-        self._hit_ratio = 0.0
-        self._misses = 0.0
-        self._miss_ratio = 0.0
+        self._full = Shape()
+        self._uncached = Shape()
+        self._misses = [0.0, 0.0]
+        """Sums of squared logarithms of the measured over the predicted: full, uncached."""
+        self._samples = 0.0
         self._forgot_s = 0.0
 
     @property
@@ -101,26 +116,24 @@ class PrefixValue:
         self._seen += prompt_tokens
         self._reused += cached_tokens
 
-    def answered(self, hit: bool, ratio: float) -> None:
-        """``ratio``: the measured TTFT over the one expected without any cache."""
-        ratio = min(ratio, 10.0)
-        if hit:
-            self._hits += 1
-            self._hit_ratio += ratio
-        else:
-            self._misses += 1
-            self._miss_ratio += ratio
+    def answered(self, work: float, cached_tokens: int, nominal_s: float, now_s: float) -> None:
+        """A measured TTFT; ``work``: with the whole prompt, ``cached_tokens`` included."""
+        uncached = work - cached_tokens
+        if self._samples:
+            self._misses[0] += log(nominal_s / self._full.predict_s(work)) ** 2
+            self._misses[1] += log(nominal_s / self._uncached.predict_s(uncached)) ** 2
+        self._samples += 1
+        self._full.add(work, nominal_s, now_s)
+        self._uncached.add(uncached, nominal_s, now_s)
 
     def tick(self, now_s: float) -> None:
         """Forgets and judges again, once a second."""
         if now_s - self._forgot_s < 1.0:
             return
         self._forgot_s = now_s
-        self.pays = self.reuse >= MIN_REUSE and not self._refuted()
-        for name in ("_seen", "_reused", "_hits", "_hit_ratio", "_misses", "_miss_ratio"):
-            setattr(self, name, KEEP_A_SECOND * getattr(self, name))
-
-    def _refuted(self) -> bool:
-        if min(self._hits, self._misses) < MIN_WEIGHT:
-            return False
-        return self._hit_ratio / self._hits > MIN_GAIN * self._miss_ratio / self._misses
+        refuted = self._samples >= MIN_SAMPLES and self._misses[0] < MIN_GAIN * self._misses[1]
+        self.pays = self.reuse >= MIN_REUSE and not refuted
+        self._seen *= KEEP_A_SECOND
+        self._reused *= KEEP_A_SECOND
+        self._samples *= KEEP_A_SECOND
+        self._misses = [KEEP_A_SECOND * miss for miss in self._misses]

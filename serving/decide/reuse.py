@@ -12,9 +12,6 @@ __all__ = ["Reuse"]
 
 MAX_BITS = 512
 """Beyond these the index begins anew, so that its masks stay small."""
-HIT = 0.5
-MISS = 0.1
-"""Shares of a prompt that was cached, for the comparison of hits and misses."""
 
 
 class Reuse:
@@ -67,14 +64,6 @@ class Reuse:
             self.value.asked(facts.prompt_tokens, min(held, facts.prompt_tokens))
         self._index.add(facts.blocks, endpoint.bit)
 
-    def answered(self, attempt: Attempt, nominal_s: float) -> None:
+    def answered(self, attempt: Attempt, nominal_s: float, now_s: float) -> None:
         """``nominal_s``: the measured TTFT without the network."""
-        prompt = attempt.prompt_tokens
-        share = attempt.cached_tokens / prompt if prompt else 0.0
-        if MISS <= share < HIT:
-            return
-        base_s, s_per_token = attempt.endpoint.models[attempt.facts.stream]
-        whole = attempt.work_tokens + (attempt.cached_tokens if self.value.pays else 0)
-        expected_s = base_s + s_per_token * whole
-        if expected_s > 0:
-            self.value.answered(share >= HIT, nominal_s / expected_s)
+        self.value.answered(attempt.full_work_tokens, attempt.cached_tokens, nominal_s, now_s)

@@ -253,6 +253,7 @@ class Attempt:
         "ended",
         "facts",
         "first_byte_s",
+        "full_work_tokens",
         "kind",
         "prompt_tokens",
         "started_s",
@@ -267,6 +268,7 @@ class Attempt:
         kind: Kind,
         started_s: float,
         cached_tokens: int,
+        full_work_tokens: float,
         work_tokens: float,
         arm: int,
     ) -> None:
@@ -278,8 +280,10 @@ class Attempt:
         self.tokens = facts.prompt_tokens + facts.output_tokens
         self.cached_tokens = cached_tokens
         """Of the prompt, probably in the endpoint's prefix cache."""
-        self.work_tokens = work_tokens
+        self.full_work_tokens = full_work_tokens
         """What the endpoint had to do before this one's first byte, its own prompt included."""
+        self.work_tokens = work_tokens
+        """The same without what is cached, where going by that pays."""
         self.arm = arm
         """1: the policy of an A/B test chose, 0: the ordinary one."""
         self.first_byte_s = 0.0

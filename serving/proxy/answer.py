@@ -28,8 +28,8 @@ class Sink(Protocol):
         ...
 
     def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
-        """The body begins (or there is none). The client to send it to, whose head has been
-        written; None: the answer is not wanted any more."""
+        """The body begins (or there is none). The client to send it to, after ``upstream.lead``;
+        None: the answer is not wanted any more."""
         ...
 
     def on_done(self, upstream: Upstream, now_s: float) -> None:

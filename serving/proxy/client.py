@@ -322,7 +322,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def begin_answer(self, upstream: Upstream, request_id: str) -> Client:
-        """Write the head of an answer; its body is to be written to what this returns."""
+        """Prepare the head of an answer, which goes to what this returns, before the body."""
         answer = upstream.answer
         call = cast(Call, self._serving)  # an exchange has a request
         self._router.release(call)
@@ -332,7 +332,7 @@ class ClientConnection(asyncio.Protocol):
             *self._framing(upstream, call),
             b"\r\n",
         ]
-        self.transport.write(b"".join(head))
+        upstream.lead = b"".join(head)
         if self.paused:
             upstream.transport.pause_reading()
         return self.transport

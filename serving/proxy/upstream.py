@@ -31,10 +31,10 @@ class Upstream(asyncio.Protocol):
     """
 
     __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held", "_in_head",
-                 "_informational", "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail",
-                 "answer", "attempt", "chunks", "client", "connecting", "error", "idle_since_s",
-                 "last_byte_s", "nbytes", "outcome", "rechunk", "request", "server", "sink",
-                 "transport", "whole")  # fmt: skip
+                 "_informational", "_keep", "_open_chunk", "_out", "_parser", "_raw", "_reused",
+                 "_tail", "answer", "attempt", "chunks", "client", "connecting", "error",
+                 "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request",
+                 "server", "sink", "transport", "whole")  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -63,11 +63,14 @@ class Upstream(asyncio.Protocol):
         self.whole = True
         self._in_head = True
         self._begun = self._complete = self._excess = self._open_chunk = False
+        self._keep = False
         self._informational = 0
         self._raw = b""
         self._held = self._tail = b""
         self._decoded: list[bytes] = []
         self._decoding = request.decode or request.inbound is not None
+        self.lead = b""
+        """The head of the answer, written with its first bytes; ``on_first`` sets it."""
         self.rechunk = False
         """Forward a decoded body as chunks; the sink sets it in ``on_first``."""
         self._out = b""
@@ -122,6 +125,7 @@ class Upstream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._in_head:
             self._complete = True
+            self._keep = self._parser.should_keep_alive()  # only now does it know
 
     # -- what the network says -------------------------------------------------------------
 
@@ -202,6 +206,8 @@ class Upstream(asyncio.Protocol):
             self._forward_decoded()
         elif data or self._held:
             self._forward(self._held + data if self._held else data, now_s)
+        if self.lead:
+            self._write(b"")
         self.last_byte_s = now_s
         if self._complete:
             self._finish(now_s)
@@ -269,7 +275,15 @@ class Upstream(asyncio.Protocol):
         self.nbytes += len(data)
         if self.chunks > 1:
             self.server.observe_gap(now_s - self.last_byte_s)
-        self.client.write(data)  # type: ignore[union-attr]  # _take_body has set it
+        if self.lead:
+            self._write(data)
+        else:
+            self.client.write(data)  # type: ignore[union-attr]  # _take_body has set it
+
+    def _write(self, data: bytes) -> None:
+        """Write ``data``, after the head if that has still to be written."""
+        lead, self.lead = self.lead, b""
+        cast(Client, self.client).write(lead + data)
 
     def _whole_chunks(self, data: bytes) -> bytes:
         """What may be forwarded of ``data``; the rest is held."""
@@ -289,14 +303,16 @@ class Upstream(asyncio.Protocol):
 
     def _forward_decoded(self) -> None:
         """Forward without the endpoint's framing: translated, or for a client without chunks."""
-        client, data = cast(Client, self.client), self._out
-        self._out = b""
+        data, self._out = self._out, b""
         if data:
             self.chunks += 1
             self.nbytes += len(data)
-            client.write(b"%x\r\n%s\r\n" % (len(data), data) if self.rechunk else data)
+            if self.rechunk:
+                data = b"%x\r\n%s\r\n" % (len(data), data)
         if self._complete and self.rechunk:
-            client.write(b"0\r\n\r\n")
+            data += b"0\r\n\r\n"
+        if data:
+            self._write(data)
 
     @property
     def collected_bytes(self) -> int:
@@ -315,7 +331,7 @@ class Upstream(asyncio.Protocol):
             return
         inbound = self.request.inbound
         unread = inbound is not None and inbound.done
-        keep = self._parser.should_keep_alive() and not unread and not self.transport.is_closing()
+        keep = self._keep and not unread and not self.transport.is_closing()
         sink.on_done(self, now_s)
         if keep:
             self.server.free(self)

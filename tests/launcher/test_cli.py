@@ -65,7 +65,11 @@ def test_the_commands_are_these() -> None:
         "plan",
         "explain",
         "lab",
+        "serve",
         "quarantine",
+        "endpoints",
+        "why",
+        "replay",
         "doctor",
     }
 

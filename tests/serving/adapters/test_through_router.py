@@ -68,14 +68,26 @@ def test_what_has_no_translation_is_refused_and_reaches_no_endpoint(
     assert len(fakes["triton"].asked) == before
 
 
-def test_a_stream_that_breaks_ends_without_done(router: RunningRouter) -> None:
-    status, said = post(router, COMPLETIONS, model="triton", prompt="a BREAK b", stream=True)
+def test_a_stream_that_breaks_ends_without_done(
+    router: RunningRouter, fakes: dict[str, Fake]
+) -> None:
+    fakes["triton"].word_s = 0.05
+    try:
+        status, said = post(router, COMPLETIONS, model="triton", prompt="BREAK a b c d", stream=True)
+    finally:
+        fakes["triton"].word_s = 0
     assert status == 200
     assert said.endswith(b"\n\n")
     *_, last, nothing = said.split(b"\n\n")
     assert nothing == b""
     assert json.loads(last.removeprefix(b"data: "))["error"]["message"]
     assert b"[DONE]" not in said
+
+
+def test_a_stream_that_breaks_before_its_first_word_is_an_error(router: RunningRouter) -> None:
+    status, said = post(router, COMPLETIONS, model="triton", prompt="BREAK", stream=True)
+    assert status == 502
+    assert json.loads(said)["error"]["message"]
 
 
 def test_an_engine_that_goes_on_after_a_stop_is_cut_off(

@@ -125,12 +125,14 @@ def test_counters_of_names_that_stay_survive_a_reload(board: Board, tmp_path: Pa
     cells = board.layout.endpoints["m", "b"]
     for worker in (0, 1):
         board.row(worker).cells[cells.attempts] = 10
+        board.row(worker).cells[cells.inflight] = 1
         board.row(worker).cells[board.layout.endpoints["n", "a"].attempts] = 5
     names = Names(models=(("new", ("a",)), ("m", ("b", "c"))), tenants=(OTHER,))
     after = Board.create(tmp_path / "board-2", names, workers=1, generation=2, old=board)
     moved = after.layout.endpoints["m", "b"]
     assert after.generation == 2
     assert after.total(moved.attempts) == 20, "also those of the worker that is no more"
+    assert after.total(moved.inflight) == 1, "but not what it had in flight"
     assert after.total(after.layout.endpoints["new", "a"].attempts) == 0
 
     # The worker goes on counting in the old one until it moves; nothing is lost or counted twice.

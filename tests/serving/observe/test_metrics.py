@@ -1,5 +1,6 @@
 """/metrics and /endpoints say what the board and the snapshot say; every metric is documented."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -144,6 +145,19 @@ def test_every_cell_is_shown_and_every_metric_documented() -> None:
         assert f"| `{name}` | {kind} | {labels} | {text} |" in documented
     shown = set(re.findall(r"^\| `(trainmesh_serve_\w+)`", documented, re.M))
     assert shown == {name for name, *_ in metric_names.catalogue()}
+
+
+def test_the_dashboard_asks_for_metrics_that_are_there() -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "trainmesh-serve.json").read_text())
+    known = {name for name, *_ in metric_names.catalogue()}
+    asked = {
+        name.removesuffix("_bucket")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"trainmesh_serve_\w+", target["expr"])
+    }
+    assert len(asked) > 15
+    assert asked <= known
 
 
 def test_every_documented_metric_is_on_the_page(desk: Desk) -> None:

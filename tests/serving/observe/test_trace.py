@@ -5,65 +5,22 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.serving.observe.collector import Collector, collecting
 from trainmesh.serving.config.types import TelemetryConfig
 from trainmesh.serving.trace import TraceParent, Tracer, format_traceparent, parse_traceparent
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Collector(ThreadingHTTPServer):
-    """An OTLP/HTTP collector that keeps what it gets."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests: list[ExportTraceServiceRequest] = []
-        self.paths: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def spans(self) -> dict[str, Any]:
-        return {
-            span.name: span
-            for request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        }
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.requests.append(ExportTraceServiceRequest.FromString(body))
-        self.server.paths.append(self.path)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with collecting() as server:
+        yield server
 
 
 def test_a_valid_header_is_read_and_written_back() -> None:
@@ -147,15 +104,20 @@ def test_spans_of_a_request_and_its_attempts_reach_the_collector(collector: Coll
 def test_only_what_is_sampled_is_traced(collector: Collector) -> None:
     config = TelemetryConfig(otlp=f"{collector.url}/custom/path", trace_share=0.25)
     tracer = Tracer(config, "w", random.Random(7))
-    assert tracer.begin(PARENT[:-2] + b"00", "unsampled") is None
-    traced = [tracer.begin(None, f"own {i}") for i in range(400)]
+    for flags in (b"00", b"02", b"0a", b"fe"):
+        assert tracer.begin(PARENT[:-2] + flags, "unsampled") is None
+    for flags in (b"01", b"03", b"0b", b"ff"):
+        trace = tracer.begin(PARENT[:-2] + flags, f"sampled {flags!r}")
+        assert trace is not None
+        trace.end(200)
+    traced = [tracer.begin(b"", f"own {i}") for i in range(400)]
     for trace in traced:
         if trace is not None:
             trace.end(503)
     tracer.close()
     kept = sum(trace is not None for trace in traced)
     assert 60 < kept < 140
-    assert len(collector.spans()) == kept
+    assert len(collector.spans()) == kept + 4
     assert set(collector.paths) == {"/custom/path"}
     nothing = Tracer(TelemetryConfig(otlp=collector.url), "w")
     assert nothing.begin(None, "no share") is None
@@ -168,7 +130,7 @@ def test_a_collector_that_hangs_holds_nobody_up() -> None:
         url = f"http://127.0.0.1:{never_accepts.getsockname()[1]}"
         tracer = Tracer(TelemetryConfig(otlp=url, trace_share=1.0), "w")
         for index in range(6000):
-            trace = tracer.begin(None, f"r{index}")
+            trace = tracer.begin(b"", f"r{index}")
             assert trace is not None
             trace.end(200)
         tracer.close()

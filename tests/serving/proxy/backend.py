@@ -72,6 +72,7 @@ class Backend:
     script: Script
     asked: list[Asked] = field(default_factory=list)
     health: int = 200
+    connections: int = 0
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -119,6 +120,7 @@ class Backend:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.connections += 1
         try:
             while not writer.is_closing():
                 await self._one(reader, writer)

@@ -178,3 +178,10 @@ def test_a_slow_client_does_not_fill_our_memory(routed: Routed) -> None:
         left = 500 * len(piece) + 5
         while left:
             left -= len(client.some())
+
+
+def test_connections_to_endpoints_are_used_again(routed: Routed) -> None:
+    before = routed.one.connections
+    for _ in range(10):
+        assert routed.router.post(b'{"model":"one"}')[0] == 200
+    assert routed.one.connections - before <= 5, "only health checks open new ones"

@@ -1,12 +1,11 @@
-"""Real llama.cpp servers, each behind a tap, and the router before them."""
+"""Real llama.cpp servers, each behind a tap."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.serving.runtime.replicas import Replica, replica
+from tests.serving.runtime.replicas import Replica, three_replicas
 from tests.serving.runtime.tiny_model import write_model
 from tests.serving.tap import LoopThread, loop_thread
 
@@ -26,8 +25,5 @@ def taps() -> Iterator[LoopThread]:
 
 @pytest.fixture
 def replicas(taps: LoopThread, model: Path, tmp_path: Path) -> Iterator[list[Replica]]:
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(replica(taps, model, tmp_path / f"replica{index}.log"))
-            for index in range(3)
-        ]
+    with three_replicas(taps, model, tmp_path) as made:
+        yield made

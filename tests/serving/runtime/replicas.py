@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from tests.serving.tap import LoopThread, Tap
 
-__all__ = ["Replica", "replica"]
+__all__ = ["Replica", "three_replicas"]
 
 SERVER = Path(__file__).parent / "llamacpp_server.py"
 
@@ -81,9 +81,12 @@ class Replica:
 
 
 @contextmanager
-def replica(thread: LoopThread, model: Path, log: Path) -> Iterator[Replica]:
-    made = Replica(thread, model, log)
+def three_replicas(thread: LoopThread, model: Path, folder: Path) -> Iterator[list[Replica]]:
+    made: list[Replica] = []
     try:
+        for index in range(3):
+            made.append(Replica(thread, model, folder / f"replica{index}.log"))
         yield made
     finally:
-        made.close()
+        for each in made:
+            each.close()

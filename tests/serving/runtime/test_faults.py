@@ -71,8 +71,7 @@ def test_no_request_is_lost_or_repeated_and_streams_are_right_to_the_byte(
 
 def judge(asked: Asked, replicas: list[Replica], right: list[str]) -> str:
     """What is wrong with how a request was served; empty if nothing is."""
-    attempts = [each for replica in replicas for each in replica.tap.of(asked.request_id)]
-    attempts.sort(key=lambda attempt: attempt.begun_s)
+    attempts = sent(replicas, asked.request_id)
     answered = [each for each in attempts if each.body]
     where = f"{asked} attempts {attempts} end {asked.body[-200:]!r}"
     if len(answered) != 1:
@@ -115,12 +114,13 @@ def test_a_stream_that_dies_ends_in_an_error_and_without_done(
             data += client.recv(4096)
         (victim,) = [replica for replica in replicas if replica.tap.of("long")]
         victim.kill()
-        while piece := client.recv(65536):
+        while not data.endswith(b"\r\n0\r\n\r\n"):
+            piece = client.recv(65536)
+            assert piece, f"the chunked body has no end: {data[-300:]!r}"
             data += piece
     head, _, chunks = data.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"[DONE]" not in data
-    assert chunks.endswith(b"\r\n0\r\n\r\n"), "the chunked body has no end"
     event = chunks.removesuffix(b"\r\n0\r\n\r\n").rpartition(b"data: ")[2]
     assert json.loads(event)["error"]["code"] == "stream_interrupted"
     (attempt,) = victim.tap.of("long")
@@ -141,8 +141,10 @@ def test_every_disconnect_reaches_the_server(
     assert not any(each.complete for each in attempts)
 
 
-def attempts_of(replicas: list[Replica], name: str) -> list[Exchange]:
-    return until(lambda: [each for replica in replicas for each in replica.tap.of(name)])
+def sent(replicas: list[Replica], name: str) -> list[Exchange]:
+    """What reached the servers under this request id, in turn."""
+    attempts = [each for replica in replicas for each in replica.tap.of(name)]
+    return sorted(attempts, key=lambda attempt: attempt.begun_s)
 
 
 def leave(router: RunningRouter, replicas: list[Replica], name: str, stream: bool) -> Exchange:
@@ -151,7 +153,7 @@ def leave(router: RunningRouter, replicas: list[Replica], name: str, stream: boo
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-request-id: {name}\r\n"
     with socket.create_connection(("127.0.0.1", router.port), 10) as client:
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        (attempt,) = attempts_of(replicas, name)
+        (attempt,) = until(lambda: sent(replicas, name))
         if stream:
             assert client.recv(1)
     return attempt
@@ -197,9 +199,10 @@ def test_a_hedge_answers_for_a_slow_replica_and_the_loser_is_cancelled(
             status, answer = router.post(body, name)
             assert status == 200
             assert content(answer, stream=False) == right[number]
-        hedged = [name for name in ids if len(attempts_of(replicas, name)) == 2]
+        hedged = [name for name in ids if sent(replicas, f"{name}-hedge")]
         assert hedged, "nothing was hedged"
         losers = [each for name in hedged for each in replicas[0].tap.of(name)]
+        assert losers
         until(lambda: all(each.cancelled for each in losers), what="a loser went on")
 
 
@@ -224,7 +227,7 @@ def test_a_router_that_stops_loses_no_request(
     asyncio.run(both())
     assert router.process.returncode == 0
     for asked in load.asked:
-        attempts = [each for replica in replicas for each in replica.tap.of(asked.request_id)]
+        attempts = sent(replicas, asked.request_id)
         if attempts:
             assert asked.done, asked
             assert asked.body == attempts[0].body

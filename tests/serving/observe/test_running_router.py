@@ -1,0 +1,192 @@
+"""What a running router tells: counters that add up over workers, reloads and crashes; its
+ledger explained and replayed; an admin's word obeyed."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serving.observe.collector import Collector, collecting
+from tests.serving.running import RunningRouter, ask, running_router, until
+from trainmesh.launcher.cli import main
+from trainmesh.serving.control.rundir import live_routers
+
+CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+ANSWER = json.dumps(
+    {
+        "id": "x",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6},
+    }
+).encode()
+
+
+class _Backend(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    traceparents: ClassVar[list[str | None]] = []
+
+    def do_POST(self) -> None:
+        self.traceparents.append(self.headers["traceparent"])
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(ANSWER)))
+        self.end_headers()
+        self.wfile.write(ANSWER)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def backends() -> Iterator[list[str]]:
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Backend) for _ in range(2)]
+    threads = [threading.Thread(target=each.serve_forever, args=(0.05,)) for each in servers]
+    for thread in threads:
+        thread.start()
+    yield [f"http://127.0.0.1:{each.server_address[1]}" for each in servers]
+    for server, thread in zip(servers, threads, strict=True):
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class Observed:
+    """A running router and its admin server."""
+
+    def __init__(self, router: RunningRouter, config: dict[str, Any]) -> None:
+        self.router = router
+        self.config = config
+        until(lambda: any(info.admin for _, info in live_routers()))
+        ((self.run, self.info),) = live_routers()
+        self._admin = self.info.admin.partition("//")[2]
+
+    def chat(self, count: int = 1, **headers: str) -> list[tuple[str, str]]:
+        """Send chats over connections of their own; ids and endpoints of the answers."""
+        found = []
+        for _ in range(count):
+            connection = HTTPConnection(self.router.name, timeout=20)
+            connection.request("POST", "/v1/chat/completions", CHAT, headers)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, ANSWER)
+            connection.close()
+            names = ("x-trainmesh-request-id", "x-trainmesh-endpoint")
+            request_id, endpoint = (answer.headers[name] for name in names)
+            found.append((request_id, endpoint))
+        return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples that have ``labels``."""
+        status, page = ask(self._admin, "GET", "/metrics")
+        assert status == 200
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(page.decode())
+            for sample in family.samples
+            if sample.name == f"trainmesh_serve_{name}" and labels.items() <= sample.labels.items()
+        )
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def observed(backends: list[str], collector: Collector) -> Iterator[Observed]:
+    endpoints = [{"url": url, "name": f"h{n}"} for n, url in enumerate(backends, 1)]
+    config = {
+        "models": {"m": {"endpoints": endpoints, "policy": "round_robin"}},
+        "workers": 2,
+        "telemetry": {"otlp": collector.url},
+    }
+    with pytest.MonkeyPatch.context() as patch, running_router(config) as router:
+        entries = Path(f"/proc/{router.process.pid}/environ").read_text().split("\0")
+        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+            patch.setenv(name, environment[name])
+        yield Observed(router, config)
+
+
+def test_it_is_ready_and_alive(observed: Observed) -> None:
+    admin = observed.info.admin.partition("//")[2]
+    assert ask(admin, "GET", "/ready") == (200, b"ready\n")
+    assert observed.metric("endpoint_up") == 2
+    assert main(["endpoints"]) == 0
+
+
+def test_counters_of_all_workers_add_up(observed: Observed) -> None:
+    before = observed.metric("requests_total", model="m", code="200")
+    observed.chat(40)
+    assert observed.metric("requests_total", model="m", code="200") == before + 40
+    assert observed.metric("endpoint_results_total", outcome="ok") == before + 40
+    assert observed.metric("time_to_first_token_seconds_count") == before + 40
+    assert observed.metric("tenant_requests_total", tenant="anonymous") == before + 40
+    until(lambda: observed.metric("endpoint_inflight") == 0)
+    shares = [observed.metric("responses_total", worker=worker, code="200") for worker in "01"]
+    assert min(shares) > 0, "the kernel spreads connections over the workers"
+
+
+def test_why_and_replay(observed: Observed, capsys: pytest.CaptureFixture[str]) -> None:
+    ((request_id, endpoint),) = observed.chat()
+    until(lambda: main(["why", request_id]) == 0, what="the ledger never has it")
+    assert f"went to {endpoint} by policy round_robin" in capsys.readouterr().out
+    assert main(["replay", observed.info.ledger, "--check"]) == 0
+    assert "(100.0 %)" in capsys.readouterr().out
+
+
+def test_a_cordoned_endpoint_gets_nothing(observed: Observed) -> None:
+    assert {endpoint for _, endpoint in observed.chat(20)} == {"h1", "h2"}
+    assert main(["endpoints", "cordon", "h2"]) == 0
+    until(lambda: {endpoint for _, endpoint in observed.chat(10)} == {"h1"})
+    assert main(["endpoints", "uncordon", "h2"]) == 0
+    until(lambda: {endpoint for _, endpoint in observed.chat(10)} == {"h1", "h2"})
+
+
+def test_a_sampled_request_leaves_a_trace(observed: Observed, collector: Collector) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    for flags in ("00", "01"):
+        observed.chat(traceparent=f"00-{trace}-b7ad6b7169203331-{flags}")
+    until(lambda: len(collector.spans()) == 2)
+    request, attempt = sorted(collector.spans().values(), key=lambda span: span.kind)
+    assert request.name == "POST /v1/chat/completions"
+    assert request.parent_span_id.hex() == "b7ad6b7169203331"
+    assert attempt.parent_span_id == request.span_id
+    assert _Backend.traceparents[-2:] == [
+        f"00-{trace}-b7ad6b7169203331-00",
+        f"00-{trace}-{attempt.span_id.hex()}-01",
+    ]
+
+
+def test_counters_survive_a_reload_and_a_crash(observed: Observed) -> None:
+    observed.chat(10)
+    before = observed.metric("requests_total", model="m", code="200")
+    model = {**observed.config["models"]["m"], "policy": "least_requests"}
+    observed.router.rewrite({**observed.config, "models": {"m": model}})
+    until(lambda: "board-2" in os.listdir(observed.run.path))
+    assert observed.metric("requests_total", model="m", code="200") == before
+    observed.chat(10)
+    until(lambda: observed.metric("requests_total", model="m", code="200") == before + 10)
+
+    victims = observed.router.workers()
+    os.kill(victims[0], signal.SIGKILL)
+    until(lambda: len(set(observed.router.workers()) - {victims[0]}) == 2)
+    assert observed.metric("requests_total", model="m", code="200") == before + 10
+    observed.chat(10)
+    until(lambda: observed.metric("requests_total", model="m", code="200") == before + 20)
