@@ -17,10 +17,13 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   fi
 fi
 
-# Some tests need network namespaces or a C compiler; without them they skip and say why.
+# Some tests need network namespaces, a C compiler, or other proxies to compare with; without them
+# they skip and say why.
 missing=()
 command -v tc >/dev/null && command -v ip >/dev/null || missing+=(iproute2)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v haproxy >/dev/null || missing+=(haproxy)
+command -v nginx >/dev/null || missing+=(nginx-light)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "setup: installing ${missing[*]}"
   { apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null; } \
@@ -34,6 +37,6 @@ fi
 echo "setup: installing trainmesh, torch and the development tools (some minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable . --group dev
+  --constraint constraints.txt --editable '.[serve,otlp]' --group dev
 "$venv/bin/trainmesh" --version
 echo "setup: done; run $venv/bin/trainmesh --help"

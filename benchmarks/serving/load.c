@@ -537,7 +537,7 @@ static void print_samples(const char *name, Samples *s) {
     static const double quantiles[] = {0.5, 0.9, 0.99, 0.999};
     static const char *names[] = {"p50", "p90", "p99", "p999"};
     double sum = 0;
-    qsort(s->at, s->len, sizeof *s->at, by_value);
+    if (s->len) qsort(s->at, s->len, sizeof *s->at, by_value);
     for (size_t i = 0; i < s->len; i++) sum += s->at[i];
     printf("\"%s_ms\":{\"n\":%zu,\"mean\":%.4f", name, s->len, s->len ? sum / s->len * 1e3 : 0);
     for (int i = 0; i < 4; i++) {

@@ -11,7 +11,7 @@ import msgspec
 
 from trainmesh.serving.adapters.text import StopCutter
 from trainmesh.serving.adapters.types import AdapterError, EmbeddingCall, TextCall, Usage
-from trainmesh.serving.proxy.answers import error_body
+from trainmesh.serving.api_errors import error_body
 
 __all__ = ["TextWriter", "embedding_document", "upstream_error"]
 

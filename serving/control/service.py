@@ -210,12 +210,15 @@ class Service:
 
     def _local(self) -> Local:
         """What our workers have in flight, for other routers."""
-        board, loads = self.board, {}
+        board = self.board
+        loads: dict[str, Load] = {}
         for name, model in self.config.models.items():
             for endpoint in model.endpoints:
                 cells = board.layout.endpoints[name, endpoint.name]
+                before = loads.get(endpoint.url, Load(inflight=0, tokens=0))
                 loads[endpoint.url] = Load(
-                    inflight=board.total(cells.inflight), tokens=board.total(cells.inflight_tokens)
+                    inflight=before.inflight + board.total(cells.inflight),
+                    tokens=before.tokens + board.total(cells.inflight_tokens),
                 )
         demand = {
             name: float(board.total(board.layout.models[name].queued))

@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from trainmesh.serving.api_errors import error_body
+
 __all__ = ["Refused"]
 
 
@@ -25,9 +27,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def body(self) -> bytes:
         """The JSON that OpenAI's clients read."""
-        kind = "authentication_error" if self.status == 401 else "permission_error"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        return error_body(self.status, self.message, code=self.code)
 
     @property
     def challenge(self) -> bytes:

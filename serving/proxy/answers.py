@@ -5,22 +5,9 @@ from __future__ import annotations
 import math
 from http import HTTPStatus
 
-import msgspec
+from trainmesh.serving.api_errors import error_body
 
-__all__ = ["Refusal", "error_body", "interrupted_event", "json_answer"]
-
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    405: "invalid_request_error",
-    408: "timeout_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    431: "invalid_request_error",
-}
-
+__all__ = ["Refusal", "interrupted_event", "json_answer"]
 
 class Refusal(Exception):
     """A request that gets no endpoint: status, one line for its sender, and a code for programs.
@@ -52,15 +39,6 @@ class Refusal(Exception):
             fields += b"www-authenticate: Bearer\r\n"
         body = error_body(self.status, str(self), code=self.code, param=self.param)
         return json_answer(self.status, body, head=fields, close=close, bodiless=bodiless)
-
-
-def error_body(
-    status: int, message: str, *, code: str | None = None, param: str | None = None
-) -> bytes:
-    """``{"error": {...}}`` as OpenAI's clients expect it."""
-    kind = _TYPES.get(status, "server_error")
-    error = {"message": message, "type": kind, "param": param, "code": code}
-    return msgspec.json.encode({"error": error})
 
 
 def json_answer(

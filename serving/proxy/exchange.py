@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.types import Facts, Kind, Outcome
+from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal, interrupted_event
 from trainmesh.serving.proxy.upstream import Upstream
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from trainmesh.serving.proxy.client import Call, ClientConnection
     from trainmesh.serving.proxy.route import Route
     from trainmesh.serving.proxy.router import Router
-    from trainmesh.serving.trace import RequestTrace
+    from trainmesh.serving.trace import AttemptTrace, RequestTrace
 
 __all__ = ["Exchange"]
 
 TRIAL_TIMEOUT_S = 10.0
+FAULTS = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
 _FAULTS = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
 
 
@@ -47,7 +48,7 @@ def _refused(error: Unsupported) -> Refusal:
 class Exchange:
     """A request on its way. Called by one event loop only."""
 
-    __slots__ = ("_attempts", "_live", "_router", "allowed", "call", "client", "facts",
+    __slots__ = ("_attempts", "_live", "_router", "_spans", "allowed", "call", "client", "facts",
                  "hedge_at_s", "route", "started_s", "trace", "tried",
                  "winner")  # fmt: skip
 
@@ -70,6 +71,7 @@ class Exchange:
         self.started_s = call.received_s
         self.hedge_at_s = 0.0
         self.trace: RequestTrace | None = None
+        self._spans: dict[Attempt, AttemptTrace] = {}
         self.tried: list[Endpoint] = []
         self.winner: Upstream | None = None
         self._attempts = 0
@@ -124,10 +126,14 @@ class Exchange:
     def _send(self, choice: Choice, endpoint: Endpoint, kind: Kind, now_s: float) -> None:
         self.tried.append(endpoint)
         name = self.facts.request_id + ("-hedge" if kind is Kind.HEDGE else "")
-        request = self.route.request(endpoint, self.call, name)
+        span = self.trace.attempt(endpoint.name, kind.value) if self.trace is not None else None
+        traceparent = span.traceparent if span is not None else self.call.traceparent
+        request = self.route.request(endpoint, self.call, name, traceparent)
         attempt = self.route.pool.begin(endpoint, self.facts, kind, now_s, choice.arm)
         self.route.began(attempt)
         self._router.record(choice, attempt)
+        if span is not None:
+            self._spans[attempt] = span
         self._attempts += 1
         server = self.route.server(endpoint)
         self._live.append(server.send(self, attempt, request))
@@ -174,6 +180,8 @@ class Exchange:
             self._abandon(upstream, Outcome.CANCELLED, now_s)
             return None
         self.winner = upstream
+        if (span := self._spans.get(upstream.attempt)) is not None:
+            span.first_byte()
         for other in tuple(self._live):
             if other is not upstream:
                 self._abandon(other, Outcome.CANCELLED, now_s)
@@ -216,6 +224,7 @@ class Exchange:
 
     def _unroutable(self, choice: Choice) -> Refusal:
         self.route.count("unroutable")
+        self._router.record_none(choice, self.facts)
         return Refusal(
             503, f"no endpoint of {self.facts.model} can take it: {choice.reason}",
             code="no_endpoint", retry_after_s=1,
@@ -273,6 +282,9 @@ class Exchange:
         if upstream in self._live:
             self._live.remove(upstream)
         upstream.outcome = outcome
+        if (span := self._spans.pop(upstream.attempt, None)) is not None:
+            failed = outcome in FAULTS
+            span.end(outcome.value, upstream.answer.status, failed=failed)
         self.route.ended(upstream, outcome, now_s)
         self._router.record_end(upstream, outcome, now_s)
 
@@ -301,7 +313,9 @@ class Trial:
         try:
             # Its own id, so that nobody takes it for the client's request.
             name = f"{facts.request_id}-trial"
-            request = self.route.request(self.endpoint, exchange.call, name)
+            request = self.route.request(
+                self.endpoint, exchange.call, name, exchange.call.traceparent
+            )
         except Unsupported:
             return
         attempt = self.route.pool.begin(self.endpoint, facts, Kind.TRIAL, now_s)

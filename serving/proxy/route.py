@@ -87,7 +87,9 @@ class Route:
                 return value
         return b""
 
-    def request(self, endpoint: Endpoint, call: Call, request_id: str) -> Request:
+    def request(
+        self, endpoint: Endpoint, call: Call, request_id: str, traceparent: bytes
+    ) -> Request:
         """The bytes of ``call`` for ``endpoint``.
 
         Raises:
@@ -110,7 +112,7 @@ class Route:
             self._keys[endpoint] or call.passed_key,
             *[b"%s: %s\r\n" % pair for pair in fields],
             b"x-request-id: %s\r\n" % request_id.encode(),
-            b"traceparent: %s\r\n" % call.traceparent if call.traceparent else b"",
+            b"traceparent: %s\r\n" % traceparent if traceparent else b"",
             b"content-length: %d\r\n\r\n" % len(body),
         ]
         return Request(b"".join(head), body, inbound, decode=call.http10)
@@ -141,7 +143,7 @@ class Route:
         if own is None:
             return
         cells[own.attempts] += 1
-        cells[own.prompt_tokens] += attempt.tokens
+        cells[own.prompt_tokens] += attempt.prompt_tokens
         if attempt.kind is Kind.RETRY:
             cells[own.retries] += 1
         elif attempt.kind is Kind.HEDGE:
@@ -184,9 +186,16 @@ class Route:
         """A request has left the queue."""
         self._queue_wait.observe(self._cells, self._reals, seconds)
 
-    def publish(self, now_s: float) -> None:
-        """Write what is true now to the board, and close what has been idle for long."""
+    def publish(self, now_s: float, queued: int) -> None:
+        """Write what is true now to the board, and close what has been idle for long.
+
+        Args:
+            now_s: monotonic seconds.
+            queued: requests for the model that wait.
+        """
         cells, reals = self._cells, self._reals
+        cells[self._own.queued] = queued
+        cells[self._own.inflight] = self.pool.inflight
         for endpoint, own in self._counters.items():
             server = self._servers[endpoint]
             cells[own.inflight] = endpoint.own_inflight

@@ -24,7 +24,7 @@ from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.scorers import load_scorers
-from trainmesh.serving.decide.types import Attempt, Facts, Outcome
+from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.identity.access import Access
 from trainmesh.serving.identity.gate import Gate, Tenant
 from trainmesh.serving.identity.refused import Refused
@@ -252,7 +252,10 @@ class Router:
         exchange = Exchange(self, route, client, call, facts, allowed)
         if self._tracer is not None:
             name = f"POST {call.path.decode()}"
-            exchange.trace = self._tracer.begin(call.traceparent or None, name)
+            trace = exchange.trace = self._tracer.begin(call.traceparent or None, name)
+            if trace is not None:
+                trace.set(gen_ai__request__model=facts.model, trainmesh__tenant=facts.tenant,
+                          trainmesh__request_id=facts.request_id)  # fmt: skip
         return exchange
 
     def _request_id(self, call: Call) -> str:
@@ -294,6 +297,15 @@ class Router:
             attempt.decision = Decision.from_choice(
                 choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=version
             )
+
+    def record_none(self, choice: Choice, facts: Facts) -> None:
+        """No endpoint could take a request: write down why."""
+        if self._ledger is not None:
+            version = self._snapshot.version if self._snapshot is not None else 0
+            decision = Decision.from_choice(
+                choice, facts, Kind.FIRST, unix_s=time(), snapshot=version
+            )
+            self._ledger.add(Entry(decision=decision, status=503))
 
     def record_end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
         """An attempt is over: write down both."""
@@ -394,7 +406,7 @@ class Router:
         for route in self._routes.values():
             for line in route.pool.tick(now_s):
                 log_event(LOGGER, "endpoint", model=route.name, what=line)
-            route.publish(now_s)
+            route.publish(now_s, self._admission.waiting(route.name))
         for ticket, full in self._admission.expire(now_s):
             cast(Exchange, ticket.owner).refuse(
                 Refusal(full.status, full.reason, code="overloaded",

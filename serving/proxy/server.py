@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.identity.tls import UpstreamSide
+from trainmesh.serving.identity.tls_words import handshake_problem
 from trainmesh.serving.proxy.answer import Request, Sink
 from trainmesh.serving.proxy.upstream import Upstream
 
@@ -77,12 +78,13 @@ class Server:
                 transport, _ = await self._loop.create_connection(
                     lambda: upstream, self.host, self.port, ssl=side.context if side else None,
                     server_hostname=side.server_hostname if side else None,
+                    ssl_handshake_timeout=self._connect_timeout_s if side else None,
                 )  # fmt: skip
             if side and (problem := side.problem(transport.get_extra_info("ssl_object"))):
                 raise ssl.SSLError(problem)
         except OSError as error:  # of which TLS errors and time-outs are kinds
             upstream.connecting = None
-            upstream.error = str(error) or "connecting took too long"
+            upstream.error = _words(error, tls=side is not None)
             upstream.lose(Outcome.CONNECT)
             return
         upstream.connecting = None
@@ -125,3 +127,9 @@ class Server:
         self.close()
         for upstream in tuple(self._busy):
             upstream.drop()
+
+
+def _words(error: OSError, *, tls: bool) -> str:
+    if tls and isinstance(error, ssl.SSLError | TimeoutError):
+        return handshake_problem(error)
+    return str(error) or "connecting took too long"

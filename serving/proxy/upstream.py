@@ -380,8 +380,9 @@ def _end_of_chunks(data: bytes) -> int:
         line = data.find(b"\r\n", end)
         if line < 0:
             return end
-        following = line + 4 + int(data[end:line].partition(b";")[0], 16)
-        if following > len(data):
+        size = int(data[end:line].partition(b";")[0], 16)
+        following = line + 4 + size
+        if not size or following > len(data):
             return end
         end = following
 

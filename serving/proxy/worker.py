@@ -69,10 +69,12 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._draining.set)
         loop.add_reader(sys.stdin.fileno(), self._hear_control)
+        limits = self._orders.config.limits
         server = await loop.create_server(
             lambda: ClientConnection(self.router),
             sock=_listener(self._orders.host, self._orders.port),
             ssl=self.router.listener_tls,
+            ssl_handshake_timeout=limits.header_timeout_s if self.router.listener_tls else None,
             backlog=BACKLOG,
         )
         self._tick_all(monotonic())

@@ -43,7 +43,7 @@ def test_terms_add_up_to_what_the_policies_compare() -> None:
 
 def story() -> list[Entry]:
     """A first attempt that can't connect, then a retry that answers; as written, newest first."""
-    made = pool(shadow=ShadowConfig(policy="least_requests"))
+    made = pool("mesh", shadow=ShadowConfig(policy="least_requests"))
     asked = facts("r1")
     choice = made.choose(asked, 0.0)
     first = Decision.from_choice(choice, asked, Kind.FIRST, unix_s=START_UNIX_S, snapshot=41)

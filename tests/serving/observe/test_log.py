@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import select
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -68,8 +70,11 @@ def test_a_reader_that_does_not_read_stops_nobody(monkeypatch: pytest.MonkeyPatc
         ACCESS.info("x" * 1000)
     logs.close()
     monkeypatch.undo()
-    while os.read(read_end, 1 << 20).count(b"\n") < 2 or select.select([read_end], [], [], 1)[0]:
-        pass
+    deadline_s = time.monotonic() + 20
+    while any(thread.name == "log" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline_s
+        if select.select([read_end], [], [], 0.01)[0]:
+            os.read(read_end, 1 << 20)
     os.close(write_end)
     os.close(read_end)
 

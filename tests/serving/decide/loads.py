@@ -1,0 +1,141 @@
+"""Pools and loads for the tests of routing decisions. All chance has a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
+from trainmesh.serving.decide.pool import Pool
+from trainmesh.serving.decide.scorers import load_scorers
+from trainmesh.serving.decide.simulate import Request, Result, Server, Simulation
+from trainmesh.serving.decide.types import EndpointSignal, Facts
+
+SLOW_S = 0.295
+"""What a 300 ms replica takes more than a 5 ms one."""
+
+
+def model(n: int = 4, policy: str = "hybrid", **more: Any) -> ModelConfig:
+    """A model with endpoints e0, e1, ..."""
+    endpoints = tuple(
+        EndpointConfig(url=f"http://127.0.0.1:{9000 + i}", name=f"e{i}") for i in range(n)
+    )
+    return ModelConfig(endpoints=endpoints, policy=policy, **more)
+
+
+def pool_of(config: ModelConfig, *, now_s: float = 0.0, **more: Any) -> Pool:
+    """A pool of the built-in policies whose clock never runs out."""
+    options: dict[str, Any] = {
+        "limits": LimitsConfig(),
+        "scorers": load_scorers()[0],
+        "rng": random.Random(1),
+        "clock": lambda: 0.0,
+    }
+    return Pool("m", config, now_s=now_s, **{**options, **more})
+
+
+def facts(number: int = 0, **more: Any) -> Facts:
+    """A small request."""
+    fields: dict[str, Any] = {
+        "request_id": f"r{number}",
+        "model": "m",
+        "nbytes": 200,
+        "prompt_tokens": 50,
+        "output_tokens": 10,
+    }
+    return Facts(**{**fields, **more})
+
+
+def signal(name: str, **fields: Any) -> dict[str, EndpointSignal]:
+    """One endpoint's, as ``Pool.update`` wants it."""
+    return {name: EndpointSignal(name=name, **fields)}
+
+
+def quick(n: int = 4, *last: Any, jitter: float = 0.1) -> list[Server]:
+    """Servers that take 5 ms; ``last``: the faults of the last one."""
+    servers = [Server(base_s=0.005, jitter=jitter, serial=False) for _ in range(n)]
+    servers[-1].faults = last
+    return servers
+
+
+def closed(
+    servers: Sequence[Server], until_s: float, clients: int = 16, **config: Any
+) -> Simulation:
+    """A simulation of clients that send one small request after the other."""
+    simulation = Simulation(model(len(servers), **config), servers, seed=1)
+    simulation.clients(clients, facts)
+    simulation.run(until_s)
+    return simulation
+
+
+def gpu(times_slower: float, cache_blocks: int = 0) -> Server:
+    """An engine that reads 20 000 tokens a second, or less."""
+    return Server(
+        base_s=0.01 * times_slower,
+        s_per_token=5e-5 * times_slower,
+        s_per_output_token=0.02 * times_slower,
+        jitter=0.1,
+        cache_blocks=cache_blocks,
+    )
+
+
+def prompts(rate: float, until_s: float, seed: int) -> Iterator[Request]:
+    """Independent prompts of very different lengths, at random times."""
+    rng = random.Random(seed)
+    at_s = 0.0
+    number = 0
+    while (at_s := at_s + rng.expovariate(rate)) < until_s:
+        tokens = int(rng.lognormvariate(6, 1))
+        answer = rng.randint(50, 400)
+        number += 1
+        yield Request(
+            at_s,
+            facts(number, stream=True, nbytes=4 * tokens, prompt_tokens=tokens, output_tokens=answer),
+        )
+
+
+def talks(
+    rate: float, until_s: float, seed: int, *, reuse: bool = True, named: bool = False
+) -> Iterator[Request]:
+    """Turns of 64 conversations, each with all that was said before; ``reuse`` False: turns have
+    nothing in common; ``named``: with a session header."""
+    rng = random.Random(seed)
+    said: dict[int, list[int]] = {}
+    at_s = 0.0
+    number = 0
+    while (at_s := at_s + rng.expovariate(rate)) < until_s:
+        talk = rng.randrange(64)
+        blocks = said.setdefault(talk, [])
+        if not reuse or len(blocks) > 40:
+            blocks.clear()
+        blocks += [rng.getrandbits(60), rng.getrandbits(60)]
+        number += 1
+        more = {"session": b"talk-%d" % talk} if named else {}
+        yield Request(
+            at_s,
+            facts(
+                number,
+                stream=True,
+                nbytes=512 * len(blocks),
+                prompt_tokens=128 * len(blocks),
+                output_tokens=100,
+                blocks=tuple(blocks),
+                **more,
+            ),
+        )
+
+
+def play(
+    policy: str,
+    servers: Sequence[Server],
+    load: Callable[[int], Iterator[Request]],
+    *,
+    seed: int = 1,
+    until_s: float = 30.0,
+    **config: Any,
+) -> tuple[Result, Simulation]:
+    """Runs a load against a policy until all of it is answered."""
+    simulation = Simulation(model(len(servers), policy, **config), servers, seed=seed)
+    simulation.load(load(seed))
+    return simulation.run(until_s), simulation
