@@ -561,7 +561,7 @@ static void print_result(double took_s) {
            failed, count.status, count.last_status, count.reset, count.cut, count.refused,
            count.timeout, count.truncated, count.error_event,
            opt.rate ? busy_count() + count_unsent(started_s + opt.seconds) : 0);
-    int last = (now_s() - started_s) / BUCKET_S;
+    int last = (now_s() - started_s) / BUCKET_S + 1;
     for (int i = 0; i < last && i < MAX_BUCKETS; i++)
         printf("%s[%d,%d]", i ? "," : "", buckets[i].answered, buckets[i].failed);
     printf("]}\n");

@@ -13,6 +13,7 @@
 //   GET /control?think_us=300000&fail=503   sets think_us, prefill_us, token_us, slots, fail
 //   GET /stats                              counters as JSON
 //   GET /metrics, /v1/loads, /get_load      what vLLM and SGLang say of their queue and cache
+//   POST /tokenize                          the prompt's tokens, as vLLM's
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -128,14 +129,15 @@ static void flush(int fd) {
 static const char *reason(int status) { return status == 200 ? "OK" : "Error"; }
 
 static void reply(int fd, int status, const char *type, const char *body, size_t n) {
-    char page[16384];
-    int head = snprintf(page, sizeof page,
+    static Buffer page;  // head and body in one write
+    page.len = 0;
+    reserve(&page, n + 512);
+    page.len = snprintf(page.data, 512,
                         "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n"
                         "x-backend: %s\r\n\r\n",
                         status, reason(status), type, n, opt.name);
-    if (head + n > sizeof page) n = sizeof page - head;
-    memcpy(page + head, body, n);
-    send_bytes(fd, page, head + n);
+    memcpy(page.data + page.len, body, n);
+    send_bytes(fd, page.data, page.len + n);
 }
 
 static void reply_json(int fd, int status, const char *body) {
@@ -197,6 +199,12 @@ static int cache_touch(uint64_t hash) {
     }
     cache_append(i);
     return found;
+}
+
+// Where the part of a body begins that a model would see.
+static const char *prompt_of(const char *body) {
+    const char *prompt = strstr(body, "\"messages\":");
+    return prompt ? prompt : body;
 }
 
 static void hash_prompt(Connection *c, const char *prompt, size_t n) {
@@ -443,20 +451,28 @@ static void metrics_page(int fd) {
     reply(fd, 200, "text/plain; version=0.0.4", page, n);
 }
 
-static void loads_page(int fd, int wrapped) {
-    char page[1024];
-    snprintf(page, sizeof page,
-             "%s[{\"dp_rank\":0,\"num_reqs\":%ld,\"num_running_reqs\":%ld,\"num_waiting_reqs\":%ld,"
+// SGLang's /v1/loads and the older /get_load, a list of the ranks.
+static void loads_page(int fd, int whole) {
+    char ranks[512], page[1024];
+    long all = stats.running + stats.waiting;
+    snprintf(ranks, sizeof ranks,
+             "[{\"dp_rank\":0,\"num_reqs\":%ld,\"num_running_reqs\":%ld,\"num_waiting_reqs\":%ld,"
              "\"num_total_reqs\":%ld,\"num_tokens\":%ld,\"num_used_tokens\":%ld,"
-             "\"num_total_tokens\":%ld,\"max_total_num_tokens\":%ld,\"max_running_requests\":%ld,"
-             "\"token_usage\":%.4f,\"gen_throughput\":0,\"cache_hit_rate\":0,\"utilization\":%.4f}]%s",
-             wrapped ? "{\"timestamp\":\"2026-01-01T00:00:00Z\",\"version\":\"0.5.6\","
-                       "\"dp_rank_count\":1,\"loads\":"
-                     : "",
-             stats.running + stats.waiting, stats.running, stats.waiting,
-             stats.running + stats.waiting, stats.held_tokens, stats.held_tokens, stats.held_tokens,
+             "\"max_total_num_tokens\":%ld,\"max_running_requests\":%ld,\"token_usage\":%.4f,"
+             "\"gen_throughput\":0,\"cache_hit_rate\":0,\"utilization\":%.4f}]",
+             all, stats.running, stats.waiting, all, stats.held_tokens, stats.held_tokens,
              opt.slots ? opt.slots * 2048 : 1 << 20, opt.slots ? opt.slots : 4096, kv_use(),
-             kv_use(), wrapped ? "}" : "");
+             kv_use());
+    if (!whole) {
+        reply_json(fd, 200, ranks);
+        return;
+    }
+    snprintf(page, sizeof page,
+             "{\"timestamp\":\"2026-01-01T00:00:00Z\",\"version\":\"0.5.6\",\"dp_rank_count\":1,"
+             "\"loads\":%s,\"aggregate\":{\"total_running_reqs\":%ld,\"total_waiting_reqs\":%ld,"
+             "\"total_reqs\":%ld,\"avg_token_usage\":%.4f,\"avg_throughput\":0,"
+             "\"avg_utilization\":%.4f}}",
+             ranks, stats.running, stats.waiting, all, kv_use(), kv_use());
     reply_json(fd, 200, page);
 }
 
@@ -512,6 +528,23 @@ static void page(int fd, const char *path) {
     else reply_json(fd, 404, "{}");
 }
 
+// The prompt's tokens: a number for each 4 bytes.
+static void tokenize(int fd, const char *body, size_t n) {
+    static Buffer page;
+    const char *prompt = prompt_of(body);
+    size_t tokens = (n - (prompt - body)) / 4;
+    page.len = 0;
+    reserve(&page, 8 * tokens + 128);
+    page.len = sprintf(page.data, "{\"count\":%zu,\"max_model_len\":131072,\"tokens\":[", tokens);
+    for (size_t i = 0; i < tokens; i++) {
+        uint32_t word;
+        memcpy(&word, prompt + 4 * i, 4);
+        page.len += sprintf(page.data + page.len, i ? ",%u" : "%u", word * 2654435761U >> 15);
+    }
+    page.len += sprintf(page.data + page.len, "]}");
+    reply(fd, 200, "application/json", page.data, page.len);
+}
+
 // ---- requests ----------------------------------------------------------------------------------
 
 static long number_after(const char *text, const char *key, long otherwise) {
@@ -526,8 +559,7 @@ static int completion(int fd, const char *body, size_t n) {
         reply_json(fd, opt.fail, "{\"error\":{\"message\":\"told to fail\",\"type\":\"mock\"}}");
         return 0;
     }
-    const char *prompt = strstr(body, "\"messages\":");
-    if (!prompt) prompt = body;
+    const char *prompt = prompt_of(body);
     size_t prompt_bytes = n - (prompt - body);
     c->stream = strstr(body, "\"stream\":true") || strstr(body, "\"stream\": true");
     c->tokens_left = number_after(
@@ -581,6 +613,7 @@ static int take_request(int fd) {
     int busy = 0;
     if (!strcmp(path, "/v1/chat/completions") || !strcmp(path, "/v1/completions"))
         busy = completion(fd, body, body_len);
+    else if (!strcmp(path, "/tokenize")) tokenize(fd, body, body_len);
     else page(fd, path);
     body[body_len] = kept;
     drop_front(in, body + taken - in->data);

@@ -239,6 +239,8 @@ class Load:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ REQUESTS: dict[str, object] = {
     "prompt_bytes": 64, "turn_bytes": 4000, "grace": 10,
 }  # fmt: skip
 CACHED = ENGINE | {"cache_blocks": 320}
-"""160 KB: a third of what the conversations below come to."""
+"""160 KB: half of what the conversations below come to."""
 TALKS: dict[str, object] = {
     "connections": 64, "stream": True, "tokens": 16, "sessions": True, "turns": 6,
     "prompt_bytes": 8192, "groups": 8, "turn_bytes": 1000, "grace": 10,
@@ -87,7 +87,7 @@ QUEUES = (
     ),
     Scenario(
         "sessions",
-        "conversations under 8 system prompts; each cache holds a third of them",
+        "conversations under 8 system prompts; each cache holds half of them",
         _sessions,
         QUEUED,
         (NONE_FAILED,),

@@ -83,7 +83,13 @@ def _trainmesh(setup: Setup) -> Command:
         "version": 1,
         "listen": f"127.0.0.1:{setup.port}",
         "models": {"mock": {"endpoints": endpoints}},
-        "tenants": {"bench": {"keys": [f"file:{setup.write('key', KEY)}"]}},
+        "tenants": {
+            "bench": {
+                "keys": [f"file:{setup.write('key', KEY)}"],
+                "requests_per_s": 1e9,
+                "tokens_per_s": 1e9,
+            }
+        },
         "ledger": {"dir": str(setup.folder / "ledger")},
     }
     (setup.folder / "key").chmod(0o600)
@@ -276,7 +282,7 @@ def _wait_ready(process: "subprocess.Popen[bytes]", setup: Setup) -> None:
     while not _answers(setup):
         if process.poll() is not None or time.monotonic() > deadline:
             lines = (setup.folder / "log").read_text(errors="replace").strip().splitlines()
-            said = lines[-1][:200] if lines else "without a word"
+            said = " ".join(lines[-2:])[:300] if lines else "without a word"
             raise Unavailable(f"did not come up: {said}")
         time.sleep(0.1)
 

@@ -113,7 +113,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--routers", type=lambda text: text.split(","))
     parser.add_argument("--scenarios", type=lambda text: text.split(","))
-    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
+    parser.add_argument("--rounds", type=int, help="3 of overhead and 1 of each scenario")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -121,7 +121,6 @@ def arguments() -> argparse.Namespace:
     chosen.scenarios = chosen.scenarios or (
         QUICK_SCENARIOS if chosen.quick else ["overhead", *SCENARIOS]
     )
-    chosen.rounds = chosen.rounds or (1 if chosen.quick else 3)
     for given, known in (
         (chosen.routers, [*ROUTERS]),
         (chosen.scenarios, ["overhead", *SCENARIOS]),
@@ -130,6 +129,10 @@ def arguments() -> argparse.Namespace:
             if name not in known:
                 parser.error(f"there is no {name!r}; there are {', '.join(known)}")
     return chosen
+
+
+def rounds(chosen: argparse.Namespace, usual: int) -> int:
+    return int(chosen.rounds or (1 if chosen.quick else usual))
 
 
 def main() -> int:
@@ -147,13 +150,13 @@ def main() -> int:
         folder = Path(name)
         for part in chosen.scenarios:
             if part == "overhead":
-                results = run_overhead(chosen.routers, chosen.rounds, scale, folder)
+                results = run_overhead(chosen.routers, rounds(chosen, 3), scale, folder)
                 report_overhead(results)
             else:
                 scenario = SCENARIOS[part]
                 results = collect(
                     chosen.routers,
-                    chosen.rounds,
+                    rounds(chosen, 1),
                     lambda name, _, run=scenario.run: run(Bench(ROUTERS[name], folder, scale)),  # type: ignore[misc]
                     part,
                 )

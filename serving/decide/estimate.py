@@ -28,9 +28,9 @@ SPEED_HALF_LIFE_S = 2.0
 SPEED_SAMPLES = 32.0
 """The least that a new sample counts is 1 / (1 + this)."""
 HABIT_S = 60.0
-RIDGE = 0.1
+RIDGE = 0.005
 """Pull towards the origin, in squares of the mean work."""
-MIN_SLOPE = 0.1
+MIN_SLOPE = 0.25
 """Least share of TTFT that is taken to grow with work."""
 RUNNING_TOKENS = 8.0
 RUNNING_SHARE = 1 / 128

@@ -9,6 +9,7 @@ wait gets worse while they wait, not only when they end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from statistics import median_low
 from typing import NamedTuple
 
@@ -53,7 +54,10 @@ class Forecast:
             shape.add(work, nominal_s, now_s)
         speed.add(nominal_s, shape.predict_s(work), now_s)
         value = speed.value
-        shape.add(work, nominal_s * self._middle[stream] / value, now_s)
+        # Half of how the endpoint differs is put down to its speed. Were it all, an endpoint that
+        # is asked little, and so takes long for its work where TTFT is constant, would be slow for
+        # ever by its own proof; were it none, a slow one's prompts would look dear everywhere.
+        shape.add(work, nominal_s * sqrt(self._middle[stream] / value), now_s)
         endpoint.models[stream] = (value * shape.base_s, value * shape.s_per_token)
 
     def predict_s(self, endpoint: Endpoint, stream: bool, work: float) -> float:

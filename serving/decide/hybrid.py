@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from trainmesh.serving.decide.affinity import home
 from trainmesh.serving.decide.cost import expected_ttfts_s
@@ -12,7 +13,8 @@ __all__ = ["Hybrid"]
 
 ALIKE = 1.1
 ALIKE_S = 2e-4
-"""Costs within this of the least are equal: estimates are no better, and load shall spread."""
+"""Costs within this of the least are equal, estimates are no better: then requests in flight
+decide, which also keeps the harm small that an endpoint does before it is seen to be stuck."""
 HOT_KV = 0.85
 REPORT_LIMIT_S = 5.0
 OUT = 1e6
@@ -35,9 +37,8 @@ class Hybrid:
                 costs[i] += OUT
         least = min(costs)
         alike = least * ALIKE + ALIKE_S
-        equal = [i for i, cost in enumerate(costs) if cost <= alike]
         scores = [alike if cost <= alike else cost for cost in costs]
-        scores[equal[int(draw * len(equal))]] = least
+        scores[_emptiest(candidates, costs, alike, draw)] = least
         budget_s = context.affinity_budget_s
         if facts.session_key:
             scores[home(facts.session_key, candidates)] -= budget_s
@@ -46,3 +47,22 @@ class Hybrid:
             for i, c in enumerate(candidates):
                 scores[i] -= worth_s * c.cached_tokens
         return scores
+
+
+def _emptiest(
+    candidates: Sequence[Candidate], costs: Sequence[float], limit: float, draw: float
+) -> int:
+    """Of those that cost no more than the limit the one with the fewest requests in flight for
+    its weight, one of them by chance if there are several."""
+    equal: list[int] = []
+    fewest = inf
+    for i, cost in enumerate(costs):
+        if cost > limit:
+            continue
+        load = candidates[i].inflight / candidates[i].weight
+        if load < fewest:
+            fewest = load
+            equal = [i]
+        elif load == fewest:
+            equal.append(i)
+    return equal[int(draw * len(equal))]

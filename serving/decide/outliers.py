@@ -20,7 +20,7 @@ from trainmesh.serving.decide.forecast import PoolModel
 
 __all__ = ["HISTORY", "Models", "expected_s", "is_slow", "judge"]
 
-FLOOR_S = 0.02
+FLOOR_S = 0.015
 """Below this nothing is called slow: it is noise beside a model's work."""
 MADS = 4.0
 MAX_HABIT = 8.0
@@ -35,10 +35,10 @@ Models = Sequence[PoolModel]
 """The pool's: of answers in one piece, of streams."""
 
 
-def expected_s(models: Models, endpoint: Endpoint, prompt_tokens: int, stream: bool) -> float:
-    """What the pool takes for such a prompt, at the rate this endpoint should have."""
+def expected_s(models: Models, endpoint: Endpoint, tokens: float, stream: bool) -> float:
+    """What the pool takes for that many tokens, at the rate this endpoint should have."""
     model = models[stream]
-    nominal_s = model.base_s + model.s_per_token * (prompt_tokens + 1)
+    nominal_s = model.base_s + model.s_per_token * (tokens + 1)
     return max(nominal_s, 1e-6) / (endpoint.derate * endpoint.weight)
 
 
@@ -134,10 +134,9 @@ def _ratios(models: Models, endpoint: Endpoint, timing: Timing) -> tuple[float, 
 
 
 def _both_expected(models: Models, endpoint: Endpoint, timing: Timing) -> tuple[float, float]:
-    by_work_s = models[timing.stream].s_per_work_token * timing.work_tokens
     return (
         expected_s(models, endpoint, timing.prompt_tokens, timing.stream),
-        max(by_work_s, 1e-6) / (endpoint.derate * endpoint.weight),
+        expected_s(models, endpoint, timing.work_tokens, timing.stream),
     )
 
 

@@ -95,8 +95,9 @@ def _numbered(story: AttemptStory) -> list[tuple[int, str]]:
     lines = [f"{_moment(decision.unix_s)}, {_kind(decision.kind)}: {_went(story)}"]
     if decision.reason:
         lines.append(decision.reason)
-    for endpoint, reason in sorted(decision.excluded.items()):
-        lines.append(f"left out: {endpoint}: {reason}")
+    if decision.chosen:  # else the reason has named them all
+        for endpoint, reason in sorted(decision.excluded.items()):
+            lines.append(f"left out: {endpoint}: {reason}")
     if decision.shadow_policy:
         same = "the same" if decision.shadow == decision.chosen else decision.shadow
         lines.append(f"shadow policy {decision.shadow_policy} would have taken {same}")

@@ -56,11 +56,12 @@ def find_lines(folder: Path, request_id: str) -> list[bytes]:
     return []
 
 
-def _age(segment: Segment) -> float:
+def _age(segment: Segment) -> tuple[float, int]:
+    """Time of the last write; file systems round it, so equal ones are told apart by number."""
     try:
-        return segment.path.stat().st_mtime
+        return segment.path.stat().st_mtime, segment.number
     except FileNotFoundError:
-        return 0.0
+        return 0.0, segment.number
 
 
 def _search(path: Path, needle: bytes) -> list[bytes]:

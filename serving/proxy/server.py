@@ -104,6 +104,7 @@ class Server:
         if self.closed or len(self._idle) >= MAX_IDLE:
             upstream.close()
         else:
+            upstream.forget()
             upstream.idle_since_s = monotonic()
             self._idle.append(upstream)
 

@@ -344,6 +344,10 @@ class Upstream(asyncio.Protocol):
             return self.chunks
         return self.nbytes // 4
 
+    def forget(self) -> None:
+        """Let go of the last request, before waiting for the next one."""
+        del self.attempt, self.request, self.answer, self.client
+
     # -- endings ---------------------------------------------------------------------------
 
     def drop(self) -> None:

@@ -104,6 +104,11 @@ class Tap:
         """Refuse connections from now on, and reset those there are."""
         self._thread.run(self._away())
 
+    def forget(self) -> None:
+        """What it has seen, and to be slow."""
+        self.exchanges, self.errors = [], []
+        self.piece_bytes, self.delay_s = 65536, 0.0
+
     def of(self, request_id: str) -> list[Exchange]:
         return [each for each in self.exchanges if each.header("x-request-id") == request_id]
 

@@ -39,7 +39,7 @@ def router(behind: Backend) -> Iterator[RunningRouter]:
     with running_router({"models": {"m": model}, "limits": LIMITS}) as running:
         yield running
         assert "Traceback" not in running.log
-        assert "Error" not in running.log
+        assert len(running.log.splitlines()) < 30, running.log
 
 
 @pytest.fixture(autouse=True)
@@ -116,27 +116,29 @@ async def drip(port: int, start: bytes) -> bytes:
         return b""
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        b"P",
-        b"POST /v1/",
-        HEAD,
-        HEAD + b"X-Slow: ",
-        HEAD + b"Content-Length: 1000\r\n\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n",
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
-    ],
-    ids=["method", "path", "fields", "value", "length", "chunk", "trailer"],
-)
-def test_slow_senders_are_cut_off(router: RunningRouter, start: bytes) -> None:
-    async def all_of_them() -> list[bytes]:
+SLOW = {
+    "method": b"P",
+    "path": b"POST /v1/",
+    "fields": HEAD,
+    "value": HEAD + b"X-Slow: ",
+    "length": HEAD + b"Content-Length: 1000\r\n\r\n",
+    "chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n1000\r\n",
+    "trailer": HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+}
+
+
+def test_slow_senders_are_cut_off(router: RunningRouter) -> None:
+    async def all_of_them() -> dict[str, set[int]]:
         async with asyncio.timeout(15):
-            return await asyncio.gather(*(drip(router.port, start) for _ in range(60)))
+            found = {}
+            for name, start in SLOW.items():
+                found[name] = asyncio.gather(*(drip(router.port, start) for _ in range(40)))
+            return {name: {status(each) for each in await found[name]} for name in found}
 
     with flat(router):
         answers = asyncio.run(all_of_them())
-    assert {status(answer) for answer in answers} <= {0, 400, 408}
+    for name, statuses in answers.items():
+        assert statuses <= {0, 400, 408}, name
 
 
 def test_a_body_that_never_comes_is_not_waited_for(router: RunningRouter) -> None:
@@ -315,6 +317,30 @@ def test_nobody_sets_the_routers_own_fields(router: RunningRouter, behind: Backe
     assert status(answer) == 200
     (sent,) = [data for data in behind.received if b"x-mark: own" in data]
     assert b"evil" not in sent + answer
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    ],
+    ids=["local", "refused", "forwarded"],
+)
+def test_who_asks_on_and_never_reads_is_made_to_wait(
+    router: RunningRouter, request_bytes: bytes
+) -> None:
+    batch = request_bytes * 1000
+    with flat(router):
+        clients = [socket.create_connection(("127.0.0.1", router.port)) for _ in range(5)]
+        for client in clients:
+            client.settimeout(0.5)
+            with suppress(OSError):
+                for _ in range(400):
+                    client.sendall(batch)
+        for client in clients:
+            client.close()
 
 
 def test_five_hundred_at_once_are_all_answered(router: RunningRouter) -> None:

@@ -178,7 +178,7 @@ def test_a_bad_request_is_as_bad_wherever_it_is_cut() -> None:
             assert written.ended == transport.ended, (case.name, place)
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=200, deadline=None)
 @given(st.data())
 def test_many_cuts_at_once(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from([case for case in CASES if len(case.raw) < 2000]))
@@ -189,7 +189,7 @@ def test_many_cuts_at_once(data: st.DataObject) -> None:
     assert written.ended == transport.ended
 
 
-@settings(derandomize=True, max_examples=1500, deadline=None)
+@settings(derandomize=True, max_examples=500, deadline=None)
 @given(st.data())
 def test_bytes_that_are_almost_a_request(data: st.DataObject) -> None:
     """Whatever comes, it is a request, a refusal or an unfinished one; never an exception."""
@@ -204,7 +204,7 @@ def test_bytes_that_are_almost_a_request(data: st.DataObject) -> None:
     assert front.buffered_bytes >= 0
 
 
-@settings(derandomize=True, max_examples=1500, deadline=None)
+@settings(derandomize=True, max_examples=500, deadline=None)
 @given(st.data())
 def test_bytes_that_are_almost_an_answer(data: st.DataObject) -> None:
     raw = bytearray(data.draw(st.sampled_from([*WHOLE.values(), *UNTIL_THE_END.values()])))

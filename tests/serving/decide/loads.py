@@ -91,7 +91,9 @@ def prompts(rate: float, until_s: float, seed: int) -> Iterator[Request]:
         number += 1
         yield Request(
             at_s,
-            facts(number, stream=True, nbytes=4 * tokens, prompt_tokens=tokens, output_tokens=answer),
+            facts(
+                number, stream=True, nbytes=4 * tokens, prompt_tokens=tokens, output_tokens=answer
+            ),
         )
 
 

@@ -7,7 +7,7 @@ from trainmesh.serving.config.types import EjectConfig
 from trainmesh.serving.decide.simulate import Fault, Server, Simulation
 from trainmesh.serving.decide.types import Kind
 
-ALL_S = 6.0
+ALL_S = 4.0
 HEALED_S = 3.0
 
 
@@ -38,24 +38,24 @@ def test_requests_one_by_one_are_spread_too() -> None:
 
 @pytest.mark.parametrize("policy", ["hybrid", "round_robin", "least_requests", "power_of_two"])
 def test_a_slow_replica_costs_next_to_nothing(policy: str) -> None:
-    healthy = closed(quick(), ALL_S, policy=policy).result
-    slow = closed(quick(4, Fault("slow", 0, extra_s=SLOW_S)), ALL_S, policy=policy)
+    healthy = closed(quick(), 2 * ALL_S, clients=8, policy=policy).result
+    slow = closed(quick(4, Fault("slow", 0, extra_s=SLOW_S)), 2 * ALL_S, clients=8, policy=policy)
     assert slow.result.failed == 0
     assert len(slow.result.done) >= 0.95 * len(healthy.done)
     assert slow.result.ttft_s(0.99) <= 1.5 * healthy.ttft_s(0.99)
-    told = [line for line in lines(slow) if "e3: ejected" in line]
-    assert told
-    assert "times the others'" in told[0]
+    assert slow.result.share("e3") < 0.02
+    if policy != "hybrid":  # which need not eject what it doesn't choose
+        told = [line for line in lines(slow) if "e3: ejected" in line]
+        assert told
+        assert "times the others'" in told[0]
 
 
 def test_a_replica_that_becomes_slow_is_out_within_a_few_requests() -> None:
-    simulation = closed(
-        quick(4, Fault("slow", 2, extra_s=SLOW_S)), ALL_S, policy="round_robin"
-    )
+    servers = quick(4, Fault("slow", 2, extra_s=SLOW_S))
+    simulation = closed(servers, ALL_S, clients=2, policy="round_robin")
     ejected = [t for t, line in simulation.result.lines if "e3: ejected" in line]
     sent = [t for t in simulation.result.sent["e3"] if 2 <= t < ejected[0]]
-    assert len(sent) <= 2 * EjectConfig().samples + 16
-    assert ejected[0] < 2.5
+    assert len(sent) <= 2 * EjectConfig().samples
 
 
 @pytest.mark.parametrize("what", ["full", "refuse", "error"])
@@ -95,7 +95,7 @@ def test_when_all_become_slow_none_is_ejected() -> None:
     assert not [line for line in lines(simulation) if "ejected" in line]
 
 
-def test_noise_below_twenty_milliseconds_ejects_nobody() -> None:
+def test_a_few_milliseconds_more_eject_nobody() -> None:
     servers = quick(4, Fault("slow", 0, extra_s=0.012), jitter=0.5)
     simulation = closed(servers, ALL_S, policy="round_robin")
     assert not simulation.result.lines
@@ -115,15 +115,15 @@ def test_slower_hardware_is_no_illness() -> None:
     assert result.share("e3") > 0.02
 
 
-def test_a_flapping_replica_stays_out_for_longer_but_comes_back() -> None:
-    faults = [Fault("refuse", float(t), t + 1.0) for t in range(1, 20, 2)]
-    simulation = closed(quick(4, *faults), 26)
+def test_a_flapping_replica_fails_no_client_and_its_ejections_grow() -> None:
+    faults = [Fault("refuse", float(t), t + 1.0) for t in range(1, 12, 2)]
+    simulation = closed(quick(4, *faults), 17)
     result = simulation.result
     assert result.failed == 0
-    first = sum(1 <= t < 4 for t in result.sent["e3"])
-    later = sum(14 <= t < 17 for t in result.sent["e3"])
-    assert later < first
-    assert result.share("e3", 25) > 0.1
+    lengths = [float(line.split()[5]) for line in lines(simulation) if "ejected for" in line]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == EjectConfig().max_s
+    assert result.share("e3", 16.5) > 0.1
 
 
 def test_all_replicas_down_fails_at_once_and_recovers_at_once() -> None:
@@ -145,7 +145,8 @@ def test_one_endpoint_alone_is_never_out() -> None:
 
 def test_half_of_a_pool_at_most_is_ejected_for_errors() -> None:
     servers = [
-        Server(base_s=0.005, serial=False, faults=[Fault("error", 1)] if i else []) for i in range(4)
+        Server(base_s=0.005, serial=False, faults=[Fault("error", 1)] if i else [])
+        for i in range(4)
     ]
     simulation = closed(servers, 3)
     out = [name for name, why in simulation.pool.exclusions().items() if "faults" in why]

@@ -20,8 +20,8 @@ def test_hybrid_is_ahead_where_gpus_are_unequal(rate: float) -> None:
 
 def test_hybrid_is_ahead_where_gpus_are_equal_and_busy() -> None:
     def p99(policy: str) -> float:
-        result, _ = play(policy, [gpu(1)] * 0 + [gpu(1) for _ in range(4)],
-                         lambda seed: prompts(80, 25, seed), until_s=60)  # fmt: skip
+        servers = [gpu(1) for _ in range(4)]
+        result, _ = play(policy, servers, lambda seed: prompts(80, 25, seed), until_s=60)
         return result.ttft_s(0.99)
 
     assert p99("hybrid") < min(p99(policy) for policy in OTHERS)

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.running import RunningRouter, running_router, until
 
@@ -27,7 +28,7 @@ def module_routed() -> Iterator[Routed]:
     with backends(4) as made:
         endpoints = [{"url": backend.url} for backend in made[:3]]
         models = {
-            "m": {"endpoints": endpoints, "hedge": {"enabled": False}},
+            "m": {"endpoints": endpoints, "hedge": {"enabled": False}, "policy": "round_robin"},
             "one": {"endpoints": [{"url": made[3].url}], "hedge": {"enabled": False}},
         }
         config = {"models": models, "limits": {"body_bytes": 1_000_000, "drain_s": 5}}

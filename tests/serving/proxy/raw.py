@@ -2,8 +2,8 @@
 
 import socket
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["Raw", "chat", "raw"]
 
@@ -63,7 +63,7 @@ class Raw:
         """Nothing comes for that long."""
         self.connection.settimeout(seconds)
         try:
-            return not self._data and self.connection.recv(1, socket.MSG_PEEK) is None
+            return not self._data and not self.connection.recv(1, socket.MSG_PEEK)
         except TimeoutError:
             return True
         finally:

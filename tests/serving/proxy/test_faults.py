@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+
 from tests.serving.proxy.backend import (
     STREAM_HEAD,
     Backend,

@@ -23,7 +23,17 @@ def taps() -> Iterator[LoopThread]:
         yield thread
 
 
-@pytest.fixture
-def replicas(taps: LoopThread, model: Path, tmp_path: Path) -> Iterator[list[Replica]]:
-    with three_replicas(taps, model, tmp_path) as made:
+@pytest.fixture(scope="module")
+def module_replicas(
+    taps: LoopThread, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Replica]]:
+    with three_replicas(taps, model, tmp_path_factory.mktemp("replicas")) as made:
         yield made
+
+
+@pytest.fixture
+def replicas(module_replicas: list[Replica]) -> list[Replica]:
+    """All of them alive and quick, with nothing asked yet."""
+    for replica in module_replicas:
+        replica.mend()
+    return module_replicas

@@ -51,9 +51,17 @@ class Replica:
         self._process.send_signal(signal.SIGCONT)
 
     def heal(self) -> None:
+        """Start it again, on the same port."""
         self._process = self._start()
         self.tap.upstream_port = self._port
         self.tap.listen()
+
+    def mend(self) -> None:
+        """Make it as new."""
+        if self._process.returncode is not None:
+            self.heal()
+        self.go_on()
+        self.tap.forget()
 
     def close(self) -> None:
         self.tap.away()

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -13,13 +15,32 @@ from tests.serving.runtime.replicas import Replica
 from tests.serving.tap import Exchange
 
 
-@pytest.fixture
-def router(replicas: list[Replica]) -> Iterator[RunningRouter]:
-    """Without hedges: they may repeat a request on purpose."""
+def without_hedges(replicas: list[Replica]) -> dict[str, Any]:
+    """Hedges repeat a request on purpose."""
     endpoints = [{"url": replica.url, "runtime": "llamacpp"} for replica in replicas]
-    model = {"endpoints": endpoints, "hedge": {"enabled": False}}
-    with running_router({"models": {"tiny": model}}) as running:
+    return {"models": {"tiny": {"endpoints": endpoints, "hedge": {"enabled": False}}}}
+
+
+@pytest.fixture(scope="module")
+def module_router(module_replicas: list[Replica]) -> Iterator[RunningRouter]:
+    with running_router(without_hedges(module_replicas)) as running:
         yield running
+
+
+@pytest.fixture
+def router(module_router: RunningRouter, replicas: list[Replica]) -> RunningRouter:
+    """One that uses all replicas."""
+
+    def uses_all() -> bool:
+        with ThreadPoolExecutor(12) as pool:
+            answers = pool.map(lambda _: module_router.post(chat("x", tokens=64)), range(12))
+        assert {status for status, _ in answers} == {200}
+        return all(any(each.method == "POST" for each in r.tap.exchanges) for r in replicas)
+
+    until(uses_all)
+    for replica in replicas:
+        replica.tap.forget()
+    return module_router
 
 
 def expected(replica: Replica, words: int, tokens: int) -> list[str]:
@@ -206,10 +227,13 @@ def test_a_hedge_answers_for_a_slow_replica_and_the_loser_is_cancelled(
         until(lambda: all(each.cancelled for each in losers), what="a loser went on")
 
 
-def test_a_router_that_stops_loses_no_request(
-    router: RunningRouter, replicas: list[Replica]
-) -> None:
+def test_a_router_that_stops_loses_no_request(replicas: list[Replica]) -> None:
     """What it has taken is answered to the end; what comes later has reached no server."""
+    with running_router(without_hedges(replicas)) as router:
+        check_stop(router, replicas)
+
+
+def check_stop(router: RunningRouter, replicas: list[Replica]) -> None:
     load = Load(router.url, clients=8, tokens=200)
     for replica in replicas:
         replica.tap.piece_bytes, replica.tap.delay_s = 4096, 0.02

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,8 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.serving.running import RunningRouter, running_router
-from tests.serving.runtime.replicas import Replica, three_replicas
-from tests.serving.tap import LoopThread
+from tests.serving.runtime.replicas import Replica
 
 KEY, SLOW_KEY = "key-of-a-test", "key-of-a-slow-tenant"
 TENANTS = {
@@ -27,16 +25,8 @@ MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello
 
 
 @pytest.fixture(scope="module")
-def replicas(
-    taps: LoopThread, model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[Replica]]:
-    with three_replicas(taps, model, tmp_path_factory.mktemp("replicas")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def router(replicas: list[Replica]) -> Iterator[RunningRouter]:
-    endpoints = [{"url": replica.url, "runtime": "llamacpp"} for replica in replicas]
+def router(module_replicas: list[Replica]) -> Iterator[RunningRouter]:
+    endpoints = [{"url": replica.url, "runtime": "llamacpp"} for replica in module_replicas]
     models = {
         "tiny": {"endpoints": endpoints, "aliases": ["gpt-tiny"]},
         "gone": {"endpoints": [{"url": "http://127.0.0.1:9"}]},
@@ -138,26 +128,17 @@ def test_too_many_requests_say_when_to_come_back(router: RunningRouter) -> None:
     assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
-@pytest.fixture
-def dying(replicas: list[Replica]) -> Iterator[list[Replica]]:
-    """Slow ones, which are whole again afterwards."""
+def test_a_broken_stream_raises_instead_of_ending(
+    router: RunningRouter, replicas: list[Replica]
+) -> None:
     for replica in replicas:
         replica.tap.piece_bytes, replica.tap.delay_s = 512, 0.01
-    yield replicas
-    for replica in replicas:
-        replica.tap.piece_bytes, replica.tap.delay_s = 65536, 0
-        replica.heal()
-
-
-def test_a_broken_stream_raises_instead_of_ending(
-    router: RunningRouter, dying: list[Replica]
-) -> None:
     with client(router) as routed:
         stream = routed.chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=1000, temperature=0, stream=True
         )
         next(stream)
-        for replica in dying:
+        for replica in replicas:
             replica.kill()
         with pytest.raises(openai.APIError, match="broke"):
             list(stream)

@@ -1,0 +1,183 @@
+"""A router over time: reloads, its end, its queue, hedges."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.proxy.backend import STREAM_HEAD, Backend, answer, backends, chunked, event
+from tests.serving.proxy.raw import chat, raw
+from tests.serving.running import RunningRouter, running_router, until
+
+OFF = {"enabled": False}
+
+
+def model(made: list[Backend], **more: Any) -> dict[str, Any]:
+    return {"endpoints": [{"url": backend.url} for backend in made], "hedge": OFF, **more}
+
+
+async def slow_stream(_: Backend, writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM_HEAD)
+    for number in range(20):
+        writer.write(chunked(event(number)))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+    writer.write(chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+def rewrite(router: RunningRouter, change: dict[str, Any]) -> None:
+    file = next(iter(router._here.path.glob("serve.yaml")))
+    whole = json.loads(file.read_text())
+    whole.update(change)
+    file.write_text(json.dumps(whole))
+
+
+def test_a_reload_adds_and_removes_endpoints_and_disturbs_nobody() -> None:
+    with backends(2) as made, running_router({"models": {"one": model(made[:1])}}) as router:
+        made[0].do(slow_stream)
+        with raw(router.port) as client:
+            client.send(chat("one", stream=True))
+            client.head()
+            rewrite(router, {"models": {"one": model(made[1:])}})
+            until(lambda: router.post(b'{"model":"one"}')[0] == 200 and made[1].asked)
+            assert client.until(b"\r\n0\r\n\r\n").count(b"data: ") == 21
+        assert made[1].name in router.log
+        asked = len(made[0].asked)
+        for _ in range(5):
+            assert router.post(b'{"model":"one"}')[0] == 200
+        assert len(made[0].asked) == asked
+
+
+def test_a_wrong_file_changes_nothing_and_is_reported() -> None:
+    with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
+        rewrite(router, {"models": {"one": {"endpoints": [{"url": "ftp://x"}]}}})
+        until(lambda: "stays as it was" in router.log)
+        assert "models.one.endpoints[0].url" in router.log
+        assert router.post(b'{"model":"one"}')[0] == 200
+        assert router.process.poll() is None
+
+
+def test_the_end_lets_streams_finish_and_leaves_nothing() -> None:
+    with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
+        made[0].do(slow_stream)
+        workers = router.workers()
+        with raw(router.port) as client:
+            client.send(chat("one", stream=True))
+            client.head()
+            router.process.terminate()
+            assert client.until(b"\r\n0\r\n\r\n").count(b"data: ") == 21
+        assert router.process.wait(20) == 0
+        assert workers
+        assert not router.workers()
+        assert not list(router._here.path.rglob("serve-*"))
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", router.port)).close()
+
+
+def test_what_is_beyond_an_endpoint_waits_and_beyond_the_queue_is_refused() -> None:
+    free = threading.Event()
+
+    async def wait(_: Backend, writer: asyncio.StreamWriter) -> None:
+        while not free.is_set():
+            await asyncio.sleep(0.01)
+        writer.write(answer())
+
+    with backends(1) as made:
+        endpoints = [{"url": made[0].url, "max_inflight": 2}]
+        config = {
+            "models": {"one": {"endpoints": endpoints, "hedge": OFF}},
+            "limits": {"queue": 3, "queue_timeout_s": 60},
+        }
+        with running_router(config) as router:
+            made[0].do(wait)
+            results: list[tuple[int, bytes]] = []
+
+            def ask() -> None:
+                results.append(router.post(b'{"model":"one"}'))
+
+            threads = []
+            for _ in range(5):
+                threads.append(threading.Thread(target=ask))
+                threads[-1].start()
+            until(lambda: len(made[0].asked) == 2)
+            with ExitStack() as stack:
+                for _ in range(8):
+                    client = stack.enter_context(raw(router.port))
+                    client.send(chat("one"))
+                    if not client.silent(0.5):
+                        break
+                status, fields, body = client.json()
+            assert status == 429
+            assert int(fields["retry-after"]) >= 1
+            assert b"wait" in body
+            assert len(made[0].asked) == 2, "no more than it may have"
+            free.set()
+            for thread in threads:
+                thread.join(20)
+            assert [status for status, _ in results] == [200] * 5
+
+
+def test_a_hedge_answers_for_an_endpoint_that_hangs() -> None:
+    hang = threading.Event()
+
+    async def maybe(_: Backend, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.002)
+        if hang.is_set():
+            await asyncio.sleep(30)
+        writer.write(answer())
+
+    with backends(2) as made:
+        config = {"models": {"m": model(made, hedge={"budget": 1.0})}}
+        with running_router(config) as router:
+            for backend in made:
+                backend.do(maybe)
+            for _ in range(200):
+                assert router.post(b'{"model":"m"}')[0] == 200
+            hang.set()
+            made[1].say(answer())
+            began = time.monotonic()
+            while not any(asked.left for asked in made[0].asked):
+                assert router.post(b'{"model":"m"}')[0] == 200
+                assert time.monotonic() - began < 20, "the hanging endpoint was never given up"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("version: 2\nmodels: {}\n", "version"),
+        ("version: 1\nlisten: 0.0.0.0:0\nmodels: {m: {endpoints: [{url: 'http://a:1'}]}}\n", "tls"),
+        ("version: 1\nmodels: {m: {endpoints: [{url: 'http://a:1'}], policy: best}}\n", "hybrid"),
+        (": : :", "serve.yaml"),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_exit_code_2(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    argv = [sys.executable, "-m", "trainmesh", "serve", "--config", str(file)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        argv = [sys.executable, "-m", "trainmesh", "serve", "--config", "/dev/stdin"]
+        text = f"version: 1\nlisten: 127.0.0.1:{port}\nmodels: {{m: {{endpoints: [{{url: 'http://127.0.0.1:1'}}]}}}}\n"
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "in use" in done.stderr
