@@ -16,6 +16,10 @@ from trainmesh.serving.decide.types import Attempt, Context, Facts, Kind, Outcom
 
 __all__ = ["Books"]
 
+GIVEN_UP = 1.5
+"""What an attempt would have taken, over what it had taken when it was given up: the mean of what
+is beyond a value in a heavy tail (Pareto's, with exponent 3)."""
+
 
 class Books:
     """A pool's; see there for what the methods mean."""
@@ -185,11 +189,13 @@ class Books:
         """It was given up: what it waited is the least that it would have taken."""
         endpoint = attempt.endpoint
         stream = attempt.facts.stream
-        waited_s = now_s - attempt.started_s
-        nominal = nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal)
-        if nominal <= self.forecast.predict_s(endpoint, stream, attempt.work_tokens):
-            return
-        self._learn(attempt, waited_s, now_s)
-        endpoint.timings.append(
-            Timing(waited_s, attempt.prompt_tokens, attempt.work_tokens, stream, now_s)
-        )
+        prompt, work = attempt.prompt_tokens, attempt.work_tokens
+        waited_s = max(now_s - attempt.started_s, 1e-6)
+        likely_s = GIVEN_UP * waited_s
+        own_s = self.forecast.predict_s(endpoint, stream, work)
+        usual_s = outliers.expected_s(self.forecast.models, endpoint, prompt, stream)
+        if waited_s > usual_s + outliers.FLOOR_S:
+            timing = Timing(max(likely_s, own_s), prompt, work, stream, now_s)
+            endpoint.timings.append(timing)
+        if nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal) > own_s:
+            self._learn(attempt, likely_s, now_s)

@@ -32,9 +32,9 @@ class Hybrid:
         self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         costs = expected_ttfts_s(facts, candidates, context, cache=context.prefix_pays)
-        for i, c in enumerate(candidates):
-            if c.kv_use > HOT_KV and c.report_age_s < REPORT_LIMIT_S:
-                costs[i] += OUT
+        hot = [c.kv_use > HOT_KV and c.report_age_s < REPORT_LIMIT_S for c in candidates]
+        if any(hot) and not all(hot):
+            costs = [cost + OUT if h else cost for cost, h in zip(costs, hot, strict=True)]
         least = min(costs)
         alike = least * ALIKE + ALIKE_S
         scores = [alike if cost <= alike else cost for cost in costs]

@@ -18,7 +18,7 @@ from statistics import median
 from trainmesh.serving.decide.endpoint import NOT_SLOW, Endpoint, Limits, Timing
 from trainmesh.serving.decide.forecast import PoolModel
 
-__all__ = ["HISTORY", "Models", "expected_s", "is_slow", "judge"]
+__all__ = ["FLOOR_S", "Models", "expected_s", "is_slow", "judge"]
 
 FLOOR_S = 0.015
 """Below this nothing is called slow: it is noise beside a model's work."""

@@ -9,6 +9,7 @@ from trainmesh.serving.api_errors import error_body
 
 __all__ = ["Refusal", "interrupted_event", "json_answer"]
 
+
 class Refusal(Exception):
     """A request that gets no endpoint: status, one line for its sender, and a code for programs.
 
@@ -55,7 +56,7 @@ def json_answer(
             head,
             len(body),
             last,
-            body,
+            b"" if bodiless else body,
         )
     )
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "ClientConnection"]
 
-MAX_PIPELINED = 16
+MAX_PIPELINED = 256
+PAUSE_AT = 16
 LINGER_S = 2.0
 """How long we read what a refused client still sends, so that our answer isn't lost to a reset."""
 _PASSED = (Field.PASS, Field.CONTENT_TYPE, Field.CONTENT_ENCODING, Field.RETRY_AFTER)
@@ -109,7 +110,9 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._serving: Call | None = None
         self._names: tuple[str, ...] = ()
+        self._reading = True
         self.paused = False
+        """It doesn't take our answers."""
 
     # -- what the network says -------------------------------------------------------------
 
@@ -140,6 +143,8 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         if self._exchange is not None:
             self._exchange.resume()
+        else:
+            self._next()
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
@@ -158,9 +163,10 @@ class ClientConnection(asyncio.Protocol):
                 self._ready.append(refusal)
                 break
         self._check_unfinished(len(data))
-        if self._exchange is None:
+        if self._phase is not Phase.BUSY and self._ready:
             self._next()
-        elif len(self._ready) > MAX_PIPELINED:
+        if len(self._ready) >= PAUSE_AT or (self.paused and self._ready):
+            self._reading = False
             self.transport.pause_reading()
 
     def _check_unfinished(self, nbytes: int) -> None:
@@ -272,6 +278,8 @@ class ClientConnection(asyncio.Protocol):
         call, self._call = self._current(), None
         call.body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
         call.parts = []
+        if len(self._ready) >= MAX_PIPELINED:
+            raise self._refuse(429, f"more than {MAX_PIPELINED} requests at once", retry_after_s=1)
         self._ready.append(call)
 
     def _current(self) -> Call:
@@ -292,22 +300,29 @@ class ClientConnection(asyncio.Protocol):
     # -- one request after another ---------------------------------------------------------
 
     def _next(self) -> None:
-        while self._ready and self._exchange is None and self._phase is not Phase.LINGER:
-            item = self._ready.popleft()
-            if isinstance(item, Refusal):
-                self._hang_up(item)
-                return
-            self._serving = item
-            self._enter(Phase.BUSY)
-            try:
-                answer = self._router.open(self, item)
-            except Refusal as refusal:
-                head_only = item.method == b"HEAD"
-                answer = refusal.answer(close=not self._goes_on(), bodiless=head_only)
-                self._router.refused(item, refusal)
-            if answer is not None:
-                self.transport.write(answer)
-                self._served()
+        """Begin the next request, if the one before is done and the client takes its answers."""
+        if self._exchange is not None or self.paused or self._phase is Phase.LINGER:
+            return
+        if not self._ready:
+            if not self._reading:
+                self._reading = True
+                self.transport.resume_reading()
+            return
+        item = self._ready.popleft()
+        if isinstance(item, Refusal):
+            self._hang_up(item)
+            return
+        self._serving = item
+        self._enter(Phase.BUSY)
+        try:
+            answer = self._router.open(self, item)
+        except Refusal as refusal:
+            head_only = item.method == b"HEAD"
+            answer = refusal.answer(close=not self._goes_on(), bodiless=head_only)
+            self._router.refused(item, refusal)
+        if answer is not None:
+            self.transport.write(answer)
+            self._served()
 
     def serve(self, exchange: Exchange) -> None:
         """``exchange`` answers the current request."""
@@ -378,9 +393,6 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
             return
         self._served()
-        if self._ready:
-            # Not from here: an endpoint's answer is still being taken apart further up.
-            self._router.loop.call_soon(self._next)
 
     def _served(self) -> None:
         call, self._serving = self._serving, None
@@ -392,7 +404,10 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
             return
         self._enter(Phase.HEADER if self._call is not None else Phase.IDLE)
-        self.transport.resume_reading()
+        if self._ready or not self._reading:
+            # Not from here: an endpoint's answer is still being taken apart further up, and
+            # others are to be served between two pipelined requests.
+            self._router.loop.call_soon(self._next)
 
     def _goes_on(self) -> bool:
         return self._serving is not None and self._keeps(self._serving)
