@@ -534,17 +534,20 @@ static int by_value(const void *a, const void *b) {
 }
 
 static void print_samples(const char *name, Samples *s) {
-    static const double quantiles[] = {0.5, 0.9, 0.99, 0.999};
-    static const char *names[] = {"p50", "p90", "p99", "p999"};
+    static const double quantiles[] = {0.5, 0.9, 0.99, 0.999, 1};
+    static const char *names[] = {"p50", "p90", "p99", "p999", "max"};
     double sum = 0;
-    if (s->len) qsort(s->at, s->len, sizeof *s->at, by_value);
-    for (size_t i = 0; i < s->len; i++) sum += s->at[i];
-    printf("\"%s_ms\":{\"n\":%zu,\"mean\":%.4f", name, s->len, s->len ? sum / s->len * 1e3 : 0);
-    for (int i = 0; i < 4; i++) {
-        size_t at = quantiles[i] * s->len;
-        printf(",\"%s\":%.4f", names[i], s->len ? s->at[at < s->len ? at : s->len - 1] * 1e3 : 0);
+    printf("\"%s_ms\":{\"n\":%zu", name, s->len);
+    if (s->len) {
+        qsort(s->at, s->len, sizeof *s->at, by_value);
+        for (size_t i = 0; i < s->len; i++) sum += s->at[i];
+        printf(",\"mean\":%.4f", sum / s->len * 1e3);
+        for (int i = 0; i < 5; i++) {
+            size_t at = quantiles[i] * s->len;
+            printf(",\"%s\":%.4f", names[i], s->at[at < s->len ? at : s->len - 1] * 1e3);
+        }
     }
-    printf(",\"max\":%.4f},", s->len ? s->at[s->len - 1] * 1e3 : 0);
+    printf("},");
 }
 
 static void print_result(double took_s) {

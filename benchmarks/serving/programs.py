@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import math
 import os
 import shutil
 import signal
@@ -167,15 +168,15 @@ class Mock:
 
 
 class Times(msgspec.Struct, frozen=True):
-    """Milliseconds."""
+    """Milliseconds; nan where there are none."""
 
     n: int
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    max: float
+    mean: float = math.nan
+    p50: float = math.nan
+    p90: float = math.nan
+    p99: float = math.nan
+    p999: float = math.nan
+    max: float = math.nan
 
 
 class Measured(msgspec.Struct, frozen=True):

@@ -62,11 +62,16 @@ def measured(results: Results) -> dict[str, Figures]:
     return {name: typical(r) for name, r in results.items() if not isinstance(r, str)}
 
 
-def ahead(results: Mapping[str, Figures], key: str, title: str) -> str:
-    """Whether ours has the least of ``key``, and who has less."""
-    better = [name for name, f in results.items() if f[key] < results[OURS][key]]
-    words = f"behind {', '.join(better)}" if better else "none has less"
-    return f"  {title}: {words}"
+def ahead(results: Mapping[str, Figures], scenario: Scenario) -> str:
+    """Whether ours has the least of what counts, and who has less: some fail fast."""
+    better = [
+        f"{name} ({f[scenario.key]:.1f}"
+        + (f", {f['failed']:.0f} failed)" if f.get("failed") else ")")
+        for name, f in results.items()
+        if f[scenario.key] < results[OURS][scenario.key]
+    ]
+    title = next((c.title for c in scenario.columns if c.name == scenario.key), scenario.key)
+    return f"  {title}: " + (f"behind {', '.join(better)}" if better else "none has less")
 
 
 def report_overhead(results: Results) -> None:
@@ -82,7 +87,7 @@ def report_scenario(scenario: Scenario, results: Results) -> None:
     figures = measured(results)
     if OURS in figures:
         say("", *judged(scenario.aims, figures[OURS], figures))
-        say(ahead(figures, scenario.key, scenario.key))
+        say(ahead(figures, scenario))
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from time import monotonic
 from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError
+from trainmesh.format import count
 from trainmesh.rundir import write_atomically
 from trainmesh.serving.board import Board
 from trainmesh.serving.cells import names_of
@@ -61,7 +62,7 @@ class Service:
         self._run: ServeRun
         self._gate: Gate
         self._audit: AuditLog
-        self._workers: Workers
+        self._workers: Workers | None = None
         self._observer: Observer
         self._admin_digest = ""
         self._jwks = ""
@@ -74,7 +75,7 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._end)
         async with AsyncExitStack() as stack:
             await self._start(stack)
             tasks = [
@@ -95,6 +96,12 @@ class Service:
             for error in ended:
                 if isinstance(error, Exception):
                     raise error
+
+    def _end(self) -> None:
+        """A signal: finish; a second one: now."""
+        if self._stop.is_set() and self._workers is not None:
+            self._workers.kill()
+        self._stop.set()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self.config
@@ -119,9 +126,9 @@ class Service:
         await self._observer.start()
         self._write_orders()
         self._write_snapshot()
-        self._workers = Workers(self._run.path, config.workers, self._say)
-        stack.push_async_callback(self._close_workers)
-        await self._workers.start()
+        workers = self._workers = Workers(self._run.path, config.workers, self._say)
+        stack.push_async_callback(workers.close, config.limits.drain_s)
+        await workers.start()
         admin = Admin(self)
         stack.push_async_callback(admin.close)
         await self._publish_info(name, await admin.start())
@@ -139,7 +146,7 @@ class Service:
         self._run.publish(self.info)
         endpoints = sum(len(model.endpoints) for model in self.config.models.values())
         self._say(
-            f"serving {len(self.config.models)} models on {endpoints} endpoints "
+            f"serving {count(len(self.config.models), 'model')} on {count(endpoints, 'endpoint')} "
             f"at {self.info.listen}; admin at {admin_url}"
         )
 
@@ -158,7 +165,7 @@ class Service:
         """Why no requests can be served now; empty if they can."""
         if self._stop.is_set():
             return "stopping"
-        return "" if self._workers.alive else "no worker runs"
+        return "" if self._workers and self._workers.alive else "no worker runs"
 
     def authorize(self, authorization: str, remote: str) -> str | Refused:
         """Who may act as an admin with this ``Authorization`` header."""
@@ -256,9 +263,6 @@ class Service:
             self._gate.set_keys(self._jwks.encode())
         self._write_orders()
         self._write_snapshot()
-
-    async def _close_workers(self) -> None:
-        await self._workers.close(self.config.limits.drain_s)
 
 
 def _reserve(config: Config) -> socket.socket:

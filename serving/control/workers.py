@@ -62,12 +62,13 @@ class Workers:
                     await asyncio.gather(*running)
             except TimeoutError:
                 self._log("workers did not finish in time and were killed")
-                self._kill()
+                self.kill()
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End them now, whatever is on its way."""
         for process in self._processes.values():
             if process.returncode is None:
                 process.send_signal(signal.SIGKILL)

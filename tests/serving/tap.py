@@ -66,6 +66,7 @@ async def _end_tasks() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # aborted connections are closed by callbacks
 
 
 @contextmanager
@@ -126,26 +127,35 @@ class Tap:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._open.add(writer)
-        record = _Record(self)
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+            server = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+            await self._pump(reader, writer, *server)
         except OSError:
-            self._open.discard(writer)
-            writer.transport.abort()
-            return
-        try:
-            pumps = [
-                asyncio.create_task(self._requests(reader, up_writer, record)),
-                asyncio.create_task(self._answers(up_reader, writer, record)),
-            ]
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            pass
         finally:
             self._open.discard(writer)
             writer.transport.abort()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+    ) -> None:
+        """Until either side ends."""
+        record = _Record(self)
+        pumps = [
+            asyncio.create_task(self._requests(reader, up_writer, record)),
+            asyncio.create_task(self._answers(up_reader, writer, record)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             up_writer.transport.abort()
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, record: "_Record"

@@ -73,7 +73,9 @@ def test_a_stream_that_breaks_ends_without_done(
 ) -> None:
     fakes["triton"].word_s = 0.05
     try:
-        status, said = post(router, COMPLETIONS, model="triton", prompt="BREAK a b c d", stream=True)
+        status, said = post(
+            router, COMPLETIONS, model="triton", prompt="BREAK a b c d", stream=True
+        )
     finally:
         fakes["triton"].word_s = 0
     assert status == 200

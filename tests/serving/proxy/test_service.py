@@ -82,6 +82,25 @@ def test_the_end_lets_streams_finish_and_leaves_nothing() -> None:
             socket.create_connection(("127.0.0.1", router.port)).close()
 
 
+def test_a_second_signal_ends_it_at_once() -> None:
+    with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
+
+        async def hang(_: Backend, writer: asyncio.StreamWriter) -> None:
+            writer.write(STREAM_HEAD + chunked(event(0)))
+            await asyncio.sleep(60)
+
+        made[0].do(hang)
+        with raw(router.port) as client:
+            client.send(chat("one", stream=True))
+            client.head()
+            router.process.terminate()
+            until(lambda: "stopping" in router.log)
+            assert router.process.poll() is None, "it waits for the stream"
+            router.process.terminate()
+            assert router.process.wait(10) == 0
+        assert not router.workers()
+
+
 def test_what_is_beyond_an_endpoint_waits_and_beyond_the_queue_is_refused() -> None:
     free = threading.Event()
 
