@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check bench bench-serve soak clean
 
 help:
 	@echo "make demo    set up, then train with 4 ranks and switch plans mid-run"
@@ -14,6 +14,7 @@ help:
 	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
 	@echo "make check   format, lint, types and import rules only"
 	@echo "make bench   the figures of the README"
+	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
 	@echo "make soak    the long tests"
 
 setup: $(STAMP)
@@ -39,6 +40,9 @@ soak: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+bench-serve: setup
+	$(BIN)/python benchmarks/serving/run.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httptools
 
-__all__ = ["Exchange", "LoopThread", "Tap", "free_port", "loop_thread"]
+__all__ = ["Exchange", "LoopThread", "Tap", "close_server", "free_port", "loop_thread"]
 
 Value = TypeVar("Value")
 
@@ -69,6 +69,15 @@ async def _end_tasks() -> None:
     await asyncio.sleep(0.01)  # aborted connections are closed by callbacks
 
 
+async def close_server(server: asyncio.Server) -> None:
+    """Close it, but not between the two steps in which it accepts: asyncio would lose the
+    connection, which is then closed by nobody."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0.01)
+    server.close()
+
+
 @contextmanager
 def loop_thread() -> Iterator[LoopThread]:
     thread = LoopThread()
@@ -92,7 +101,6 @@ class Tap:
         self.piece_bytes = 65536
         self.delay_s = 0.0
         self.port = 0
-        self.connections = 0
         self._thread = thread
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -119,13 +127,12 @@ class Tap:
 
     async def _away(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await close_server(self._server)
             self._server = None
         for writer in self._open:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         self._open.add(writer)
         try:
             server = await asyncio.open_connection("127.0.0.1", self.upstream_port)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.serving.abuse.framing import Ambiguous, Incomplete, read_requests
-from tests.serving.tap import LoopThread, free_port
+from tests.serving.tap import LoopThread, close_server, free_port
 
 __all__ = ["Backend", "backend", "haproxy", "nginx", "reachable"]
 
@@ -31,7 +31,7 @@ class Backend:
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
-        self._thread.loop.call_soon_threadsafe(self._server.close)
+        self._thread.run(close_server(self._server))
 
     def of(self, mark: bytes) -> list[bytes]:
         """What came over the connections that saw ``mark``."""
