@@ -48,8 +48,8 @@ def _faulty(bench: Bench, wrong: Mapping[str, float], right: Mapping[str, float]
     with bench.started([{"think_us": THINK_US}] * 4) as (fleet, router):
         healthy = bench.load(router, 3, connections=CLIENTS).result()
         fleet[3].control(**wrong)
-        faulty = bench.load(router, 6, connections=CLIENTS).result()
-        stream = bench.load(router, 3, connections=CLIENTS, stream=True).result()
+        faulty = bench.load(router, 4, connections=CLIENTS).result()
+        stream = bench.load(router, 2, connections=CLIENTS, stream=True).result()
         load = Load(router.port, seconds=10, connections=CLIENTS)
         time.sleep(1)
         fleet[3].control(**right)
@@ -80,7 +80,7 @@ def _killed(bench: Bench) -> Figures:
     figures: Figures = {"failed": 0}
     for kind, stream in (("", False), ("_stream", True)):
         with bench.started([{"think_us": THINK_US, "token_us": 2000 * stream}] * 4) as (fleet, at):
-            load = Load(at.port, seconds=12, connections=CLIENTS, stream=stream, tokens=32)
+            load = Load(at.port, seconds=10, connections=CLIENTS, stream=stream, tokens=32)
             time.sleep(1.5)
             fleet[3].kill()
             time.sleep(2.5)
@@ -103,7 +103,7 @@ def _link(bench: Bench) -> Figures:
         near: Engine = {"think_us": THINK_US}
         far: Engine = {"think_us": THINK_US, "netns": netns, "host": host}
         with bench.started([near, near, near, far]) as (_, router):
-            load = bench.load(router, 6, connections=CLIENTS, prompt_bytes=8192)
+            load = bench.load(router, 4, connections=CLIENTS, prompt_bytes=8192)
             result = load.result()
     return {
         "per_s": result.per_s,

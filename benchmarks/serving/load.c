@@ -9,7 +9,8 @@
 //
 // Prompts: --prompt-bytes long, all alike; or --sessions: each connection holds a conversation of
 // --turns turns, every one repeating the turns before it and adding --turn-bytes, under one of
-// --groups system prompts of --prompt-bytes. --vary: tokens and turns differ in length
+// --groups system prompts of --prompt-bytes, the n-th one being 1/n as frequent as the first (Zipf).
+// --vary: tokens and turns differ in length
 // (exponential around what is said, between a fifth and five times that).
 //
 // Result, one JSON line: what was answered (status 200, complete; a stream's end is [DONE]), what
@@ -125,7 +126,7 @@ typedef struct {
     char *request;
     size_t request_len, request_cap, request_sent;
     // its conversation
-    long session, turn;
+    long session, turn, group;
     char *said;  // the user's turns, as JSON messages
     size_t said_len, said_cap;
     // the answer
@@ -168,17 +169,26 @@ static void add_turn(Connection *c) {
                             c->session, c->turn, (int)n, filler);
 }
 
+static long some_group(void) {
+    double all = 0, at;
+    for (long n = 1; n <= opt.groups; n++) all += 1.0 / n;
+    at = uniform() * all;
+    for (long n = 1; n < opt.groups; n++)
+        if ((at -= 1.0 / n) <= 0) return n - 1;
+    return opt.groups - 1;
+}
+
 static void next_turn(Connection *c) {
     if (c->session < 0 || ++c->turn >= opt.turns) {
         c->session = next_session++;
         c->turn = 0;
+        c->group = some_group();
         c->said_len = 0;
     }
     add_turn(c);
 }
 
 static void write_request(Connection *c) {
-    long group = opt.sessions ? c->session % opt.groups : 0;
     char tail[96], session[64] = "", head[1024];
     snprintf(tail, sizeof tail, "],\"max_tokens\":%ld,\"stream\":%s}",
              varied(opt.tokens), opt.stream ? "true" : "false");
@@ -189,7 +199,7 @@ static void write_request(Connection *c) {
     int n = snprintf(body, room,
                      "{\"model\":\"%s\",\"messages\":[{\"role\":\"system\",\"content\":"
                      "\"group %06ld %.*s\"}%.*s%s",
-                     opt.model, group, (int)opt.prompt_bytes, filler, (int)c->said_len,
+                     opt.model, c->group, (int)opt.prompt_bytes, filler, (int)c->said_len,
                      c->said ? c->said : "", tail);
     if (opt.sessions) snprintf(session, sizeof session, "x-session-id: s%06ld\r\n", c->session);
     int head_len = snprintf(head, sizeof head,

@@ -162,7 +162,7 @@ def main() -> int:
                 results = collect(
                     chosen.routers,
                     rounds(chosen, 1),
-                    lambda name, _, run=scenario.run: run(Bench(ROUTERS[name], folder, scale)),  # type: ignore[misc]
+                    lambda name, i, run=scenario.run: run(Bench(ROUTERS[name], folder, scale, i)),  # type: ignore[misc]
                     part,
                 )
                 report_scenario(scenario, results)

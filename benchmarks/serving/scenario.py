@@ -18,11 +18,13 @@ Engine: TypeAlias = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Bench:
-    """A router to try, and how long. ``scale``: how much shorter than usual."""
+    """A router to try, and how long. ``scale``: how much shorter than usual; ``seed``: of what is
+    random, another one for each round."""
 
     router: Router
     folder: Path
     scale: float
+    seed: int
 
     @contextlib.contextmanager
     def started(
@@ -37,7 +39,7 @@ class Bench:
             yield fleet, router
 
     def load(self, router: Running, seconds: float, **options: object) -> Load:
-        return Load(router.port, seconds=seconds * self.scale, **options)
+        return Load(router.port, seconds=seconds * self.scale, seed=self.seed, **options)
 
 
 @dataclass(frozen=True)

@@ -82,20 +82,18 @@ class Books:
         self._answered(attempt)
         ttft_s = max(now_s - attempt.started_s, 1e-6)
         stream = attempt.facts.stream
-        timing = Timing(ttft_s, attempt.prompt_tokens, attempt.work_tokens, stream, now_s)
-        health = endpoint.health
+        prompt = attempt.prompt_tokens
         self._learn(attempt, ttft_s, now_s)
-        if health.state is State.HEALTHY:
-            endpoint.timings.append(timing)
+        if endpoint.health.state is State.HEALTHY:
+            endpoint.timings.append((ttft_s, prompt, attempt.work_tokens, stream, now_s))
         else:
+            timing = Timing(ttft_s, prompt, attempt.work_tokens, stream, now_s)
             self._judge_trial(attempt, timing, now_s)
         if attempt.kind is not Kind.TRIAL:
-            self.extras.first_byte(attempt.prompt_tokens, stream, ttft_s)
+            self.extras.first_byte(prompt, stream, ttft_s)
             self.trend.first_byte(ttft_s)
             if self._versus is not None:
-                expected_s = outliers.expected_s(
-                    self.forecast.models, endpoint, attempt.prompt_tokens, stream
-                )
+                expected_s = outliers.expected_s(self.forecast.models, endpoint, prompt, stream)
                 self._versus.first_byte(attempt.arm, ttft_s, ttft_s / expected_s)
 
     def end(

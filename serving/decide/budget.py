@@ -21,10 +21,6 @@ class Budget:
         self._left = burst
         self._at_s = now_s
 
-    @property
-    def left(self) -> float:
-        return self._left
-
     def gain(self, units: float) -> None:
         left = self._left + self.share * units
         self._left = left if left < self.burst else self.burst

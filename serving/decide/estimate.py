@@ -143,8 +143,8 @@ class Speed:
     def value(self) -> float:
         return self._ttft_s / self._expected_s if self._n else 1.0
 
-    def add(self, ttft_s: float, expected_s: float, now_s: float) -> None:
-        """Learns one sample; both above 0."""
+    def add(self, ttft_s: float, expected_s: float, now_s: float) -> float:
+        """Learns one sample, both above 0; returns the new value."""
         n = self._n
         if n:
             n *= SPEED_HALF_LIFE_S / (SPEED_HALF_LIFE_S + now_s - self.at_s)
@@ -156,6 +156,7 @@ class Speed:
         self._expected_s += part * (expected_s - self._expected_s)
         self._n = n
         self.at_s = now_s
+        return self._ttft_s / self._expected_s
 
     def settle(self, now_s: float) -> None:
         """Lets the habit follow, if there were samples since the last call."""

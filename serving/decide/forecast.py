@@ -21,6 +21,7 @@ __all__ = ["Forecast", "PoolModel"]
 FRESH_S = 0.5
 HALF_LIFE_S = 1.5
 HABIT_HALF_LIFE_S = 10.0
+ILL = 4.0
 
 
 class PoolModel(NamedTuple):
@@ -49,15 +50,11 @@ class Forecast:
     ) -> None:
         """Learns a TTFT (without the network)."""
         shape = self._shapes[stream]
-        speed = endpoint.speeds[stream]
         if not shape.known:
             shape.add(work, nominal_s, now_s)
-        speed.add(nominal_s, shape.predict_s(work), now_s)
-        value = speed.value
-        # Half of how the endpoint differs is put down to its speed. Were it all, an endpoint that
-        # is asked little, and so takes long for its work where TTFT is constant, would be slow for
-        # ever by its own proof; were it none, a slow one's prompts would look dear everywhere.
-        shape.add(work, nominal_s * sqrt(self._middle[stream] / value), now_s)
+        expected_s = shape.base_s + shape.s_per_token * work
+        value = endpoint.speeds[stream].add(nominal_s, expected_s, now_s)
+        shape.add(work, nominal_s * _for_shape(value / self._middle[stream]), now_s)
         endpoint.models[stream] = (value * shape.base_s, value * shape.s_per_token)
 
     def predict_s(self, endpoint: Endpoint, stream: bool, work: float) -> float:
@@ -87,6 +84,19 @@ class Forecast:
         if not shape.known:
             shape = self._shapes[1 - kind]
         return PoolModel(shape.base_s, shape.s_per_token, shape.s_per_work_token)
+
+
+def _for_shape(slower: float) -> float:
+    """What to multiply a TTFT with, so that it says what the work costs.
+
+    Half of how an endpoint differs is put down to its speed. Were it all, an endpoint that is
+    asked little, and so takes long for its work where TTFT is constant, would be slow for ever by
+    its own proof; were it none, a slow one's prompts would look dear everywhere. One that differs
+    by more than hardware does is ill and says nothing about work.
+    """
+    if slower > ILL or slower * ILL < 1.0:
+        return 1.0 / slower
+    return 1.0 / sqrt(slower)
 
 
 def _middle(speeds: Sequence[Speed], now_s: float) -> float:

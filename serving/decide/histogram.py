@@ -47,7 +47,7 @@ class Histogram:
 
 def size_class(prompt_tokens: int, stream: bool) -> int:
     """Requests whose TTFTs are alike: kind of answer, and the prompt's size within a factor 4."""
-    return min((prompt_tokens.bit_length() + 1) // 2, 15) * 2 + stream
+    return (prompt_tokens.bit_length() + 1) // 2 * 2 + stream
 
 
 class TtftQuantiles:
@@ -62,8 +62,9 @@ class TtftQuantiles:
 
     def add(self, prompt_tokens: int, stream: bool, ttft_s: float) -> None:
         key = size_class(prompt_tokens, stream)
-        histogram = self._histograms.get(key)
-        if histogram is None:
+        try:
+            histogram = self._histograms[key]
+        except KeyError:
             histogram = self._histograms[key] = Histogram()
         histogram.add(ttft_s)
 

@@ -23,7 +23,7 @@ __all__ = ["FLOOR_S", "Models", "expected_s", "is_slow", "judge"]
 FLOOR_S = 0.015
 """Below this nothing is called slow: it is noise beside a model's work."""
 MADS = 4.0
-MAX_HABIT = 8.0
+MAX_HABIT = 5.0
 """An endpoint may always have been slower than the others, by no more than this: hardware
 differs. Taking it out would cost capacity, and policies that expect TTFTs know it."""
 FRESH_S = 60.0
@@ -118,7 +118,7 @@ def _reason(models: Models, endpoint: Endpoint, mine: list[Timing], samples: int
 
 def _latest(endpoint: Endpoint, size: int, now_s: float) -> list[Timing]:
     """Its last TTFTs, the newest first; before them the attempts that wait longer than those."""
-    done = [t for t in reversed(endpoint.timings) if now_s - t.at_s < FRESH_S]
+    done = [Timing._make(t) for t in reversed(endpoint.timings) if now_s - t[4] < FRESH_S]
     usual_s = median([t.ttft_s for t in done]) if done else 0.0
     waiting = [
         Timing(now_s - a.started_s, a.prompt_tokens, a.work_tokens, a.facts.stream, now_s)

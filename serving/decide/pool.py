@@ -23,6 +23,7 @@ from trainmesh.serving.decide.roster import Roster
 from trainmesh.serving.decide.shadow import Versus
 from trainmesh.serving.decide.trend import Trend
 from trainmesh.serving.decide.types import (
+    HASH_BITS,
     Attempt,
     EndpointSignal,
     Facts,
@@ -33,6 +34,13 @@ from trainmesh.serving.decide.types import (
 
 __all__ = ["TRIAL_TIMEOUT_S", "Pool"]
 
+MAX_CANDIDATES = 16
+"""Scored for one request: the best of some is nearly as good as the best of all (Mitzenmacher,
+2001; Prequal keeps as many probes), costs little, and workers with old news don't all want the
+same one."""
+MAX_HOLDERS = 4
+JUDGE_S = 2e-3
+"""Time between two looks for outliers, for each endpoint."""
 TRIAL_TIMEOUT_S = 5.0
 """A trial that has no first byte by then has failed."""
 
@@ -88,6 +96,7 @@ class Pool:
         extras = Extras(config.retry, config.hedge, trend.tokens, now_s)
         tested = self.versus if self._share else None
         self._books: Books = Books(self._roster, reuse, trend, forecast, extras, tested)
+        self._judged_s = now_s
         self.tick(now_s)
 
     @property
@@ -161,8 +170,10 @@ class Pool:
             if not candidates:
                 return self._none(roster.why_none(tried, allowed))
             reason = f"all others are out; {candidates[0].health.reason}"
-        candidates = self._in_turn(candidates)
         self._prepare(facts)
+        if len(candidates) > MAX_CANDIDATES:
+            candidates = self._some(facts, candidates)
+        candidates = self._in_turn(candidates)
         draw = self._random()
         guard, arm = self._guard, 0
         if self._share and self._shadow is not None and self._random() < self._share:
@@ -216,6 +227,18 @@ class Pool:
             roster.version,
             0,
         )
+
+    def _some(self, facts: Facts, candidates: list[Endpoint]) -> list[Endpoint]:
+        """Neighbours from a place by chance, or from the session's own place, which moves by one
+        at most when an endpoint comes or goes; and those that have most of the prompt cached."""
+        n = len(candidates)
+        key = facts.session_key or int(self._random() * 2**HASH_BITS)
+        first = key * n >> HASH_BITS
+        beyond = max(0, first + MAX_CANDIDATES - n)
+        some = candidates[first : first + MAX_CANDIDATES] + candidates[:beyond]
+        holders = [c for c in candidates if c.cached_tokens and c not in some]
+        holders.sort(key=_cached_tokens, reverse=True)
+        return some + holders[:MAX_HOLDERS]
 
     def _in_turn(self, candidates: list[Endpoint]) -> list[Endpoint]:
         """Another one first each time; the other way round every other time, so that of two
@@ -339,6 +362,9 @@ class Pool:
         return lines
 
     def _eject_outliers(self, now_s: float) -> None:
+        if now_s - self._judged_s < JUDGE_S * len(self.endpoints):
+            return
+        self._judged_s = now_s
         usable = [e for e in self._roster.usable() if e.health.state is not State.EJECTED]
         eject = self.config.eject
         reasons = outliers.judge(
@@ -376,6 +402,10 @@ class Pool:
                 f"model {self.name}: unknown policy {policy!r}; "
                 f"one of: {', '.join(sorted(scorers))}"
             ) from None
+
+
+def _cached_tokens(endpoint: Endpoint) -> int:
+    return endpoint.cached_tokens
 
 
 def _endpoints(config: ModelConfig, reuse: Reuse, previous: Pool | None) -> tuple[Endpoint, ...]:

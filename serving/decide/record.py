@@ -1,4 +1,4 @@
-"""Lines of the ledger: what was decided about an attempt, how it ended, and the decision again."""
+"""What was decided about an attempt, as the ledger keeps it, and the decision again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import cast
 from msgspec import Struct
 
 from trainmesh.serving.decide.choice import Choice
-from trainmesh.serving.decide.types import Attempt, Context, Facts, Kind, Outcome, Row, Scorer
+from trainmesh.serving.decide.types import Context, Facts, Kind, Row, Scorer
 
-__all__ = ["Decision", "Ended", "facts_of", "replay"]
+__all__ = ["Decision", "facts_of", "replay"]
 
 
-class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="decision"):
+class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Written when an attempt is sent: what was known, and what was chosen."""
 
     request_id: str
@@ -83,36 +83,6 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="decis
             prompt_tokens=facts.prompt_tokens,
             output_tokens=facts.output_tokens,
             session_key=facts.session_key,
-        )
-
-
-class Ended(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
-    """Written when an attempt is over."""
-
-    request_id: str
-    endpoint: str
-    kind: Kind = Kind.FIRST
-    outcome: Outcome
-    ttft_s: float = 0.0
-    """0 where there was no first byte."""
-    duration_s: float = 0.0
-    status: int = 0
-    error: str = ""
-
-    @classmethod
-    def from_attempt(
-        cls, attempt: Attempt, outcome: Outcome, now_s: float, *, status: int = 0, error: str = ""
-    ) -> Ended:
-        first_s = attempt.first_byte_s
-        return cls(
-            request_id=attempt.facts.request_id,
-            endpoint=attempt.endpoint.name,
-            kind=attempt.kind,
-            outcome=outcome,
-            ttft_s=first_s - attempt.started_s if first_s else 0.0,
-            duration_s=now_s - attempt.started_s,
-            status=status,
-            error=error,
         )
 
 

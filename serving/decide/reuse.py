@@ -17,13 +17,15 @@ MAX_BITS = 512
 class Reuse:
     """Sets ``cached_tokens`` of endpoints, and learns from what attempts took."""
 
-    __slots__ = ("_facts", "_index", "value")
+    __slots__ = ("_facts", "_held_tokens", "_index", "value")
 
     def __init__(self) -> None:
         self._index = PrefixIndex()
         self.value = PrefixValue()
         self._facts: Facts | None = None
         """Whose ``cached_tokens`` the endpoints have; None: all have 0."""
+        self._held_tokens = 0
+        """What the best of all has of it."""
 
     @property
     def set(self) -> bool:
@@ -55,12 +57,13 @@ class Reuse:
                     cached = min(blocks * BLOCK_TOKENS, facts.prompt_tokens)
             endpoint.cached_tokens = cached
         self._facts = facts if found else None
+        self._held_tokens = found[-1][1] * BLOCK_TOKENS if found else 0
 
     def sent(self, endpoint: Endpoint, facts: Facts, *, first: bool) -> None:
-        """A prompt with blocks goes to the endpoint; ``first``: it is no copy of another."""
+        """A prompt with blocks goes to the endpoint, after ``prepare`` for it; ``first``: it is
+        no copy of another."""
         if first:
-            found = self._index.find(facts.blocks)
-            held = found[-1][1] * BLOCK_TOKENS if found else 0
+            held = self._held_tokens if facts is self._facts else 0
             self.value.asked(facts.prompt_tokens, min(held, facts.prompt_tokens))
         self._index.add(facts.blocks, endpoint.bit)
 

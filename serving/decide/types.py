@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainmesh.serving.decide.record import Decision
 
 __all__ = [
+    "HASH_BITS",
     "NEVER_S",
     "Attempt",
     "Candidate",
@@ -34,6 +35,9 @@ __all__ = [
 
 NEVER_S = 1e9
 """An age that stands for "never": JSON has no infinity."""
+
+
+HASH_BITS = 63
 
 
 def stable_hash(data: bytes) -> int:

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from trainmesh.serving.adapters.types import Inbound
 from trainmesh.serving.decide.types import Outcome
-from trainmesh.serving.proxy.headers import Field, field, nominated
+from trainmesh.serving.proxy.headers import (
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    DROP,
+    RETRY_AFTER,
+    TRANSFER_ENCODING,
+    field,
+    nominated,
+)
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.upstream import Upstream
@@ -91,23 +100,22 @@ class Answer:
         Raises:
             ValueError: its value makes no sense.
         """
-        match field(name):
-            case Field.CONTENT_LENGTH:
-                self.content_length = int(value)
-            case Field.TRANSFER_ENCODING:
-                if self.chunked or value.strip().lower() != b"chunked":
-                    raise ValueError("only Transfer-Encoding: chunked is understood")
-                self.chunked = True
-            case Field.CONNECTION:
-                self.connection += b"," + value
-            case Field.DROP:
-                pass
-            case Field.CONTENT_TYPE:
-                self.fields.append((name, value))
-                self.event_stream = value.lower().startswith(b"text/event-stream")
-            case Field.RETRY_AFTER:
-                self.fields.append((name, value))
-                if value.isdigit() and len(value) < 7:
-                    self.retry_after_s = float(value)
-            case _:
-                self.fields.append((name, value))
+        kind = field(name)
+        if kind == CONTENT_LENGTH:
+            self.content_length = int(value)
+            return
+        if kind == TRANSFER_ENCODING:
+            if self.chunked or value.strip().lower() != b"chunked":
+                raise ValueError("only Transfer-Encoding: chunked is understood")
+            self.chunked = True
+            return
+        if kind == CONNECTION:
+            self.connection += b"," + value
+            return
+        if kind == DROP:
+            return
+        self.fields.append((name, value))
+        if kind == CONTENT_TYPE:
+            self.event_stream = value.lower().startswith(b"text/event-stream")
+        elif kind == RETRY_AFTER and value.isdigit() and len(value) < 7:
+            self.retry_after_s = float(value)

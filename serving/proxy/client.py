@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Mapping
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -16,7 +17,19 @@ from trainmesh.serving.identity.tls import peer_names
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.api import authority_of, is_host
-from trainmesh.serving.proxy.headers import Field, field, nominated
+from trainmesh.serving.proxy.headers import (
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    DROP,
+    EXPECT,
+    HOST,
+    PASS,
+    TRANSFER_ENCODING,
+    field,
+    nominated,
+)
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -29,12 +42,11 @@ MAX_PIPELINED = 256
 PAUSE_AT = 16
 LINGER_S = 2.0
 """How long we read what a refused client still sends, so that our answer isn't lost to a reset."""
-_PASSED = (Field.PASS, Field.CONTENT_TYPE, Field.CONTENT_ENCODING, Field.RETRY_AFTER)
-_NOTED = {
-    Field.EXPECT: "expect",
-    Field.REQUEST_ID: "request_id",
-    Field.TRACEPARENT: "traceparent",
-    Field.ORIGIN: "origin",
+_ONCE = {
+    HOST: "Host",
+    AUTHORIZATION: "Authorization",
+    TRANSFER_ENCODING: "Transfer-Encoding",
+    EXPECT: "Expect",
 }
 LEAST_BODY_BYTES_PER_S = 50_000
 
@@ -50,25 +62,16 @@ class Phase(Enum):
 class Call:
     """A request as it came, without the fields that were for us only."""
 
-    __slots__ = ("authorization", "body", "connection", "content_length", "expect", "fields",
-                 "host", "hosts", "http10", "keep_alive", "method", "model", "origin", "parts",
-                 "passed_key", "path", "query", "received_s", "request_id", "size", "target",
-                 "tenant", "traceparent", "transfer_encoding")  # fmt: skip
+    __slots__ = ("body", "fields", "http10", "keep_alive", "method", "model", "parts",
+                 "passed_key", "path", "query", "received_s", "size", "special", "target",
+                 "tenant")  # fmt: skip
 
     def __init__(self) -> None:
         self.method = b""
-        self.target = b""
+        self.target = self.path = self.query = b""
         self.fields: list[tuple[bytes, bytes]] = []
-        self.connection = b""
-        self.hosts = 0
-        self.host = b""
-        self.authorization: bytes | None = None
-        self.request_id = b""
-        self.traceparent = b""
-        self.origin = b""
-        self.expect = b""
-        self.content_length = 0
-        self.transfer_encoding = False
+        self.special: dict[int, bytes] = {}
+        """Values of the fields that mean something to us (``headers``)."""
         self.keep_alive = True
         self.http10 = False
         self.parts: list[bytes] = []
@@ -76,7 +79,6 @@ class Call:
         self.body = b""
         self.received_s = 0.0
         self.tenant: Tenant | None = None
-        self.path = self.query = b""
         self.model = ""
         """As the client named it."""
         self.passed_key = b""
@@ -84,9 +86,10 @@ class Call:
 
     def passed_fields(self) -> list[tuple[bytes, bytes]]:
         """The fields that go on to an endpoint."""
-        if not self.connection:
+        connection = self.special.get(CONNECTION)
+        if not connection:
             return self.fields
-        gone = nominated(self.connection)
+        gone = nominated(connection)
         return [pair for pair in self.fields if pair[0].lower() not in gone]
 
 
@@ -101,9 +104,11 @@ class ClientConnection(asyncio.Protocol):
         self._since_s = monotonic()
         self._call: Call | None = None
         self._header_bytes = 0
+        self._seen_bytes = 0
         self._unfinished_bytes = 0
         self._advanced = False
-        """A field, a piece of a body or a whole request has come with the last data."""
+        """A piece of a body has come with the last data."""
+        self._good_host: bytes | None = None
         self._ready: deque[Call | Refusal] = deque()
         self._refusal: Refusal | None = None
         self._broken = False
@@ -162,25 +167,27 @@ class ClientConnection(asyncio.Protocol):
                 refusal = self._refusal or Refusal(400, f"not HTTP/1.1: {error}", code="bad_http")
                 self._ready.append(refusal)
                 break
-        self._check_unfinished(len(data))
+        if self._call is not None:
+            self._check_header(len(data))
         if self._phase is not Phase.BUSY and self._ready:
             self._next()
         if len(self._ready) >= PAUSE_AT or (self.paused and self._ready):
             self._reading = False
             self.transport.pause_reading()
 
-    def _check_unfinished(self, nbytes: int) -> None:
-        """Header and trailer fields count when they are complete, one that never ends here."""
-        call = self._call
-        if call is None or self._broken or self._advanced:
+    def _check_header(self, nbytes: int) -> None:
+        """A request has come in part: its fields are bounded, those of its trailer too, and one
+        that never ends is."""
+        limit = self._router.config.limits.header_bytes
+        complete, self._seen_bytes = self._header_bytes != self._seen_bytes, self._header_bytes
+        if complete or self._advanced:
             self._advanced = False
             self._unfinished_bytes = 0
-            return
-        self._unfinished_bytes += nbytes
-        limit = self._router.config.limits.header_bytes
-        if self._unfinished_bytes > limit:
+        else:
+            self._unfinished_bytes += nbytes
+        if self._header_bytes + self._unfinished_bytes > limit and not self._broken:
             self._broken = True
-            self._ready.append(Refusal(431, f"a header field has more than {limit} bytes"))
+            self._ready.append(Refusal(431, f"the header has more than {limit} bytes"))
 
     # -- what the parser says --------------------------------------------------------------
 
@@ -188,83 +195,92 @@ class ClientConnection(asyncio.Protocol):
         self._call = Call()
         self._header_bytes = 0
         if self._phase is Phase.IDLE:
-            self._enter(Phase.HEADER)
+            self._enter(Phase.HEADER, monotonic())
 
     def on_url(self, url: bytes) -> None:
-        call = self._current()
-        call.target += url
-        self._count_header(len(url))
+        self._current().target += url
+        self._header_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        call = self._current()
-        self._count_header(len(name) + len(value) + 4)
+        call = cast(Call, self._call)
+        self._header_bytes += len(name) + len(value) + 4
         if call.received_s:
             return  # a trailer
         kind = field(name)
-        if kind in _PASSED:
+        if kind == PASS or kind >= CONTENT_TYPE:
             call.fields.append((name, value))
-        elif kind is not Field.DROP:
-            self._note(call, kind, value)
-
-    def _note(self, call: Call, kind: Field, value: bytes) -> None:
-        match kind:
-            case Field.AUTHORIZATION:
-                if call.authorization is not None:
-                    raise self._refuse(400, "more than one Authorization field")
-                call.authorization = value
-            case Field.HOST:
-                call.hosts += 1
-                call.host = value
-            case Field.CONTENT_LENGTH:
-                call.content_length = int(value)
-            case Field.TRANSFER_ENCODING:
-                if call.transfer_encoding or value.strip().lower() != b"chunked":
-                    raise self._refuse(501, "no Transfer-Encoding but chunked is understood")
-                call.transfer_encoding = True
-            case Field.CONNECTION:
-                call.connection += b"," + value
-            case _:
-                setattr(call, _NOTED[kind], value)
+        elif kind != DROP:
+            special = call.special
+            if kind not in special:
+                special[kind] = value
+            elif kind == CONNECTION:
+                special[kind] += b"," + value
+            elif kind in _ONCE:
+                raise self._refuse(400, f"more than one {_ONCE[kind]} field")
 
     def on_headers_complete(self) -> None:
-        call = self._current()
-        call.method = self._parser.get_method()
-        call.http10 = self._parser.get_http_version() == "1.0"
-        call.keep_alive = self._parser.should_keep_alive()
-        self._check_framing(call)
+        call = cast(Call, self._call)
+        parser = self._parser
+        limit = self._router.config.limits.header_bytes
+        if self._header_bytes > limit:
+            raise self._refuse(431, f"the header has more than {limit} bytes")
+        version = parser.get_http_version()
+        call.method = parser.get_method()
+        call.http10 = version == "1.0"
+        call.keep_alive = parser.should_keep_alive()
+        self._check_framing(call, version)
         try:
             call.tenant = self._router.identify(call, self._names)
         except Refusal as refusal:
             self._refusal = refusal
             raise
-        call.received_s = monotonic()
-        if call.content_length or call.transfer_encoding:
+        call.received_s = now_s = monotonic()
+        special = call.special
+        if CONTENT_LENGTH in special or TRANSFER_ENCODING in special:
             if self._phase is Phase.HEADER:
-                self._enter(Phase.BODY)
-            if call.expect and self._exchange is None and not self._ready:
+                self._enter(Phase.BODY, now_s)
+            if EXPECT in special and self._exchange is None and not self._ready:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _check_framing(self, call: Call) -> None:
-        limits = self._router.config.limits
-        version = self._parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            raise self._refuse(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
-        if call.hosts != 1 and not (call.http10 and not call.hosts):
-            raise self._refuse(400, f"{call.hosts} Host fields; there must be one")
-        if call.hosts and not is_host(call.host):
-            raise self._refuse(400, "the Host field is no host")
-        if (authority := authority_of(call.target)) and authority != call.host.lower():
+    def _check_framing(self, call: Call, version: str) -> None:
+        special = call.special
+        if version != "1.1":
+            self._check_old(special, version)
+        host = special.get(HOST)
+        if host is None or host != self._good_host:
+            self._check_host(host, old=call.http10)
+        if call.target[:1] != b"/" and authority_of(call.target) not in (
+            b"",
+            (host or b"").lower(),
+        ):
             raise self._refuse(400, "the target names another host than the Host field")
-        if call.http10 and call.transfer_encoding:
-            raise self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
-        if call.expect.lower() not in (b"", b"100-continue"):
+        coding = special.get(TRANSFER_ENCODING)
+        if coding is not None and coding.strip().lower() != b"chunked":
+            raise self._refuse(501, "no Transfer-Encoding but chunked is understood")
+        if EXPECT in special and special[EXPECT].lower() != b"100-continue":
             raise self._refuse(417, "Expect can only be 100-continue")
-        if call.content_length > limits.body_bytes:
-            raise self._refuse(413, f"the body has more than {limits.body_bytes} bytes")
+        limit = self._router.config.limits.body_bytes
+        if int(special.get(CONTENT_LENGTH, b"0")) > limit:
+            raise self._refuse(413, f"the body has more than {limit} bytes")
+
+    def _check_old(self, special: Mapping[int, bytes], version: str) -> None:
+        if version != "1.0":
+            raise self._refuse(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        if TRANSFER_ENCODING in special:
+            raise self._refuse(400, "HTTP/1.0 has no Transfer-Encoding")
+
+    def _check_host(self, host: bytes | None, *, old: bool) -> None:
+        if host is None:
+            if not old:
+                raise self._refuse(400, "no Host field; there must be one")
+            return
+        if not is_host(host):
+            raise self._refuse(400, "the Host field is no host")
+        self._good_host = host
 
     def on_body(self, data: bytes) -> None:
         self._advanced = True
-        call = self._current()
+        call = cast(Call, self._call)
         call.size += len(data)
         self._router.buffered_bytes += len(data)
         call.parts.append(data)
@@ -284,13 +300,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _current(self) -> Call:
         return cast(Call, self._call)  # the parser says begin before all else
-
-    def _count_header(self, nbytes: int) -> None:
-        self._advanced = True
-        self._header_bytes += nbytes
-        limit = self._router.config.limits.header_bytes
-        if self._header_bytes > limit:
-            raise self._refuse(431, f"the header has more than {limit} bytes")
 
     def _refuse(self, status: int, message: str, *, retry_after_s: float | None = None) -> Refusal:
         """The refusal that ends this connection; raised through the parser."""
@@ -313,7 +322,7 @@ class ClientConnection(asyncio.Protocol):
             self._hang_up(item)
             return
         self._serving = item
-        self._enter(Phase.BUSY)
+        self._enter(Phase.BUSY, item.received_s)
         try:
             answer = self._router.open(self, item)
         except Refusal as refusal:
@@ -332,7 +341,7 @@ class ClientConnection(asyncio.Protocol):
         self._router.refused(self._call, refusal)
         self.transport.write(refusal.answer(close=True))
         self._broken = True
-        self._enter(Phase.LINGER)
+        self._enter(Phase.LINGER, monotonic())
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -403,7 +412,7 @@ class ClientConnection(asyncio.Protocol):
             self._broken = True
             self.transport.close()
             return
-        self._enter(Phase.HEADER if self._call is not None else Phase.IDLE)
+        self._enter(Phase.HEADER if self._call is not None else Phase.IDLE, monotonic())
         if self._ready or not self._reading:
             # Not from here: an endpoint's answer is still being taken apart further up, and
             # others are to be served between two pipelined requests.
@@ -420,9 +429,9 @@ class ClientConnection(asyncio.Protocol):
 
     # -- time ------------------------------------------------------------------------------
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Phase, now_s: float) -> None:
         self._phase = phase
-        self._since_s = monotonic()
+        self._since_s = now_s
 
     def check(self, now_s: float) -> None:
         """Called now and then: end what takes too long."""

@@ -16,6 +16,7 @@ from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal, interrupted_event
+from trainmesh.serving.proxy.headers import TRACEPARENT
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ __all__ = ["Exchange"]
 TRIAL_TIMEOUT_S = 10.0
 FAULTS = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
 _FAULTS = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
+
+
+def traceparent_of(call: Call) -> bytes:
+    """The client's place in a trace, to be passed on; empty where it told none."""
+    return call.special.get(TRACEPARENT, b"")
 
 
 def outcome_of(status: int) -> Outcome:
@@ -127,7 +133,7 @@ class Exchange:
         self.tried.append(endpoint)
         name = self.facts.request_id + ("-hedge" if kind is Kind.HEDGE else "")
         span = self.trace.attempt(endpoint.name, kind.value) if self.trace is not None else None
-        traceparent = span.traceparent if span is not None else self.call.traceparent
+        traceparent = span.traceparent if span is not None else traceparent_of(self.call)
         request = self.route.request(endpoint, self.call, name, traceparent)
         attempt = self.route.pool.begin(endpoint, self.facts, kind, now_s, choice.arm)
         self.route.began(attempt)
@@ -314,7 +320,7 @@ class Trial:
             # Its own id, so that nobody takes it for the client's request.
             name = f"{facts.request_id}-trial"
             request = self.route.request(
-                self.endpoint, exchange.call, name, exchange.call.traceparent
+                self.endpoint, exchange.call, name, traceparent_of(exchange.call)
             )
         except Unsupported:
             return

@@ -36,6 +36,7 @@ from trainmesh.serving.orders import Orders
 from trainmesh.serving.proxy.answers import Refusal, json_answer
 from trainmesh.serving.proxy.api import POST_PATHS, parse_body, prefix_blocks, split_target
 from trainmesh.serving.proxy.exchange import Exchange, Trial
+from trainmesh.serving.proxy.headers import AUTHORIZATION, ORIGIN, REQUEST_ID, TRACEPARENT
 from trainmesh.serving.proxy.route import Route
 from trainmesh.serving.proxy.upstream import Upstream
 from trainmesh.serving.trace import Tracer
@@ -167,14 +168,17 @@ class Router:
         Raises:
             Refusal: nobody who may.
         """
-        found = self._gate.identify(call.authorization, names)
+        special = call.special
+        authorization = special.get(AUTHORIZATION)
+        found = self._gate.identify(authorization, names)
         if isinstance(found, Refused):
             raise Refusal(found.status, found.message, code=found.code)
         if self._open:
-            if call.origin and not _LOOPBACK.fullmatch(_host_of(call.origin)):
+            origin = special.get(ORIGIN)
+            if origin and not _LOOPBACK.fullmatch(_host_of(origin)):
                 raise Refusal(403, "web pages of other hosts may not ask without a key")
-            if call.authorization is not None:
-                call.passed_key = b"authorization: %s\r\n" % call.authorization
+            if authorization is not None:
+                call.passed_key = b"authorization: %s\r\n" % authorization
         return found
 
     def open(self, client: ClientConnection, call: Call) -> bytes | None:
@@ -252,15 +256,16 @@ class Router:
         exchange = Exchange(self, route, client, call, facts, allowed)
         if self._tracer is not None:
             name = f"POST {call.path.decode()}"
-            trace = exchange.trace = self._tracer.begin(call.traceparent or None, name)
+            trace = exchange.trace = self._tracer.begin(call.special.get(TRACEPARENT), name)
             if trace is not None:
                 trace.set(gen_ai__request__model=facts.model, trainmesh__tenant=facts.tenant,
                           trainmesh__request_id=facts.request_id)  # fmt: skip
         return exchange
 
     def _request_id(self, call: Call) -> str:
-        if call.request_id and _REQUEST_ID.fullmatch(call.request_id):
-            return call.request_id.decode("ascii")
+        given = call.special.get(REQUEST_ID)
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given.decode("ascii")
         self._count += 1
         return f"{self._prefix}{self._count:x}"
 
@@ -358,6 +363,8 @@ class Router:
 
     def release(self, call: Call) -> None:
         """The body of ``call`` is not needed any more."""
+        if not call.size:
+            return
         self.buffered_bytes -= call.size
         call.size = 0
         call.body = b""

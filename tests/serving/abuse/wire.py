@@ -2,7 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from trainmesh.serving.config.types import Config, EndpointConfig, LimitsConfig, ModelConfig
@@ -93,6 +94,20 @@ class Caller:
     def observe_gap(self, gap_s: float) -> None: ...
 
 
+class Loop:
+    """An event loop that only has what was put off."""
+
+    def __init__(self) -> None:
+        self._soon: deque[Callable[[], None]] = deque()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def run(self) -> None:
+        while self._soon:
+            self._soon.popleft()()
+
+
 class Front:
     """Stands where a worker's router stands: it answers each request at once."""
 
@@ -102,6 +117,7 @@ class Front:
     def __init__(self, limits: LimitsConfig | None = None) -> None:
         model = ModelConfig(endpoints=(EndpointConfig(url="http://127.0.0.1:1"),))
         self.config = Config(version=1, models={"m": model}, limits=limits or LimitsConfig())
+        self.loop = Loop()
         self.connections: set[ClientConnection] = set()
         self.calls: list[tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...], bytes]] = []
         self.refusals: list[int] = []
@@ -132,6 +148,7 @@ def asked(pieces: Iterable[bytes], limits: LimitsConfig | None = None) -> tuple[
     for piece in pieces:
         if not transport.ended:
             connection.data_received(piece)
+            front.loop.run()
     return front, transport
 
 

@@ -21,7 +21,7 @@ from trainmesh.serving.config.types import (
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.record import Decision, Ended, replay
+from trainmesh.serving.decide.record import Decision, replay
 from trainmesh.serving.decide.scorers import BUILT_IN, load_scorers
 from trainmesh.serving.decide.types import (
     Attempt,
@@ -137,30 +137,11 @@ def test_a_record_replays_to_the_same_choice(
     choice = pool.choose(request, 3.0)
     assert choice.endpoint is not None
     record = Decision.from_choice(choice, request, Kind.FIRST, unix_s=1.5, snapshot=7)
-    read = msgspec.json.decode(msgspec.json.encode(record), type=Decision | Ended)
-    assert isinstance(read, Decision)
+    read = msgspec.json.decode(msgspec.json.encode(record), type=Decision)
     assert replay(read, BUILT_IN[policy]()) == choice.endpoint.index
     assert read.chosen == choice.endpoint.name
     assert read.names[[r.index for r in read.rows].index(choice.endpoint.index)] == read.chosen
     assert (read.unix_s, read.snapshot, read.tenant) == (1.5, 7, "t")
-
-
-def test_the_end_of_an_attempt_is_a_record_too() -> None:
-    pool = pool_of(model(2))
-    attempt = pool.begin(pool.endpoints[1], facts(3), Kind.HEDGE, 1.0)
-    pool.first_byte(attempt, 1.25)
-    ended = Ended.from_attempt(attempt, Outcome.STREAM, 1.5, status=200, error="broke off")
-    read = msgspec.json.decode(msgspec.json.encode(ended), type=Decision | Ended)
-    assert read == Ended(
-        request_id="r3",
-        endpoint="e1",
-        kind=Kind.HEDGE,
-        outcome=Outcome.STREAM,
-        ttft_s=0.25,
-        duration_s=0.5,
-        status=200,
-        error="broke off",
-    )
 
 
 def test_nobody_to_choose_is_said_with_every_reason() -> None:
@@ -453,7 +434,8 @@ def test_a_shadow_only_says_what_it_would_have_done() -> None:
         assert choice.endpoint is pool.endpoints[0]
         assert choice.shadow is pool.endpoints[1]
         answer(pool, pool.endpoints[0], i * 0.01)
-        pool.begin(pool.endpoints[0], facts(), Kind.FIRST, 0.0)
+        pool.begin(pool.endpoints[0], facts(), Kind.FIRST, i * 0.01)
+        pool.tick(i * 0.01)
     assert (pool.versus.compared, pool.versus.same) == (20, 0)
     assert pool.versus.win_rate > 0.9
 
@@ -520,3 +502,34 @@ def test_capacity_counts_others_and_saturated_engines() -> None:
     assert pool.capacity() == 6 + 7 + 1
     pool.tick(10.0)  # such an old report says nothing
     assert pool.capacity() == 6 + 7 + 10
+
+
+def test_of_many_endpoints_some_are_scored_and_in_time_all_are_used() -> None:
+    pool = pool_of(model(200))
+    used = set()
+    for i in range(3000):
+        choice = pool.choose(facts(i), 0.0)
+        assert len({r.index for r in choice.rows}) == len(choice.rows) == 16
+        assert choice.endpoint is not None
+        used.add(choice.endpoint.index)
+    assert len(used) == 200
+
+
+def test_of_many_endpoints_a_session_finds_its_own() -> None:
+    pool = pool_of(model(200))
+    sessions = [facts(session=b"%d" % number) for number in range(100)]
+    homes = [{pool.choose(request, 0.0).endpoint for _ in range(5)} for request in sessions]
+    assert all(len(home) == 1 for home in homes)
+    pool.update(signal("e7", excluded="cordoned"), 0.0)
+    after = [{pool.choose(request, 0.0).endpoint} for request in sessions]
+    assert sum(one != other for one, other in zip(homes, after, strict=True)) < 15
+
+
+def test_of_many_endpoints_a_prompt_finds_its_prefix() -> None:
+    pool = pool_of(model(200))
+    prompt = facts(prompt_tokens=1000, blocks=tuple(range(8)))
+    holder = pool.endpoints[77]
+    pool.end(pool.begin(holder, prompt, Kind.FIRST, 0.0), Outcome.OK, 0.01)
+    for _ in range(20):
+        rows = pool.choose(prompt, 0.0).rows
+        assert [r.index for r in rows if r.cached_tokens] == [77]

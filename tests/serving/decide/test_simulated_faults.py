@@ -38,10 +38,11 @@ def test_requests_one_by_one_are_spread_too() -> None:
 
 @pytest.mark.parametrize("policy", ["hybrid", "round_robin", "least_requests", "power_of_two"])
 def test_a_slow_replica_costs_next_to_nothing(policy: str) -> None:
-    healthy = closed(quick(), 2 * ALL_S, clients=8, policy=policy).result
-    slow = closed(quick(4, Fault("slow", 0, extra_s=SLOW_S)), 2 * ALL_S, clients=8, policy=policy)
+    healthy = closed(quick(), ALL_S, policy=policy).result
+    slow = closed(quick(4, Fault("slow", 0, extra_s=SLOW_S)), ALL_S, policy=policy)
     assert slow.result.failed == 0
-    assert len(slow.result.done) >= 0.95 * len(healthy.done)
+    # The first clients of all meet it before anything is known; from then on:
+    assert sum(d.at_s > 2 for d in slow.result.done) > 0.97 * sum(d.at_s > 2 for d in healthy.done)
     assert slow.result.ttft_s(0.99) <= 1.5 * healthy.ttft_s(0.99)
     assert slow.result.share("e3") < 0.02
     if policy != "hybrid":  # which need not eject what it doesn't choose

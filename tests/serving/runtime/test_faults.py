@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -258,3 +259,33 @@ def check_stop(router: RunningRouter, replicas: list[Replica]) -> None:
         else:
             assert not asked.status, asked
     assert sum(asked.done for asked in load.asked) >= 40
+
+
+def test_a_changed_file_loses_no_request(replicas: list[Replica]) -> None:
+    """An endpoint is taken out of serve.yaml under load, and put in again."""
+    load = Load("", clients=8)
+    right = expected(replicas[0], load.words, load.tokens)
+    whole, part = without_hedges(replicas), without_hedges(replicas[1:])
+
+    async def change(router: RunningRouter) -> None:
+        for config, used in ((part, False), (whole, True)):
+            await asyncio.to_thread(router.rewrite, config)
+            await asyncio.to_thread(until, lambda used=used: in_use(replicas[0]) == used)
+        load.stop()
+
+    async def both(router: RunningRouter) -> None:
+        await asyncio.gather(load.run(), change(router))
+
+    with running_router(whole) as router:
+        load.url = router.url
+        asyncio.run(both(router))
+    problems = [problem for asked in load.asked if (problem := judge(asked, replicas, right))]
+    assert not problems, "\n".join(problems[:10])
+    assert all(asked.done for asked in load.asked)
+
+
+def in_use(replica: Replica) -> bool:
+    """Whether it is asked anything within half a second."""
+    before = len(replica.tap.exchanges)
+    time.sleep(0.5)
+    return any(each.method == "POST" for each in replica.tap.exchanges[before:])

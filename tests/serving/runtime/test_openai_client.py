@@ -12,11 +12,18 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.serving.running import RunningRouter, running_router
 from tests.serving.runtime.replicas import Replica
 
-KEY, SLOW_KEY = "key-of-a-test", "key-of-a-slow-tenant"
+KEY, SLOW_KEY, NARROW_KEY = "key-of-a-test", "key-of-a-slow-tenant", "key-of-a-narrow-one"
+
+
+def digest(key: str) -> str:
+    return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
 TENANTS = {
-    "lab": {"keys": [f"sha256:{hashlib.sha256(KEY.encode()).hexdigest()}"]},
+    "lab": {"keys": [digest(KEY)]},
+    "narrow": {"keys": [digest(NARROW_KEY)], "models": ["gone"]},
     "slow": {
-        "keys": [f"sha256:{hashlib.sha256(SLOW_KEY.encode()).hexdigest()}"],
+        "keys": [digest(SLOW_KEY)],
         "requests_per_s": 0.01,
         "burst_s": 100,
     },
@@ -109,6 +116,8 @@ def test_each_refusal_is_the_exception_that_programs_catch(router: RunningRouter
         with pytest.raises(openai.InternalServerError) as unreachable:
             chat_text(routed, "gone")
         assert unreachable.value.status_code in (502, 503)
+    with client(router, NARROW_KEY) as narrow, pytest.raises(openai.NotFoundError):
+        chat_text(narrow)
     with client(router, "wrong") as stranger, pytest.raises(openai.AuthenticationError):
         chat_text(stranger)
 
