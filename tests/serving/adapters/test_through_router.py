@@ -74,7 +74,7 @@ def test_a_stream_that_breaks_ends_without_done(
     fakes["triton"].word_s = 0.05
     try:
         status, said = post(
-            router, COMPLETIONS, model="triton", prompt="BREAK a b c d", stream=True
+            router, COMPLETIONS, model="triton", prompt="x BREAK a b c", stream=True
         )
     finally:
         fakes["triton"].word_s = 0
@@ -87,7 +87,7 @@ def test_a_stream_that_breaks_ends_without_done(
 
 
 def test_a_stream_that_breaks_before_its_first_word_is_an_error(router: RunningRouter) -> None:
-    status, said = post(router, COMPLETIONS, model="triton", prompt="BREAK", stream=True)
+    status, said = post(router, COMPLETIONS, model="triton", prompt="x BREAK", stream=True)
     assert status == 502
     assert json.loads(said)["error"]["message"]
 
