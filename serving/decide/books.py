@@ -83,11 +83,13 @@ class Books:
         ttft_s = max(now_s - attempt.started_s, 1e-6)
         stream = attempt.facts.stream
         prompt = attempt.prompt_tokens
-        self._learn(attempt, ttft_s, now_s)
-        if endpoint.health.state is State.HEALTHY:
-            endpoint.timings.append((ttft_s, prompt, attempt.work_tokens, stream, now_s))
-        else:
-            timing = Timing(ttft_s, prompt, attempt.work_tokens, stream, now_s)
+        nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
+        self._learn(attempt, nominal, now_s)
+        state = endpoint.health.state
+        if state is not State.EJECTED:
+            endpoint.timings.append((nominal, prompt, attempt.work_tokens, stream, now_s))
+        if state is not State.HEALTHY:
+            timing = Timing(nominal, prompt, attempt.work_tokens, stream, now_s)
             self._judge_trial(attempt, timing, now_s)
         if attempt.kind is not Kind.TRIAL:
             self.extras.first_byte(prompt, stream, ttft_s)
@@ -141,10 +143,10 @@ class Books:
         endpoint.own_waiting_tokens -= attempt.prompt_tokens
         endpoint.waiting_tokens -= attempt.prompt_tokens
 
-    def _learn(self, attempt: Attempt, ttft_s: float, now_s: float) -> None:
+    def _learn(self, attempt: Attempt, nominal: float, now_s: float) -> None:
+        """``nominal``: the TTFT in seconds without the network, at the nominal rate."""
         endpoint = attempt.endpoint
         stream = attempt.facts.stream
-        nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
         if attempt.facts.blocks:
             self.reuse.answered(attempt, nominal, now_s)
         self.forecast.add(endpoint, stream, attempt.work_tokens, nominal, now_s)
@@ -189,11 +191,11 @@ class Books:
         stream = attempt.facts.stream
         prompt, work = attempt.prompt_tokens, attempt.work_tokens
         waited_s = max(now_s - attempt.started_s, 1e-6)
+        waited_s = nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal)
         likely_s = GIVEN_UP * waited_s
         own_s = self.forecast.predict_s(endpoint, stream, work)
+        if waited_s > own_s:
+            self._learn(attempt, likely_s, now_s)
         usual_s = outliers.expected_s(self.forecast.models, endpoint, prompt, stream)
         if waited_s > usual_s + outliers.FLOOR_S:
-            timing = Timing(max(likely_s, own_s), prompt, work, stream, now_s)
-            endpoint.timings.append(timing)
-        if nominal_s(waited_s, attempt.facts.nbytes, endpoint.signal) > own_s:
-            self._learn(attempt, likely_s, now_s)
+            endpoint.timings.append((max(likely_s, own_s), prompt, work, stream, now_s))

@@ -36,7 +36,7 @@ def row_of(candidate: Candidate) -> Row:
 
 
 class Timing(NamedTuple):
-    """One TTFT as it was measured."""
+    """One TTFT, without the network and at the endpoint's nominal rate."""
 
     ttft_s: float
     prompt_tokens: int

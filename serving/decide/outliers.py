@@ -1,6 +1,6 @@
 """Which endpoints answer, but far later than the others do (grey failure).
 
-TTFTs are compared in two ways, each as a ratio to what the pool would take: for a prompt of that
+TTFTs, without the network (who is far is not ill), are compared in two ways, each as a ratio to what the pool would take: for a prompt of that
 size, which is what clients see, and for all the work that the endpoint had before it, which is
 how fast it is. An outlier is far beyond the others in both: a long queue alone is no illness, and
 a slow endpoint is welcome while the others are no better. Only the last few requests of each are
@@ -16,6 +16,7 @@ from itertools import islice
 from statistics import median
 
 from trainmesh.serving.decide.endpoint import NOT_SLOW, Endpoint, Limits, Timing
+from trainmesh.serving.decide.estimate import nominal_s
 from trainmesh.serving.decide.forecast import PoolModel
 
 __all__ = ["FLOOR_S", "Models", "expected_s", "is_slow", "judge"]
@@ -36,10 +37,10 @@ Models = Sequence[PoolModel]
 
 
 def expected_s(models: Models, endpoint: Endpoint, tokens: float, stream: bool) -> float:
-    """What the pool takes for that many tokens, at the rate this endpoint should have."""
+    """What the pool takes for that many tokens at an endpoint of this weight."""
     model = models[stream]
-    nominal_s = model.base_s + model.s_per_token * (tokens + 1)
-    return max(nominal_s, 1e-6) / (endpoint.derate * endpoint.weight)
+    takes_s = model.base_s + model.s_per_token * (tokens + 1)
+    return max(takes_s, 1e-6) / endpoint.weight
 
 
 def is_slow(models: Models, endpoint: Endpoint, timing: Timing) -> bool:
@@ -121,9 +122,9 @@ def _latest(endpoint: Endpoint, size: int, now_s: float) -> list[Timing]:
     done = [Timing._make(t) for t in reversed(endpoint.timings) if now_s - t[4] < FRESH_S]
     usual_s = median([t.ttft_s for t in done]) if done else 0.0
     waiting = [
-        Timing(now_s - a.started_s, a.prompt_tokens, a.work_tokens, a.facts.stream, now_s)
+        Timing(waited_s, a.prompt_tokens, a.work_tokens, a.facts.stream, now_s)
         for a in islice(endpoint.unanswered, size)
-        if now_s - a.started_s > usual_s
+        if (waited_s := nominal_s(now_s - a.started_s, a.facts.nbytes, endpoint.signal)) > usual_s
     ]
     return (waiting + done)[:size]
 

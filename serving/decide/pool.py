@@ -365,13 +365,13 @@ class Pool:
         if now_s - self._judged_s < JUDGE_S * len(self.endpoints):
             return
         self._judged_s = now_s
-        usable = [e for e in self._roster.usable() if e.health.state is not State.EJECTED]
+        usable = self._roster.usable()
         eject = self.config.eject
         reasons = outliers.judge(
             usable, self._books.forecast.models, eject.latency_ratio, eject.samples, now_s
         )
         for endpoint, reason in zip(usable, reasons, strict=True):
-            if reason:
+            if reason and endpoint.health.state is not State.EJECTED:
                 self._roster.eject(endpoint, reason, now_s, slow=True)
 
     def _promote(self, now_s: float) -> None:

@@ -213,12 +213,11 @@ class Exchange:
     def _break_off(self, upstream: Upstream, client: ClientConnection, now_s: float) -> None:
         """The answer ended in its middle: tell the client, in the stream if that is possible."""
         self.route.count("broken_streams")
-        answer = upstream.answer
-        framed = upstream.whole and (answer.chunked or upstream.rechunk)
-        if answer.event_stream and framed:
+        framed = upstream.streams_events and upstream.between_chunks
+        if framed:
             event = interrupted_event(f"the stream from {upstream.attempt.endpoint.name} broke off")
             client.write(b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
-        self._finish(answer.status, now_s, close=not (answer.event_stream and framed))
+        self._finish(upstream.answer.status, now_s, close=not framed)
 
     def _fail(self, upstream: Upstream, now_s: float) -> None:
         """No endpoint has answered, and none is left to ask."""

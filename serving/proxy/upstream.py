@@ -257,6 +257,7 @@ class Upstream(asyncio.Protocol):
                 self._out += inbound.end()
         except AdapterError as error:
             self.error = str(error)
+            self._complete = False
             if self.client is not None:
                 self._forward_decoded()
             self.lose(Outcome.STATUS if self.client is None else Outcome.STREAM)
@@ -338,9 +339,20 @@ class Upstream(asyncio.Protocol):
         else:
             self.close()
 
+    @property
+    def streams_events(self) -> bool:
+        """The client gets ``text/event-stream``."""
+        inbound = self.request.inbound
+        return self.answer.event_stream if inbound is None else inbound.streaming
+
+    @property
+    def between_chunks(self) -> bool:
+        """What was forwarded ends where another chunk may begin."""
+        return self.rechunk or (self.answer.chunked and self.whole and not self._decoding)
+
     def output_tokens(self) -> int:
         """An estimate of the tokens in the answer: events of a stream, a quarter of other bytes."""
-        if self.answer.event_stream:
+        if self.streams_events:
             return self.chunks
         return self.nbytes // 4
 

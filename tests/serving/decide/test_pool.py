@@ -533,3 +533,17 @@ def test_of_many_endpoints_a_prompt_finds_its_prefix() -> None:
     for _ in range(20):
         rows = pool.choose(prompt, 0.0).rows
         assert [r.index for r in rows if r.cached_tokens] == [77]
+
+
+def test_one_that_is_let_in_by_time_and_still_slow_is_out_again() -> None:
+    pool = pool_of(model(4))
+    slow, *others = pool.endpoints
+    lines = []
+    for i in range(400):
+        for endpoint in others:
+            answer(pool, endpoint, i * 0.05)
+        if slow.health.state is not State.EJECTED:
+            answer(pool, slow, i * 0.05, 0.3)
+        lines += pool.tick(i * 0.05)
+    assert len([line for line in lines if "times the others'" in line]) > 1
+    assert len([line for line in lines if "the ejection's time is over" in line]) > 1

@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.serving.decide.loads import gpu, play, prompts, talks
+from tests.serving.decide.loads import gpu, model, play, prompts, talks
+from trainmesh.serving.decide.simulate import Simulation
+from trainmesh.serving.decide.types import EndpointSignal
 
 OTHERS = ["round_robin", "power_of_two", "least_requests"]
 
@@ -56,3 +58,27 @@ def test_prefixes_do_not_count_where_engines_keep_no_cache() -> None:
     _, simulation = play("hybrid", servers, lambda seed: talks(20, 30, seed), until_s=50)
     assert simulation.pool.prefix_reuse > 0.5
     assert not simulation.pool.prefix_pays
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_replica_behind_a_slow_link_is_used_when_it_pays_and_not_called_ill(
+    known: bool,
+) -> None:
+    def run(policy: str, rate: float) -> tuple[float, float, int]:
+        servers = [gpu(1) for _ in range(4)]
+        servers[3].rtt_s = 0.1
+        simulation = Simulation(
+            model(4, policy),
+            servers,
+            signals=[EndpointSignal(name="e3", rtt_s=0.1 if known else 0.0)],
+        )
+        simulation.load(prompts(rate, 20, 1))
+        result = simulation.run(40)
+        ejected = sum("ejected" in line for _, line in result.lines)
+        return result.ttft_s(0.9), result.share("e3"), ejected
+
+    quiet, _, _ = run("hybrid", 20)
+    assert quiet < run("round_robin", 20)[0]
+    _, share, ejected = run("hybrid", 75)
+    assert 0.05 < share < 0.25
+    assert not ejected
