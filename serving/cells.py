@@ -10,7 +10,6 @@ needs nothing else.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple, TypeVar, get_type_hints
 
@@ -19,6 +18,7 @@ from msgspec import Struct
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.durations import BOUNDS_S, Histogram
 from trainmesh.serving.identity.access import ANONYMOUS
 
 __all__ = [
@@ -52,9 +52,6 @@ STATUSES: tuple[int, ...] = (
 
 STATES = (State.HEALTHY, State.SLOW_START, State.BACKOFF, State.EJECTED)
 """What EndpointCells.state counts from 0, the worst last."""
-
-BOUNDS_S = tuple(0.25e-3 * 2 ** (step / 2) for step in range(43))
-"""Upper bounds of histogram buckets: 0.25 ms to 524 s in steps of sqrt(2)."""
 
 
 class Kind(NamedTuple):
@@ -183,26 +180,6 @@ class TenantCells(NamedTuple):
     refused: Count
     prompt_tokens: Count
     output_tokens: Count
-
-
-class Histogram:
-    """Counts of durations in log buckets: the cells of its bounds, one above them, and the sum."""
-
-    __slots__ = ("offset",)
-    NUM_CELLS = len(BOUNDS_S) + 2
-
-    def __init__(self, offset: int) -> None:
-        self.offset = offset
-
-    def observe(self, cells: memoryview[int], reals: memoryview[float], seconds: float) -> None:
-        """Count one duration."""
-        offset = self.offset
-        cells[offset + bisect_left(BOUNDS_S, seconds)] += 1
-        reals[offset + len(BOUNDS_S) + 1] += seconds
-
-    @property
-    def sum_offset(self) -> int:
-        return self.offset + len(BOUNDS_S) + 1
 
 
 MODEL_HISTOGRAMS = ("ttft", "duration", "gap", "queue_wait")

@@ -1,11 +1,12 @@
 """Which endpoints answer, but far later than the others do (grey failure).
 
-TTFTs, without the network (who is far is not ill), are compared in two ways, each as a ratio to what the pool would take: for a prompt of that
-size, which is what clients see, and for all the work that the endpoint had before it, which is
-how fast it is. An outlier is far beyond the others in both: a long queue alone is no illness, and
-a slow endpoint is welcome while the others are no better. Only the last few requests of each are
-compared: when all are slow, nobody is an outlier. Attempts that still wait count as soon as they
-have waited too long, so that an endpoint which never answers is seen long before a time-out.
+TTFTs, without the network (who is far is not ill), are compared in two ways, each as a ratio to
+what the pool would take: for a prompt of that size, which is what clients see, and for all the
+work that the endpoint had before it, which is how fast it is. An outlier is far beyond the others
+in both: a long queue alone is no illness, and a slow endpoint is welcome while the others are no
+better. Only the last requests of each are compared: when all are slow, nobody is an outlier.
+Attempts that still wait count as soon as they have waited too long, so that an endpoint which
+never answers is seen long before a time-out.
 """
 
 from __future__ import annotations

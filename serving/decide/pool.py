@@ -83,7 +83,10 @@ class Pool:
             else None
         )
         self._share = config.shadow.share if config.shadow else 0.0
-        self.versus = Versus()
+        self.versus: Versus = Versus()
+        compared = (config.policy, config.shadow)
+        if previous is not None and compared == (previous.config.policy, previous.config.shadow):
+            self.versus = previous.versus
         old: Books | None = previous._books if previous is not None else None
         reuse = old.reuse if old is not None else Reuse()
         trend = old.trend if old is not None else Trend()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Final
 
 import msgspec
-from msgspec import Meta, Struct
 
 from trainmesh.serving.proxy.answers import Refusal
+from trainmesh.serving.proxy.body import Body, decode
 
 __all__ = [
     "BLOCK_BYTES",
@@ -22,28 +22,15 @@ __all__ = [
     "split_target",
 ]
 
-POST_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+POST_PATHS: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
 
 _HOST = re.compile(
     rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
 )
 
-BLOCK_BYTES = 512
-MAX_BLOCKS = 64
+BLOCK_BYTES: Final = 512
+MAX_BLOCKS: Final = 64
 """Prefixes are told apart by their first 32 KiB."""
-
-
-class Body(Struct):
-    """The members of a body that routing needs."""
-
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
-    stream: bool | None = None
-    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
-    prompt_cache_key: str | None = None
-
-
-_decode = msgspec.json.Decoder(Body).decode
 
 
 def parse_body(data: bytes) -> Body:
@@ -53,7 +40,7 @@ def parse_body(data: bytes) -> Body:
         Refusal: 400, and what is wrong with it.
     """
     try:
-        return _decode(data)
+        return decode(data)
     except msgspec.ValidationError as error:
         raise Refusal(
             400, f"the body is not a valid request: {error}", code="invalid_value"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "ClientConnection"]
 
-MAX_PIPELINED = 256
-PAUSE_AT = 16
-LINGER_S = 2.0
+MAX_PIPELINED: Final = 256
+PAUSE_AT: Final = 16
+LINGER_S: Final = 2.0
 """How long we read what a refused client still sends, so that our answer isn't lost to a reset."""
-_ONCE = {
+_ONCE: Final = {
     HOST: "Host",
     AUTHORIZATION: "Authorization",
     TRANSFER_ENCODING: "Transfer-Encoding",
     EXPECT: "Expect",
 }
-LEAST_BODY_BYTES_PER_S = 50_000
+LEAST_BODY_BYTES_PER_S: Final = 50_000
 
 
 class Phase(Enum):

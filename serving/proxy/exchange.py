@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.endpoint import Endpoint
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-TRIAL_TIMEOUT_S = 10.0
-FAULTS = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
-_FAULTS = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
+TRIAL_TIMEOUT_S: Final = 10.0
+FAULTS: Final = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
+_FAULTS: Final = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
 
 
 def traceparent_of(call: Call) -> bytes:

@@ -39,7 +39,7 @@ CONTENT_TYPE: Final = 11
 """It matters in an answer, and goes on in any case; so does the next one."""
 RETRY_AFTER: Final = 12
 
-_KNOWN = {
+_KNOWN: Final = {
     b"connection": CONNECTION,
     b"content-length": CONTENT_LENGTH,
     b"transfer-encoding": TRANSFER_ENCODING,
@@ -62,8 +62,8 @@ _KNOWN = {
     b"x-trainmesh-endpoint": DROP,
     b"x-trainmesh-request-id": DROP,
 }
-_SPELLED = dict(_KNOWN)
-_MAX_SPELLINGS = 4096
+_SPELLED: Final = dict(_KNOWN)
+_MAX_SPELLINGS: Final = 4096
 
 
 def field(name: bytes) -> int:

@@ -9,7 +9,7 @@ import secrets
 import ssl
 from pathlib import Path
 from time import monotonic, perf_counter, time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,7 @@ from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.decide.admission import Admission, Queued, Ticket
 from trainmesh.serving.decide.admission import Refused as Full
 from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.scorers import load_scorers
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Router"]
 
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
-BYTES_PER_TOKEN = 4
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_LOOPBACK: Final = re.compile(r"localhost|127(\.\d+){3}|::1")
+BYTES_PER_TOKEN: Final = 4
 """Of English text in common tokenizers."""
 
 
@@ -299,7 +300,7 @@ class Router:
         """An attempt begins: keep why it goes where it goes, until it is over."""
         if self._ledger is not None:
             version = self._snapshot.version if self._snapshot is not None else 0
-            attempt.decision = Decision.from_choice(
+            attempt.decision = decision_of(
                 choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=version
             )
 

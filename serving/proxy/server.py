@@ -7,6 +7,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import Final
 from urllib.parse import urlsplit
 
 from trainmesh.serving.decide.endpoint import Endpoint
@@ -18,8 +19,8 @@ from trainmesh.serving.proxy.upstream import Upstream
 
 __all__ = ["Server"]
 
-IDLE_S = 30.0
-MAX_IDLE = 1024
+IDLE_S: Final = 30.0
+MAX_IDLE: Final = 1024
 
 
 class Server:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -12,15 +13,23 @@ from trainmesh.serving.adapters.types import AdapterError
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.proxy.answer import Answer, Client, Request, Sink
 
-if TYPE_CHECKING:
-    from trainmesh.serving.proxy.server import Server
-
 __all__ = ["Upstream"]
 
-MAX_HEAD_BYTES = 65_536
-MAX_HELD_BYTES = 65_536
+MAX_HEAD_BYTES: Final = 65_536
+MAX_HELD_BYTES: Final = 65_536
 """A chunk that is longer is forwarded in parts; if its stream breaks, no error event can follow."""
-LARGE_BYTES = 65_536
+LARGE_BYTES: Final = 65_536
+
+
+class Keeper(Protocol):
+    """Who opens connections to an endpoint and keeps them (``server.Server``)."""
+
+    closed: bool
+    observe_gap: Callable[[float], None]
+
+    def send_anew(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream: ...
+    def free(self, upstream: Upstream) -> None: ...
+    def forget(self, upstream: Upstream) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -36,7 +45,7 @@ class Upstream(asyncio.Protocol):
                  "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request",
                  "server", "sink", "transport", "whole")  # fmt: skip
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Keeper) -> None:
         self.server = server
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.connecting: asyncio.Task[None] | None = None

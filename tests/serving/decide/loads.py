@@ -60,7 +60,7 @@ def quick(n: int = 4, *last: Any, jitter: float = 0.1) -> list[Server]:
 
 
 def closed(
-    servers: Sequence[Server], until_s: float, clients: int = 8, **config: Any
+    servers: Sequence[Server], until_s: float, clients: int = 4, **config: Any
 ) -> Simulation:
     """A simulation of clients that send one small request after the other."""
     simulation = Simulation(model(len(servers), **config), servers, seed=1)

@@ -1,4 +1,4 @@
-"""A pool in simulated time, with eight clients and one of four servers at fault."""
+"""A pool in simulated time, with four clients and one of four servers at fault."""
 
 import pytest
 

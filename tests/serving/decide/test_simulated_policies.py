@@ -13,7 +13,7 @@ OTHERS = ["round_robin", "power_of_two", "least_requests"]
 def test_hybrid_is_ahead_where_gpus_are_unequal(rate: float) -> None:
     def p99(policy: str) -> float:
         servers = [gpu(1), gpu(1), gpu(2), gpu(4)]
-        result, _ = play(policy, servers, lambda seed: prompts(rate, 25, seed), until_s=60)
+        result, _ = play(policy, servers, lambda seed: prompts(rate, 18, seed), until_s=50)
         assert result.failed == 0
         return result.ttft_s(0.99)
 
@@ -23,7 +23,7 @@ def test_hybrid_is_ahead_where_gpus_are_unequal(rate: float) -> None:
 def test_hybrid_is_ahead_where_gpus_are_equal_and_busy() -> None:
     def p99(policy: str) -> float:
         servers = [gpu(1) for _ in range(4)]
-        result, _ = play(policy, servers, lambda seed: prompts(80, 25, seed), until_s=60)
+        result, _ = play(policy, servers, lambda seed: prompts(80, 18, seed), until_s=50)
         return result.ttft_s(0.99)
 
     assert p99("hybrid") < min(p99(policy) for policy in OTHERS)
@@ -34,7 +34,7 @@ def test_prompts_go_where_their_prefix_is(named: bool) -> None:
     def run(policy: str) -> tuple[float, bool]:
         servers = [gpu(1, cache_blocks=1500) for _ in range(4)]
         result, simulation = play(
-            policy, servers, lambda seed: talks(40, 30, seed, named=named), until_s=50
+            policy, servers, lambda seed: talks(40, 22, seed, named=named), until_s=40
         )
         return result.ttft_s(0.99), simulation.pool.prefix_pays
 
