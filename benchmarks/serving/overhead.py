@@ -63,7 +63,7 @@ def distances(ours: Figures, peers: Mapping[str, Figures]) -> list[str]:
         f"  CPU per request {ours['cpu_us'] / theirs['cpu_us']:.2f} x {name}'s"
         f", per token {ours['token_us'] / theirs['token_us']:.2f} x"
         for name, theirs in peers.items()
-        if name != DIRECT
+        if name != DIRECT and not math.isnan(theirs["cpu_us"] + theirs["token_us"])
     ]
 
 

@@ -176,9 +176,8 @@ def _litellm(setup: Setup) -> Command:
     return Command(argv, env)
 
 
-def _missing(setup: Setup) -> Command:
-    peers.home("production-stack")
-    raise AssertionError(setup)
+def _missing(_setup: Setup) -> Command:
+    return Command([peers.home("production-stack")])  # which says why there is none
 
 
 SGLANG = {Goal.CHEAP: "round_robin", Goal.LOAD: "power_of_two", Goal.PREFIX: "cache_aware"}

@@ -3,12 +3,13 @@
 python benchmarks/serving/run.py [--quick] [--routers a,b] [--scenarios x,y] [--json FILE]
 
 Every router has the first CPU for itself; engines and load generator share the second one. Peers
-are installed on first use (peers.py). An idle machine, please: its load is printed. Scenarios are
+are installed on first use (peers.py). An idle machine, please: what else ran is said. Scenarios are
 ``overhead`` and those of faults.py and queues.py; ``--quick`` takes two minutes and is for a look.
 """
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from benchmarks.machine import describe
 from benchmarks.serving import overhead
 from benchmarks.serving.faults import FAULTS
 from benchmarks.serving.figures import Figures, Rounds, judged, table, typical
+from benchmarks.serving.others import Others
 from benchmarks.serving.peers import Unavailable
 from benchmarks.serving.programs import LOAD_CPU, certificate, compiled
 from benchmarks.serving.queues import QUEUES
@@ -140,36 +142,48 @@ def rounds(chosen: argparse.Namespace, usual: int) -> int:
     return int(chosen.rounds or (1 if chosen.quick else usual))
 
 
+def run_part(part: str, chosen: argparse.Namespace, folder: Path) -> Results:
+    """Measures and reports ``overhead`` or a scenario."""
+    scale = 0.3 if chosen.quick else 1.0
+    if part == "overhead":
+        results = run_overhead(chosen.routers, rounds(chosen, 3), scale, folder)
+        report_overhead(results)
+        return results
+    scenario = SCENARIOS[part]
+
+    def measure(name: str, index: int) -> Figures:
+        return scenario.run(Bench(ROUTERS[name], folder, scale, seed=index))
+
+    results = collect(chosen.routers, rounds(chosen, 1), measure, part)
+    report_scenario(scenario, results)
+    return results
+
+
 def main() -> int:
     chosen = arguments()
-    scale = 0.3 if chosen.quick else 1.0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended
     for program in ("mock", "load"):
         compiled(program)
     found = versions(chosen.routers)
     os.sched_setaffinity(0, {LOAD_CPU})
-    say(describe(), f"load of the machine before: {os.getloadavg()[0]:.2f}")
-    say(", ".join(f"{name} {version}" for name, version in found.items()))
+    say(describe(), ", ".join(f"{name} {version}" for name, version in found.items()))
     everything: dict[str, Results] = {}
+    foreign: dict[str, float] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="trainmesh-bench-") as name:
-        folder = Path(name)
         for part in chosen.scenarios:
-            if part == "overhead":
-                results = run_overhead(chosen.routers, rounds(chosen, 3), scale, folder)
-                report_overhead(results)
-            else:
-                scenario = SCENARIOS[part]
-                results = collect(
-                    chosen.routers,
-                    rounds(chosen, 1),
-                    lambda name, i, run=scenario.run: run(Bench(ROUTERS[name], folder, scale, i)),  # type: ignore[misc]
-                    part,
-                )
-                report_scenario(scenario, results)
-            everything[part] = results
+            others = Others.start()
+            everything[part] = run_part(part, chosen, Path(name))
+            foreign[part] = others.share()
+            say(f"  other processes had {foreign[part]:.0%} of the machine meanwhile")
     say("", f"{time.monotonic() - began:.0f} s")
     if chosen.json:
-        document = {"machine": describe(), "versions": found, "results": everything}
+        document = {
+            "machine": describe(),
+            "versions": found,
+            "others": foreign,
+            "results": everything,
+        }
         chosen.json.write_bytes(msgspec.json.encode(document))
     return 0
 

@@ -124,7 +124,8 @@ class RetryConfig(_Strict, frozen=True):
 class EjectConfig(_Strict, frozen=True):
     """When an endpoint is taken out: ``failures`` hard errors in a row, or a TTFT above
     ``latency_ratio`` times the pool's median over ``samples`` requests, or a stream without a
-    byte for ``stall_s``. At most ``max_share`` of a pool is out at a time, for ``base_s`` at first
+    byte for ``stall_s``. At most ``max_share`` of a pool is out at a
+    time (those that refuse connections don't count), for ``base_s`` at first
     and ``max_s`` at most; it comes back with a slow start of ``slow_start_s``."""
 
     failures: Count = 3

@@ -69,8 +69,10 @@ class Books:
         if kind is Kind.FIRST:
             self.extras.asked(tokens)
             self.trend.asked(tokens)
-        elif kind is Kind.TRIAL:
+        if kind is Kind.TRIAL:
             endpoint.health.trials_inflight += 1
+        else:
+            endpoint.asked_s = now_s
         return attempt
 
     def first_byte(self, attempt: Attempt, now_s: float) -> None:
@@ -84,8 +86,10 @@ class Books:
         stream = attempt.facts.stream
         prompt = attempt.prompt_tokens
         nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
-        self._learn(attempt, nominal, now_s)
         state = endpoint.health.state
+        if attempt.kind is Kind.TRIAL and state is State.HEALTHY:
+            self.forecast.reconsider(endpoint, stream, attempt.work_tokens, nominal)
+        self._learn(attempt, nominal, now_s)
         if state is not State.EJECTED:
             endpoint.timings.append((nominal, prompt, attempt.work_tokens, stream, now_s))
         if state is not State.HEALTHY:

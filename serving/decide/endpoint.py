@@ -52,11 +52,13 @@ class Endpoint:
         "_others_inflight",
         "_others_tokens",
         "_others_waiting_tokens",
+        "asked_s",
         "base_s",
         "bandwidth_bytes_per_s",
         "bit",
         "cached_tokens",
         "config",
+        "copied_s",
         "derate",
         "health",
         "index",
@@ -112,6 +114,10 @@ class Endpoint:
         self.unanswered: dict[Attempt, None] = {}
         """Attempts without a first byte, the oldest first."""
         self.promoted = False
+        self.asked_s = -1.0
+        """When it was last sent a request that was no trial; -1: never."""
+        self.copied_s = float("-inf")
+        """When it was last tried though it is well."""
         self.configure(index, config, eject)
         self.see(EndpointSignal(name=self.name), 0.0)
 

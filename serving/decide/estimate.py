@@ -158,6 +158,11 @@ class Speed:
         self.at_s = now_s
         return self._ttft_s / self._expected_s
 
+    def restart(self) -> None:
+        """Forgets all but the next sample."""
+        self._n = 0.0
+        self._settled = 0
+
     def settle(self, now_s: float) -> None:
         """Lets the habit follow, if there were samples since the last call."""
         if self.at_s <= self._settled_s:

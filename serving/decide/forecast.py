@@ -19,6 +19,7 @@ from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Shape, Speed
 __all__ = ["Forecast", "PoolModel"]
 
 FRESH_S = 0.5
+BETTER = 1.5
 HALF_LIFE_S = 1.5
 HABIT_HALF_LIFE_S = 10.0
 ILL = 4.0
@@ -56,6 +57,12 @@ class Forecast:
         value = endpoint.speeds[stream].add(nominal_s, expected_s, now_s)
         shape.add(work, nominal_s * _for_shape(value / self._middle[stream]), now_s)
         endpoint.models[stream] = (value * shape.base_s, value * shape.s_per_token)
+
+    def reconsider(self, endpoint: Endpoint, stream: bool, work: float, nominal_s: float) -> None:
+        """A TTFT of an endpoint that nothing was sent to for a while: if it is far better than
+        expected, what was learned before is of no use any more."""
+        if nominal_s * BETTER < self.predict_s(endpoint, stream, work):
+            endpoint.speeds[stream].restart()
 
     def predict_s(self, endpoint: Endpoint, stream: bool, work: float) -> float:
         """The endpoint's TTFT without the network, as of its last samples."""

@@ -41,6 +41,10 @@ same one."""
 MAX_HOLDERS = 4
 JUDGE_S = 2e-3
 """Time between two looks for outliers, for each endpoint."""
+STALE_S = 1.0
+"""An endpoint that takes requests and was sent none for that long is tried by a copy,"""
+COPY_PERIOD_S = 2.0
+"""and again after that, as long as nothing else is sent there."""
 TRIAL_TIMEOUT_S = 5.0
 """A trial that has no first byte by then has failed."""
 
@@ -99,6 +103,7 @@ class Pool:
         extras = Extras(config.retry, config.hedge, trend.tokens, now_s)
         tested = self.versus if self._share else None
         self._books: Books = Books(self._roster, reuse, trend, forecast, extras, tested)
+        self._stale: Endpoint | None = None
         self._judged_s = now_s
         self.tick(now_s)
 
@@ -205,15 +210,23 @@ class Pool:
     def trial(
         self, facts: Facts, now_s: float, allowed: frozenset[int] | None = None
     ) -> Endpoint | None:
-        """An endpoint that is out and due to be tried by a copy of this request, if any.
+        """An endpoint that is out, or that nobody has chosen for a while, and is due to be tried
+        by a copy of this request, if any.
 
         The copy is to be begun with ``Kind.TRIAL``, cancelled at its first byte or after
         ``TRIAL_TIMEOUT_S`` (then it ends as ``TIMEOUT``), and its answer thrown away.
         """
         roster = self._roster
-        if len(roster.full) == len(self.endpoints):
+        if len(roster.full) < len(self.endpoints):
+            out = roster.trial(now_s, allowed)
+            if out is not None:
+                return out
+        stale = self._stale
+        if stale is None or (allowed is not None and stale.index not in allowed):
             return None
-        return roster.trial(now_s, allowed)
+        self._stale = None
+        stale.copied_s = now_s
+        return stale
 
     def _none(self, reason: str) -> Choice:
         roster = self._roster
@@ -351,6 +364,7 @@ class Pool:
         roster.health_tick(now_s)
         self._eject_outliers(now_s)
         self._promote(now_s)
+        self._stale = self._find_stale(now_s)
         self._books.reuse.value.tick(now_s)
         self._books.extras.tick(self._books.trend.tokens, now_s)
         self._books.context = self._books.trend.context(
@@ -363,6 +377,15 @@ class Pool:
                 lines.append(f"model {self.name}: {guard.line}")
                 guard.line = ""
         return lines
+
+    def _find_stale(self, now_s: float) -> Endpoint | None:
+        """One that takes requests and gets none: what is thought of it may be wrong by now, as its
+        first answers came from a cold start, or it was ill."""
+        for endpoint in self._roster.full:
+            asked_s = endpoint.asked_s
+            if 0.0 <= asked_s <= now_s - STALE_S and endpoint.copied_s <= now_s - COPY_PERIOD_S:
+                return endpoint
+        return None
 
     def _eject_outliers(self, now_s: float) -> None:
         if now_s - self._judged_s < JUDGE_S * len(self.endpoints):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal, interrupted_event
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-TRIAL_TIMEOUT_S: Final = 10.0
 FAULTS: Final = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
 _FAULTS: Final = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
 
@@ -191,7 +191,7 @@ class Exchange:
         for other in tuple(self._live):
             if other is not upstream:
                 self._abandon(other, Outcome.CANCELLED, now_s)
-        if upstream.answer.status < 400:
+        if upstream.answer.status < 300:
             self.route.first_byte(self, upstream.attempt, now_s)
         return client.begin_answer(upstream, self.facts.request_id)
 
@@ -301,7 +301,7 @@ class Exchange:
 
 
 class Trial:
-    """A copy of a request for an ejected endpoint, to see whether it is well again. Its answer is
+    """A copy of a request for an endpoint that gets none, to see whether it is well. Its answer is
     thrown away at the first byte; the client has its own from elsewhere."""
 
     __slots__ = ("_router", "_upstream", "endpoint", "route")
@@ -340,7 +340,7 @@ class Trial:
     def on_first(self, upstream: Upstream, now_s: float) -> None:
         status = upstream.answer.status
         upstream.drop()
-        if status < 400:
+        if status < 300:
             self.route.pool.first_byte(upstream.attempt, now_s)
         self._end(upstream, outcome_of(status), now_s)
 

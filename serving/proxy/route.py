@@ -200,7 +200,7 @@ class Route:
             server = self._servers[endpoint]
             cells[own.inflight] = endpoint.own_inflight
             cells[own.inflight_tokens] = endpoint.own_tokens
-            cells[own.waiting_tokens] = endpoint.waiting_tokens
+            cells[own.waiting_tokens] = endpoint.own_waiting_tokens
             cells[own.connections] = server.connections
             cells[own.state] = state_index(endpoint.health.state)
             reals[own.base_s] = endpoint.base_s
@@ -221,8 +221,11 @@ class Route:
     def hear_others(self, board: Board, worker: int) -> None:
         """Take over what other workers have in flight."""
         for endpoint, own in self._counters.items():
-            endpoint.others_inflight = board.others(own.inflight, worker)
-            endpoint.others_tokens = board.others(own.inflight_tokens, worker)
+            endpoint.set_others(
+                board.others(own.inflight, worker),
+                board.others(own.inflight_tokens, worker),
+                board.others(own.waiting_tokens, worker),
+            )
 
     def renew_certificates(self) -> list[str]:
         """Look at the files of certificates again; what was new, or wrong."""
