@@ -9,9 +9,9 @@ whatever others send. A request that would wait longer than it may is refused at
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil
-
-from msgspec import Struct
+from typing import Final
 
 from trainmesh.serving.config.types import Config, TenantConfig
 from trainmesh.serving.decide.line import Line, Ticket
@@ -20,18 +20,21 @@ from trainmesh.serving.decide.quota import Quota
 
 __all__ = ["Admission", "Admitted", "Queued", "Refused", "Ticket"]
 
-MAX_RETRY_AFTER_S = 60.0
+MAX_RETRY_AFTER_S: Final = 60.0
 
 
-class Admitted(Struct, frozen=True):
+@dataclass(frozen=True)
+class Admitted:
     """It may be sent now."""
 
 
-class Queued(Struct, frozen=True):
+@dataclass(frozen=True)
+class Queued:
     """It waits: a later call returns its ticket, to be sent or to be refused."""
 
 
-class Refused(Struct, frozen=True):
+@dataclass(frozen=True)
+class Refused:
     """It may come again after ``retry_after_s``."""
 
     status: int
@@ -39,8 +42,8 @@ class Refused(Struct, frozen=True):
     retry_after_s: int
 
 
-_ADMITTED = Admitted()
-_QUEUED = Queued()
+_ADMITTED: Final = Admitted()
+_QUEUED: Final = Queued()
 
 
 class Admission:

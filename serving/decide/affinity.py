@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
+from typing import Final
 
 from trainmesh.serving.decide.cost import expected_ttfts_s
 from trainmesh.serving.decide.types import Candidate, Context, Facts
 
 __all__ = ["Affinity", "Prefix", "home", "rendezvous"]
 
-BOUND = 1.25
+BOUND: Final = 1.25
 """No endpoint takes more than this times its share (Mirrokni, Thorup and Zadimoghaddam,
 "Consistent hashing with bounded loads", SODA 2018)."""
-OUT = 1e6
-_MASK = (1 << 64) - 1
+OUT: Final = 1e6
+_MASK: Final = (1 << 64) - 1
 
 
 def rendezvous(session_key: int, candidate: Candidate) -> float:

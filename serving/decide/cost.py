@@ -4,13 +4,14 @@ hardware are weighed in."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from trainmesh.serving.decide.estimate import RUNNING_SHARE, RUNNING_TOKENS
 from trainmesh.serving.decide.types import Candidate, Context, Facts
 
 __all__ = ["expected_ttfts_s", "network_s"]
 
-REPORT_LIMIT_S = 5.0
+REPORT_LIMIT_S: Final = 5.0
 
 
 def network_s(candidate: Candidate, nbytes: int) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 __all__ = ["Demand"]
 
-HALF_LIFE_S = 1.0
-HIGH = 0.8
-LOW = 0.4
-HIGH_FOR_S = 2.0
-QUIET_FOR_S = 60.0
+HALF_LIFE_S: Final = 1.0
+HIGH: Final = 0.8
+LOW: Final = 0.4
+HIGH_FOR_S: Final = 2.0
+QUIET_FOR_S: Final = 60.0
 
 
 class Demand:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -14,25 +13,17 @@ from trainmesh.serving.decide.health import Health
 from trainmesh.serving.decide.types import (
     NEVER_S,
     Attempt,
-    Candidate,
     EndpointSignal,
     Row,
     stable_hash,
 )
 
-__all__ = ["NOT_SLOW", "Endpoint", "Limits", "Timing", "row_of"]
+__all__ = ["NOT_SLOW", "Endpoint", "Limits", "Timing"]
 
 Limits = tuple[float, float]
 """A TTFT over the one expected of the pool: what is slow, and what is usual."""
 
 NOT_SLOW: tuple[Limits, Limits] = ((inf, 0.0), (inf, 0.0))
-
-_fields = attrgetter(*Row.__struct_fields__)
-
-
-def row_of(candidate: Candidate) -> Row:
-    """What a scorer sees of a candidate, fixed."""
-    return Row(*_fields(candidate))
 
 
 class Timing(NamedTuple):
@@ -154,6 +145,15 @@ class Endpoint:
         self.inflight = self.own_inflight + self._others_inflight + signal.others_inflight
         self.inflight_tokens = self.own_tokens + self._others_tokens + signal.others_tokens
         self.waiting_tokens = self.own_waiting_tokens + self._others_waiting_tokens
+
+    def row(self) -> Row:
+        """What a scorer sees of it, fixed."""
+        return Row(
+            self.index, self.key, self.weight, self.rtt_s, self.bandwidth_bytes_per_s,
+            self.derate, self.inflight, self.inflight_tokens, self.waiting_tokens, self.base_s,
+            self.s_per_token, self.cached_tokens, self.queued, self.running, self.kv_use,
+            self.report_age_s,
+        )  # fmt: skip
 
     def forget_speed(self) -> None:
         """It was slow and is well again: what was learned then is of no use."""

@@ -10,6 +10,8 @@ that is the peak-EWMA rule, latency times requests in flight.
 
 from __future__ import annotations
 
+from typing import Final
+
 from trainmesh.serving.decide.types import Candidate, EndpointSignal
 
 __all__ = [
@@ -22,23 +24,23 @@ __all__ = [
     "work_tokens",
 ]
 
-SHAPE_HALF_LIFE_S = 10.0
-SHAPE_SAMPLES = 256.0
-SPEED_HALF_LIFE_S = 2.0
-SPEED_SAMPLES = 32.0
+SHAPE_HALF_LIFE_S: Final = 10.0
+SHAPE_SAMPLES: Final = 256.0
+SPEED_HALF_LIFE_S: Final = 2.0
+SPEED_SAMPLES: Final = 32.0
 """The least that a new sample counts is 1 / (1 + this)."""
-HABIT_S = 60.0
-RIDGE = 0.005
+HABIT_S: Final = 60.0
+RIDGE: Final = 0.005
 """Pull towards the origin, in squares of the mean work."""
-MIN_SLOPE = 0.25
+MIN_SLOPE: Final = 0.25
 """Least share of TTFT that is taken to grow with work."""
-RUNNING_TOKENS = 8.0
-RUNNING_SHARE = 1 / 128
+RUNNING_TOKENS: Final = 8.0
+RUNNING_SHARE: Final = 1 / 128
 """What a request in flight, and a token of it, cost the next one's first byte, in waiting tokens:
 an answer that is being written takes one token of each step of the engine, and some memory
 traffic for what it has so far."""
-DEFAULT_S_PER_TOKEN = 1e-4
-MIN_NETWORK_FREE = 0.1
+DEFAULT_S_PER_TOKEN: Final = 1e-4
+MIN_NETWORK_FREE: Final = 0.1
 """Least share of a measured TTFT that isn't network, whatever a probe said of the link."""
 
 

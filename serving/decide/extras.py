@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from trainmesh.serving.config.types import HedgeConfig, RetryConfig
 from trainmesh.serving.decide.budget import Budget
 from trainmesh.serving.decide.histogram import TtftQuantiles
@@ -9,11 +11,11 @@ from trainmesh.serving.decide.types import Facts
 
 __all__ = ["Extras"]
 
-RETRY_FLOOR_PER_S = 5.0
-RETRY_BURST = 50.0
-HEDGE_BURST = 20.0
+RETRY_FLOOR_PER_S: Final = 5.0
+RETRY_BURST: Final = 50.0
+HEDGE_BURST: Final = 20.0
 """Ordinary requests whose tokens the hedge budget holds at most."""
-NEVER_S = float("inf")
+NEVER_S: Final = float("inf")
 
 
 class Extras:

@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from statistics import median_low
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Shape, Speed
 
 __all__ = ["Forecast", "PoolModel"]
 
-FRESH_S = 0.5
-BETTER = 1.5
-HALF_LIFE_S = 1.5
-HABIT_HALF_LIFE_S = 10.0
-ILL = 4.0
+FRESH_S: Final = 0.5
+BETTER: Final = 1.5
+HALF_LIFE_S: Final = 1.5
+HABIT_HALF_LIFE_S: Final = 10.0
+ILL: Final = 4.0
 
 
 class PoolModel(NamedTuple):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from trainmesh.serving.decide.scorers import LeastRequests
 from trainmesh.serving.decide.types import Candidate, Context, Facts, Scorer
 
 __all__ = ["Guard"]
 
-STRIKES = 3
+STRIKES: Final = 3
 """Overruns in a row: one alone may be the garbage collector's or another process's."""
-OUT_S = 10.0
+OUT_S: Final = 10.0
 
 
 class Guard:
@@ -70,6 +71,6 @@ class Guard:
     def _fallback(
         self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> tuple[Sequence[float], int]:
-        self.policy = LeastRequests.name
+        self.policy = LeastRequests().name
         scores = LeastRequests().score(facts, candidates, context, draw)
         return scores, scores.index(min(scores))

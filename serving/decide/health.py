@@ -10,6 +10,7 @@ are no trials; then ``until_s`` ends an ejection, and one request at a time show
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 from trainmesh.serving.config.types import EjectConfig
 from trainmesh.serving.decide.types import Outcome
@@ -19,21 +20,21 @@ __all__ = ["FAULTS", "Health", "State"]
 FAULTS = frozenset(
     (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
 )
-TRIAL_PERIOD_S = 1.0
-NEXT_TRIAL_S = 0.1
+TRIAL_PERIOD_S: Final = 1.0
+NEXT_TRIAL_S: Final = 0.1
 """After a good trial, where more than one is wanted."""
-TRIAL_GRACE_S = 0.5
+TRIAL_GRACE_S: Final = 0.5
 """What trials get before time alone ends an ejection."""
-MAX_TRIALS = 3
+MAX_TRIALS: Final = 3
 """In flight at one endpoint."""
-FLAP_S = 60.0
+FLAP_S: Final = 60.0
 """Ejections within this time of each other grow longer and want more good trials."""
-MAX_EXTRA_TRIALS = 2
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 5.0
-MIN_RAMP = 0.1
+MAX_EXTRA_TRIALS: Final = 2
+FIRST_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 5.0
+MIN_RAMP: Final = 0.1
 
-_WHAT = {
+_WHAT: Final = {
     Outcome.CONNECT: "connection refused or timed out",
     Outcome.RESET: "connection lost before the first byte",
     Outcome.STATUS: "status 5xx",

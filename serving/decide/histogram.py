@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from math import log
+from typing import Final
 
 __all__ = ["Histogram", "TtftQuantiles", "size_class"]
 
-LEAST_S = 1e-4
-BUCKETS = 128
-GROWTH = 1.14
+LEAST_S: Final = 1e-4
+BUCKETS: Final = 128
+GROWTH: Final = 1.14
 """Bucket b holds LEAST_S * GROWTH**b and more: 0.1 ms to half an hour in 128."""
-KEEP_A_SECOND = 0.93
+KEEP_A_SECOND: Final = 0.93
 """Half-life of ten seconds."""
-MIN_COUNT = 20.0
-_SCALE = 1.0 / log(GROWTH)
+MIN_COUNT: Final = 20.0
+_SCALE: Final = 1.0 / log(GROWTH)
 
 
 class Histogram:

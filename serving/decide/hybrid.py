@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import Final
 
 from trainmesh.serving.decide.affinity import home
 from trainmesh.serving.decide.cost import expected_ttfts_s
@@ -11,13 +12,13 @@ from trainmesh.serving.decide.types import Candidate, Context, Facts
 
 __all__ = ["Hybrid"]
 
-ALIKE = 1.1
-ALIKE_S = 2e-4
+ALIKE: Final = 1.1
+ALIKE_S: Final = 2e-4
 """Costs within this of the least are equal, estimates are no better: then requests in flight
 decide, which also keeps the harm small that an endpoint does before it is seen to be stuck."""
-HOT_KV = 0.85
-REPORT_LIMIT_S = 5.0
-OUT = 1e6
+HOT_KV: Final = 0.85
+REPORT_LIMIT_S: Final = 5.0
+OUT: Final = 1e6
 
 
 class Hybrid:

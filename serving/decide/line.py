@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.quota import Quota
@@ -13,9 +13,9 @@ from trainmesh.serving.decide.types import Facts
 
 __all__ = ["Line", "Ticket"]
 
-RATE_SAMPLES = 64
-MIN_RATE_SAMPLES = 8
-RATE_FOR_S = 30.0
+RATE_SAMPLES: Final = 64
+MIN_RATE_SAMPLES: Final = 8
+RATE_FOR_S: Final = 30.0
 
 
 class Ticket:

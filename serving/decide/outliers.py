@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import islice
 from statistics import median
+from typing import Final
 
 from trainmesh.serving.decide.endpoint import NOT_SLOW, Endpoint, Limits, Timing
 from trainmesh.serving.decide.estimate import nominal_s
@@ -22,15 +23,15 @@ from trainmesh.serving.decide.forecast import PoolModel
 
 __all__ = ["FLOOR_S", "Models", "expected_s", "is_slow", "judge"]
 
-FLOOR_S = 0.015
+FLOOR_S: Final = 0.015
 """Below this nothing is called slow: it is noise beside a model's work."""
-MADS = 4.0
-MAX_HABIT = 5.0
+MADS: Final = 4.0
+MAX_HABIT: Final = 5.0
 """An endpoint may always have been slower than the others, by no more than this: hardware
 differs. Taking it out would cost capacity, and policies that expect TTFTs know it."""
-FRESH_S = 60.0
-HISTORY = 4
-MIN_OTHERS = 3
+FRESH_S: Final = 60.0
+HISTORY: Final = 4
+MIN_OTHERS: Final = 3
 """Timings that an endpoint needs to be compared with."""
 
 Models = Sequence[PoolModel]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Final
 
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.types import LimitsConfig, ModelConfig
@@ -13,7 +14,7 @@ from trainmesh.serving.decide.books import Books
 from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.cost import expected_ttfts_s
 from trainmesh.serving.decide.demand import Demand
-from trainmesh.serving.decide.endpoint import Endpoint, row_of
+from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.extras import Extras
 from trainmesh.serving.decide.forecast import Forecast
 from trainmesh.serving.decide.guard import Guard
@@ -34,18 +35,18 @@ from trainmesh.serving.decide.types import (
 
 __all__ = ["TRIAL_TIMEOUT_S", "Pool"]
 
-MAX_CANDIDATES = 16
+MAX_CANDIDATES: Final = 16
 """Scored for one request: the best of some is nearly as good as the best of all (Mitzenmacher,
 2001; Prequal keeps as many probes), costs little, and workers with old news don't all want the
 same one."""
-MAX_HOLDERS = 4
-JUDGE_S = 2e-3
+MAX_HOLDERS: Final = 4
+JUDGE_S: Final = 2e-3
 """Time between two looks for outliers, for each endpoint."""
-STALE_S = 1.0
+STALE_S: Final = 1.0
 """An endpoint that takes requests and was sent none for that long is tried by a copy,"""
-COPY_PERIOD_S = 2.0
+COPY_PERIOD_S: Final = 2.0
 """and again after that, as long as nothing else is sent there."""
-TRIAL_TIMEOUT_S = 5.0
+TRIAL_TIMEOUT_S: Final = 5.0
 """A trial that has no first byte by then has failed."""
 
 
@@ -187,7 +188,7 @@ class Pool:
         if self._share and self._shadow is not None and self._random() < self._share:
             guard, arm = self._shadow, 1
         context = self._books.context
-        rows = [row_of(c) for c in candidates]
+        rows = [c.row() for c in candidates]
         scores, place = guard.score(facts, candidates, context, draw, now_s)
         chosen = candidates[place]
         choice = Choice(

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import log
+from typing import Final
 
 from trainmesh.serving.decide.estimate import Shape
 
 __all__ = ["BLOCK_TOKENS", "PrefixIndex", "PrefixValue"]
 
-BLOCK_TOKENS = 128
+BLOCK_TOKENS: Final = 128
 """Tokens of a block of 512 bytes, at four bytes a token."""
-MAX_BLOCKS = 1 << 16
+MAX_BLOCKS: Final = 1 << 16
 
 
 class PrefixIndex:
@@ -67,12 +68,12 @@ class PrefixIndex:
         return found
 
 
-MIN_REUSE = 0.05
+MIN_REUSE: Final = 0.05
 """Share of prompt tokens that must have been seen before."""
-MIN_GAIN = 0.9
+MIN_GAIN: Final = 0.9
 """Going by prompts' full lengths must miss by this much less to be believed."""
-MIN_SAMPLES = 20.0
-KEEP_A_SECOND = 0.97
+MIN_SAMPLES: Final = 20.0
+KEEP_A_SECOND: Final = 0.97
 """Half-life of 23 s."""
 
 

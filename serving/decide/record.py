@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 from msgspec import Struct
 
-from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.types import Context, Facts, Kind, Row, Scorer
 
 __all__ = ["Decision", "facts_of", "replay"]
@@ -50,40 +48,6 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_tokens: int = 0
     session_key: int = 0
     """A hash of the session, never the session itself."""
-
-    @classmethod
-    def from_choice(
-        cls, choice: Choice, facts: Facts, kind: Kind, *, unix_s: float, snapshot: int = 0
-    ) -> Decision:
-        """The record of a choice that was just made; copies no row."""
-        endpoint = choice.endpoint
-        shadow = choice.shadow
-        return cls(
-            request_id=facts.request_id,
-            unix_s=unix_s,
-            tenant=facts.tenant,
-            model=facts.model,
-            kind=kind,
-            policy=choice.policy,
-            arm=choice.arm,
-            draw=choice.draw,
-            context=choice.context,
-            rows=choice.rows,
-            names=[e.name for e in choice.candidates],
-            scores=cast("Sequence[float | None]", choice.scores),
-            chosen=endpoint.name if endpoint is not None else "",
-            reason=choice.reason,
-            excluded=choice.excluded,
-            snapshot=snapshot,
-            shadow_policy=choice.shadow_policy,
-            shadow=shadow.name if shadow is not None else "",
-            priority=facts.priority,
-            stream=facts.stream,
-            nbytes=facts.nbytes,
-            prompt_tokens=facts.prompt_tokens,
-            output_tokens=facts.output_tokens,
-            session_key=facts.session_key,
-        )
 
 
 def facts_of(decision: Decision) -> Facts:

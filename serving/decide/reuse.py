@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.prefix import BLOCK_TOKENS, PrefixIndex, PrefixValue
@@ -10,7 +11,7 @@ from trainmesh.serving.decide.types import Attempt, Facts
 
 __all__ = ["Reuse"]
 
-MAX_BITS = 512
+MAX_BITS: Final = 512
 """Beyond these the index begins anew, so that its masks stay small."""
 
 

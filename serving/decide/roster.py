@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Final
 
 from trainmesh.serving.config.types import EjectConfig
 from trainmesh.serving.decide.endpoint import Endpoint
@@ -11,7 +12,7 @@ from trainmesh.serving.decide.types import Outcome
 
 __all__ = ["Roster"]
 
-_LAST_RESORT = (State.SLOW_START, State.BACKOFF, State.EJECTED)
+_LAST_RESORT: Final = (State.SLOW_START, State.BACKOFF, State.EJECTED)
 """Who is asked when nobody else may be, the least bad first."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import Final
 
 from trainmesh.serving.decide.affinity import Affinity, Prefix
 from trainmesh.serving.decide.cost import expected_ttfts_s, network_s
@@ -25,10 +26,10 @@ __all__ = [
     "load_scorers",
 ]
 
-GROUP = "trainmesh.scorers"
-OUT = 1e6
+GROUP: Final = "trainmesh.scorers"
+OUT: Final = 1e6
 """Added to the score of a candidate that is taken only if there is no other."""
-REPORT_LIMIT_S = 5.0
+REPORT_LIMIT_S: Final = 5.0
 """Reports older than this say nothing."""
 
 

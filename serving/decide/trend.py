@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Context
 
 __all__ = ["Trend"]
 
-PART = 0.02
+PART: Final = 0.02
 """What a new request counts in the means."""
-RIF_QUANTILE = 0.84
-RIF_TICKS = 16
+RIF_QUANTILE: Final = 0.84
+RIF_TICKS: Final = 16
 
 
 class Trend:

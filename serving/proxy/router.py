@@ -23,7 +23,6 @@ from trainmesh.serving.decide.admission import Refused as Full
 from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.identity.access import Access
@@ -308,9 +307,7 @@ class Router:
         """No endpoint could take a request: write down why."""
         if self._ledger is not None:
             version = self._snapshot.version if self._snapshot is not None else 0
-            decision = Decision.from_choice(
-                choice, facts, Kind.FIRST, unix_s=time(), snapshot=version
-            )
+            decision = decision_of(choice, facts, Kind.FIRST, unix_s=time(), snapshot=version)
             self._ledger.add(Entry(decision=decision, status=503))
 
     def record_end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:

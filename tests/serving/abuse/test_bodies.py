@@ -32,7 +32,7 @@ def read(data: bytes) -> Body | Refusal:
         return refusal
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(KNOWN, st.booleans())
 def test_what_is_read_is_what_was_said(wish: dict[str, object], ascii_only: bool) -> None:
     body = read(json.dumps(wish, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
@@ -44,7 +44,7 @@ def test_what_is_read_is_what_was_said(wish: dict[str, object], ascii_only: bool
         assert getattr(body, name) == wish.get(name)
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 40))
 def test_any_bytes_are_a_request_or_a_refusal(junk: bytes, place: int) -> None:
     good = b'{"model":"m","stream":true,"max_tokens":5}'

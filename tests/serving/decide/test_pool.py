@@ -20,6 +20,7 @@ from trainmesh.serving.config.types import (
 )
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.health import State
+from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision, replay
 from trainmesh.serving.decide.scorers import BUILT_IN, load_scorers
@@ -136,7 +137,7 @@ def test_a_record_replays_to_the_same_choice(
     request = facts(prompt_tokens=tokens, session=session, blocks=tuple(range(8)), tenant="t")
     choice = pool.choose(request, 3.0)
     assert choice.endpoint is not None
-    record = Decision.from_choice(choice, request, Kind.FIRST, unix_s=1.5, snapshot=7)
+    record = decision_of(choice, request, Kind.FIRST, unix_s=1.5, snapshot=7)
     read = msgspec.json.decode(msgspec.json.encode(record), type=Decision)
     assert replay(read, BUILT_IN[policy]()) == choice.endpoint.index
     assert read.chosen == choice.endpoint.name
@@ -152,7 +153,7 @@ def test_nobody_to_choose_is_said_with_every_reason() -> None:
     choice = pool.choose(facts(), 0.0, tried=[pool.endpoints[2]])
     assert choice.endpoint is None
     assert choice.reason == "e0: quarantined: ecc; e1: cordoned; e2: tried already"
-    record = Decision.from_choice(choice, facts(), Kind.RETRY, unix_s=0.0)
+    record = decision_of(choice, facts(), Kind.RETRY, unix_s=0.0)
     assert (record.chosen, replay(record, BUILT_IN["hybrid"]())) == ("", -1)
     assert record.excluded == {"e0": "quarantined: ecc", "e1": "cordoned"}
 

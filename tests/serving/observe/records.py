@@ -13,6 +13,7 @@ from trainmesh.serving.config.types import (
     ModelConfig,
     ShadowConfig,
 )
+from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.scorers import load_scorers
@@ -82,9 +83,7 @@ def serve(made: Pool, count: int, seed: int = 3) -> list[Entry]:
         asked = facts(f"r{number}", rng.randrange(10, 4000), b"%d" % (number % 7))
         choice = made.choose(asked, now_s)
         assert choice.endpoint is not None
-        decision = Decision.from_choice(
-            choice, asked, Kind.FIRST, unix_s=START_UNIX_S + now_s, snapshot=7
-        )
+        decision = decision_of(choice, asked, Kind.FIRST, unix_s=START_UNIX_S + now_s, snapshot=7)
         running.append((decision, made.begin(choice.endpoint, asked, Kind.FIRST, now_s)))
         if len(running) > 6 or number == count - 1:
             for _ in range(1 if number < count - 1 else len(running)):

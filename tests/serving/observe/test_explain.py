@@ -12,7 +12,7 @@ from tests.serving.observe.records import START_UNIX_S, entry, facts, pool, serv
 from trainmesh.launcher.cli import main
 from trainmesh.serving.config.types import ShadowConfig
 from trainmesh.serving.control.rundir import ServeRun
-from trainmesh.serving.decide.record import Decision
+from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.types import Kind, Outcome
 from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.explain import attempts_of, terms_of, words
@@ -46,12 +46,12 @@ def story() -> list[Entry]:
     made = pool("mesh", shadow=ShadowConfig(policy="least_requests"))
     asked = facts("r1")
     choice = made.choose(asked, 0.0)
-    first = Decision.from_choice(choice, asked, Kind.FIRST, unix_s=START_UNIX_S, snapshot=41)
+    first = decision_of(choice, asked, Kind.FIRST, unix_s=START_UNIX_S, snapshot=41)
     assert choice.endpoint is not None
     attempt = made.begin(choice.endpoint, asked, Kind.FIRST, 0.0)
     made.end(attempt, Outcome.CONNECT, 0.002)
     again = made.choose(asked, 0.002, tried=(choice.endpoint,))
-    retry = Decision.from_choice(again, asked, Kind.RETRY, unix_s=START_UNIX_S + 0.002, snapshot=41)
+    retry = decision_of(again, asked, Kind.RETRY, unix_s=START_UNIX_S + 0.002, snapshot=41)
     return [
         entry(retry, Outcome.OK, status=200, ttft_s=0.02, duration_s=0.498),
         entry(first, Outcome.CONNECT, duration_s=0.002, error="connection refused"),
@@ -86,7 +86,7 @@ def test_a_choice_that_is_not_the_fastest_says_so() -> None:
 
 def test_a_request_that_nobody_could_take() -> None:
     choice = pool().choose(facts("r1"), 0.0, allowed=frozenset())
-    decision = Decision.from_choice(choice, facts("r1"), Kind.FIRST, unix_s=START_UNIX_S)
+    decision = decision_of(choice, facts("r1"), Kind.FIRST, unix_s=START_UNIX_S)
     lines = words(attempts_of([Entry(decision=decision)]))
     assert lines[1].endswith("first attempt: no endpoint could take it")
     assert choice.reason
