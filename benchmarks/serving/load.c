@@ -35,7 +35,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_HEADER = 16384, MAX_BUCKETS = 4096 };
+#include "answer.h"
+#include "memory.h"
+#include "samples.h"
+
+enum { MAX_BUCKETS = 4096 };
 static const double BUCKET_S = 0.1, REOPEN_S = 0.01;
 
 static struct {
@@ -49,11 +53,6 @@ static struct {
 
 // ---- what was measured -------------------------------------------------------------------------
 
-typedef struct {
-    float *at;
-    size_t len, cap;
-} Samples;
-
 static Samples totals, first_bytes, gaps;
 static struct {
     long sent, answered, tokens, status, reset, refused, timeout, truncated, error_event, cut;
@@ -63,22 +62,6 @@ static struct {
     int answered, failed;
 } buckets[MAX_BUCKETS];
 static double started_s;
-
-static void *checked(void *memory) {
-    if (!memory) {
-        fputs("load: out of memory\n", stderr);
-        exit(1);
-    }
-    return memory;
-}
-
-static void sample(Samples *s, double seconds) {
-    if (s->len == s->cap) {
-        s->cap = s->cap ? 2 * s->cap : 65536;
-        s->at = checked(realloc(s->at, s->cap * sizeof *s->at));
-    }
-    s->at[s->len++] = seconds;
-}
 
 static double now_s(void) {
     struct timespec t;
@@ -114,13 +97,11 @@ static long varied(long mean) {
 // ---- connections -------------------------------------------------------------------------------
 
 typedef enum { CLOSED, OPENING, FREE, BUSY } State;
-typedef enum { HEADER, LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER, UNTIL_CLOSE } Part;
-
 typedef struct {
     int fd;
     SSL *tls;
     State state;
-    double due_s, reopen_s, sent_s, first_s, last_token_s;
+    double due_s, reopen_s, sent_s;
     int listed;  // in the free list
     // the request, and how much of it is sent
     char *request;
@@ -129,12 +110,7 @@ typedef struct {
     long session, turn, group;
     char *said;  // the user's turns, as JSON messages
     size_t said_len, said_cap;
-    // the answer
-    Part part;
-    int status, line_start, trailer_len, closing, errored;
-    long left, events;
-    char header[MAX_HEADER], tail[8];
-    size_t header_len;
+    Answer answer;
 } Connection;
 
 static Connection *connections;
@@ -281,10 +257,8 @@ static void send_more(Connection *c) {
 static void begin(Connection *c, double due_s) {
     if (opt.sessions) next_turn(c);
     if (opt.sessions || opt.vary || !c->request_len) write_request(c);
-    c->due_s = due_s, c->first_s = c->last_token_s = 0;
-    c->part = HEADER, c->status = 0, c->left = 0, c->events = 0;
-    c->header_len = 0, c->line_start = 1, c->trailer_len = 0, c->closing = 0, c->errored = 0;
-    memset(c->tail, 0, sizeof c->tail);
+    c->due_s = due_s;
+    answer_begin(&c->answer, opt.stream, &gaps);
     c->request_sent = 0;
     count.sent++;
     c->state = BUSY;
@@ -315,115 +289,33 @@ static int opened(Connection *c, double t) {
 
 // ---- answers -----------------------------------------------------------------------------------
 
-static void body_bytes(Connection *c, const char *data, size_t n, double t) {
-    long before = c->events;
-    if (!c->first_s) c->first_s = t;
-    if (!opt.stream) return;
-    for (size_t i = 0; i < n; i++) {  // an event is a line that begins with d, of "data:"
-        if (c->line_start && data[i] == 'd') c->events++;
-        c->line_start = data[i] == '\n';
-    }
-    if (memmem(data, n, "\"error\"", 7)) c->errored = 1;
-    size_t keep = sizeof c->tail;  // the last bytes but blanks: [DONE]
-    for (size_t i = n > 2 * keep ? n - 2 * keep : 0; i < n; i++)
-        if (data[i] != '\n' && data[i] != '\r') {
-            memmove(c->tail, c->tail + 1, keep - 1);
-            c->tail[keep - 1] = data[i];
-        }
-    if (c->events == before) return;
-    if (c->last_token_s && t > c->last_token_s) sample(&gaps, t - c->last_token_s);
-    c->last_token_s = t;
-}
-
-static int take_header(Connection *c, const char *data, size_t n, size_t *used) {
-    size_t old = c->header_len, room = MAX_HEADER - 1 - old, take = n < room ? n : room;
-    memcpy(c->header + old, data, take);
-    c->header_len += take;
-    c->header[c->header_len] = 0;
-    char *end = strstr(c->header, "\r\n\r\n");
-    *used = take;
-    if (!end && !take) return c->closing = 1;  // longer than we read: no answer
-    if (!end) return 0;
-    *used = end + 4 - c->header - old;
-    *end = 0;
-    c->status = atoi(c->header + 9);
-    char *length = strcasestr(c->header, "\ncontent-length:");
-    c->closing = strcasestr(c->header, "\nconnection: close") != NULL;
-    if (c->status == 100) c->part = HEADER, c->header_len = 0;
-    else if (strcasestr(c->header, "\ntransfer-encoding: chunked")) c->part = CHUNK_SIZE;
-    else if (length) c->part = LENGTH, c->left = atol(length + 16);
-    else c->part = UNTIL_CLOSE;
-    return c->part == LENGTH && !c->left;
-}
-
-// One byte of a chunk's size, the end of a chunk, or a trailer; 1: the answer is complete.
-static int framing_byte(Connection *c, char byte) {
-    switch (c->part) {
-        case CHUNK_SIZE:
-            if (byte == '\n') c->part = c->left ? CHUNK_DATA : TRAILER;
-            else if (byte >= '0' && byte <= '9') c->left = c->left * 16 + byte - '0';
-            else if ((byte | 32) >= 'a' && (byte | 32) <= 'f')
-                c->left = c->left * 16 + (byte | 32) - 'a' + 10;
-            return 0;
-        case CHUNK_END:
-            if (byte == '\n') c->part = CHUNK_SIZE;
-            return 0;
-        default:  // a trailer: an empty line ends it
-            if (byte == '\n' && !c->trailer_len) return 1;
-            c->trailer_len = byte == '\n' ? 0 : byte == '\r' ? c->trailer_len : c->trailer_len + 1;
-            return 0;
-    }
-}
-
-// 1: the answer is complete.
-static int feed(Connection *c, const char *data, size_t n, double t) {
-    size_t i = 0, used;
-    while (i < n) {
-        if (c->part == HEADER) {
-            if (take_header(c, data + i, n - i, &used)) return 1;
-            i += used;
-        } else if (c->part == UNTIL_CLOSE) {
-            body_bytes(c, data + i, n - i, t);
-            return 0;
-        } else if (c->part == LENGTH || c->part == CHUNK_DATA) {
-            size_t take = n - i < (size_t)c->left ? n - i : (size_t)c->left;
-            body_bytes(c, data + i, take, t);
-            i += take, c->left -= take;
-            if (c->left) continue;
-            if (c->part == LENGTH) return 1;
-            c->part = CHUNK_END;
-        } else if (framing_byte(c, data[i++])) return 1;
-    }
-    return 0;
-}
-
 static void answered(Connection *c, double t) {
-    if (c->status != 200) {
-        count.last_status = c->status;
+    if (c->answer.status != 200) {
+        count.last_status = c->answer.status;
         fail(&count.status, t);
-    } else if (c->errored) {
+    } else if (c->answer.errored) {
         fail(&count.error_event, t);
-    } else if (opt.stream && memcmp(c->tail + 2, "[DONE]", 6)) {
+    } else if (opt.stream && !answer_done(&c->answer)) {
         fail(&count.truncated, t);
     } else {
         count.answered++;
-        count.tokens += opt.stream ? c->events - 1 : 0;
+        count.tokens += opt.stream ? c->answer.events - 1 : 0;
         sample(&totals, t - c->due_s);
-        sample(&first_bytes, (c->first_s ? c->first_s : t) - c->due_s);
+        sample(&first_bytes, (c->answer.first_s ? c->answer.first_s : t) - c->due_s);
         bucket(t, 1);
     }
-    if (opt.reconnect || c->closing) shut(c, t);
+    if (opt.reconnect || c->answer.closing) shut(c, t);
     else release(c);
 }
 
 static void broken(Connection *c, double t) {
     if (c->state == BUSY) {
-        if (c->part == UNTIL_CLOSE && c->status == 200) {
-            c->closing = 1;
+        if (c->answer.part == UNTIL_CLOSE && c->answer.status == 200) {
+            c->answer.closing = 1;
             answered(c, t);
             return;
         }
-        if (c->first_s) count.cut++;  // of the resets, those after the first byte
+        if (c->answer.first_s) count.cut++;  // of the resets, those after the first byte
         fail(&count.reset, t);
     }
     shut(c, t);
@@ -439,7 +331,7 @@ static void readable(Connection *c, int ended, double t) {
             broken(c, t);
             return;
         }
-        int complete = c->state == BUSY && feed(c, data, n, t);
+        int complete = c->state == BUSY && answer_feed(&c->answer, data, n, t);
         if (complete) answered(c, t);
         if (!ended && (complete || (!c->tls && n < (ssize_t)sizeof data))) return;
     }
@@ -536,28 +428,6 @@ static double run(void) {
         t = now_s();
     }
     return opt.rate ? opt.seconds : t - started_s;
-}
-
-static int by_value(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-static void print_samples(const char *name, Samples *s) {
-    static const double quantiles[] = {0.5, 0.9, 0.99, 0.999, 1};
-    static const char *names[] = {"p50", "p90", "p99", "p999", "max"};
-    double sum = 0;
-    printf("\"%s_ms\":{\"n\":%zu", name, s->len);
-    if (s->len) {
-        qsort(s->at, s->len, sizeof *s->at, by_value);
-        for (size_t i = 0; i < s->len; i++) sum += s->at[i];
-        printf(",\"mean\":%.4f", sum / s->len * 1e3);
-        for (int i = 0; i < 5; i++) {
-            size_t at = quantiles[i] * s->len;
-            printf(",\"%s\":%.4f", names[i], s->at[at < s->len ? at : s->len - 1] * 1e3);
-        }
-    }
-    printf("},");
 }
 
 static void print_result(double took_s) {

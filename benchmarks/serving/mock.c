@@ -29,45 +29,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "memory.h"
+#include "mock.h"
+#include "prefix_cache.h"
+#include "timers.h"
+
 enum { MAX_FD = 16384, BLOCK = 512, MAX_HEADER = 65536, MAX_BODY = 64 << 20 };
 
-static struct {
-    long port, slots, think_us, token_us, tokens, cache_blocks, fail;
-    double prefill_us;
-    const char *host, *name;
-} opt = {.port = 9001, .tokens = 32, .host = "127.0.0.1", .name = "mock"};
-
-static struct {
-    long started, served, aborted, refused, waiting, running;
-    long prompt_tokens, cached_tokens, held_tokens;
-} stats;
-
-// ---- buffers -----------------------------------------------------------------------------------
-
-typedef struct {
-    char *data;
-    size_t len, cap;
-} Buffer;
-
-static void *checked(void *memory) {
-    if (!memory) {
-        fputs("mock: out of memory\n", stderr);
-        exit(1);
-    }
-    return memory;
-}
-
-// Room for `more` bytes and a terminating zero.
-static void reserve(Buffer *b, size_t more) {
-    if (b->len + more + 1 <= b->cap) return;
-    while (b->len + more + 1 > b->cap) b->cap = b->cap ? 2 * b->cap : 4096;
-    b->data = checked(realloc(b->data, b->cap));
-}
-
-static void drop_front(Buffer *b, size_t n) {
-    memmove(b->data, b->data + n, b->len - n);
-    b->len -= n;
-}
+Options opt = {.port = 9001, .tokens = 32, .host = "127.0.0.1", .name = "mock"};
+Stats stats;
 
 // ---- connections -------------------------------------------------------------------------------
 
@@ -87,12 +57,6 @@ typedef struct {
 
 static Connection connections[MAX_FD];
 static int epoll_fd;
-
-typedef struct {
-    int fd;
-    uint32_t life;
-    int64_t due_ns;
-} Event;
 
 static int64_t now_ns(void) {
     struct timespec t;
@@ -128,7 +92,7 @@ static void flush(int fd) {
 
 static const char *reason(int status) { return status == 200 ? "OK" : "Error"; }
 
-static void reply(int fd, int status, const char *type, const char *body, size_t n) {
+void reply(int fd, int status, const char *type, const char *body, size_t n) {
     static Buffer page;  // head and body in one write
     page.len = 0;
     reserve(&page, n + 512);
@@ -140,69 +104,13 @@ static void reply(int fd, int status, const char *type, const char *body, size_t
     send_bytes(fd, page.data, page.len + n);
 }
 
-static void reply_json(int fd, int status, const char *body) {
+void reply_json(int fd, int status, const char *body) {
     reply(fd, status, "application/json", body, strlen(body));
 }
 
-// ---- prefix cache: a hash table of blocks in a ring, the least recently used first --------------
+// ---- prompts -----------------------------------------------------------------------------------
 
-typedef struct {
-    uint64_t hash;
-    uint32_t older, newer;  // in the ring; entry 0 is its ends
-    uint32_t next;          // of the same bucket; 0: none
-} CachedBlock;
-
-static CachedBlock *cache;
-static uint32_t *buckets, nbuckets, cache_used;
-
-static void make_cache(void) {
-    if (!opt.cache_blocks) return;
-    nbuckets = 2 * opt.cache_blocks + 1;
-    cache = checked(calloc(opt.cache_blocks + 1, sizeof *cache));
-    buckets = checked(calloc(nbuckets, sizeof *buckets));
-}
-
-static void cache_unlink(uint32_t i) {
-    cache[cache[i].older].newer = cache[i].newer;
-    cache[cache[i].newer].older = cache[i].older;
-}
-
-static void cache_append(uint32_t i) {
-    uint32_t newest = cache[0].older;
-    cache[i].older = newest, cache[i].newer = 0;
-    cache[newest].newer = cache[0].older = i;
-}
-
-static uint32_t *cache_bucket(uint64_t hash) { return &buckets[hash % nbuckets]; }
-
-// A free entry, or the one that was not used for longest.
-static uint32_t cache_room(void) {
-    if (cache_used < (uint32_t)opt.cache_blocks) return ++cache_used;
-    uint32_t oldest = cache[0].newer, *at = cache_bucket(cache[oldest].hash);
-    while (*at != oldest) at = &cache[*at].next;
-    *at = cache[oldest].next;
-    cache_unlink(oldest);
-    return oldest;
-}
-
-// Whether the block was there; it is the newest afterwards.
-static int cache_touch(uint64_t hash) {
-    uint32_t i = *cache_bucket(hash);
-    while (i && cache[i].hash != hash) i = cache[i].next;
-    int found = i != 0;
-    if (found) cache_unlink(i);
-    else {
-        i = cache_room();
-        uint32_t *bucket = cache_bucket(hash);
-        cache[i].hash = hash, cache[i].next = *bucket;
-        *bucket = i;
-    }
-    cache_append(i);
-    return found;
-}
-
-// Where the part of a body begins that a model would see.
-static const char *prompt_of(const char *body) {
+const char *prompt_of(const char *body) {
     const char *prompt = strstr(body, "\"messages\":");
     return prompt ? prompt : body;
 }
@@ -231,36 +139,6 @@ static long cached_tokens(Connection *c) {
         found += unbroken;
     }
     return found * BLOCK / 4;
-}
-
-// ---- timers: a binary heap ---------------------------------------------------------------------
-
-static Event *heap;
-static long heap_len, heap_cap;
-
-static void timer_push(int fd, int64_t due_ns) {
-    if (heap_len == heap_cap) {
-        heap_cap = heap_cap ? 2 * heap_cap : 1024;
-        heap = checked(realloc(heap, heap_cap * sizeof *heap));
-    }
-    long i = heap_len++;
-    for (; i && heap[(i - 1) / 2].due_ns > due_ns; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = (Event){fd, connections[fd].life, due_ns};
-}
-
-static Event timer_pop(void) {
-    Event top = heap[0], last = heap[--heap_len];
-    long i = 0;
-    for (;;) {
-        long child = 2 * i + 1;
-        if (child >= heap_len) break;
-        if (child + 1 < heap_len && heap[child + 1].due_ns < heap[child].due_ns) child++;
-        if (heap[child].due_ns >= last.due_ns) break;
-        heap[i] = heap[child];
-        i = child;
-    }
-    heap[i] = last;
-    return top;
 }
 
 // ---- the engine --------------------------------------------------------------------------------
@@ -321,6 +199,10 @@ static void make_answers(void) {
 
 static void advance(int fd);
 
+static void timer_push(int fd, int64_t due_ns) {
+    timer_add((Event){fd, connections[fd].life, due_ns});
+}
+
 static void release(Connection *c) {
     stats.running--;
     stats.held_tokens -= c->held_tokens;
@@ -362,8 +244,7 @@ static void start(int fd) {
     } else prefill(fd);
 }
 
-// Starts whatever may start now.
-static void admit(void) {
+void admit(void) {
     int fd;
     while ((!opt.slots || stats.running < opt.slots) && (fd = queue_pop(&for_slot)) >= 0) start(fd);
     next_prefill();
@@ -414,135 +295,6 @@ static void advance(int fd) {
     Connection *c = &connections[fd];
     if (c->stream) next_tokens(fd, c);
     else whole_answer(fd, c);
-}
-
-// ---- pages -------------------------------------------------------------------------------------
-
-static double kv_use(void) {
-    double room = opt.slots ? opt.slots * 2048.0 : 1 << 20, use = stats.held_tokens / room;
-    return use < 1 ? use : 1;
-}
-
-static void metrics_page(int fd) {
-    char page[2048];
-    int n = snprintf(page, sizeof page,
-                     "# TYPE vllm:num_requests_running gauge\n"
-                     "vllm:num_requests_running{model_name=\"mock\"} %ld\n"
-                     "# TYPE vllm:num_requests_waiting gauge\n"
-                     "vllm:num_requests_waiting{model_name=\"mock\"} %ld\n"
-                     "# TYPE vllm:kv_cache_usage_perc gauge\n"
-                     "vllm:kv_cache_usage_perc{model_name=\"mock\"} %.4f\n"
-                     "# TYPE vllm:gpu_cache_usage_perc gauge\n"
-                     "vllm:gpu_cache_usage_perc{model_name=\"mock\"} %.4f\n"
-                     "# TYPE vllm:prompt_tokens_total counter\n"
-                     "vllm:prompt_tokens_total{model_name=\"mock\"} %ld\n"
-                     "# TYPE vllm:prefix_cache_queries_total counter\n"
-                     "vllm:prefix_cache_queries_total{model_name=\"mock\"} %ld\n"
-                     "# TYPE vllm:prefix_cache_hits_total counter\n"
-                     "vllm:prefix_cache_hits_total{model_name=\"mock\"} %ld\n"
-                     "# TYPE sglang:num_running_reqs gauge\n"
-                     "sglang:num_running_reqs{model_name=\"mock\"} %ld\n"
-                     "# TYPE sglang:num_queue_reqs gauge\n"
-                     "sglang:num_queue_reqs{model_name=\"mock\"} %ld\n"
-                     "# TYPE sglang:token_usage gauge\n"
-                     "sglang:token_usage{model_name=\"mock\"} %.4f\n",
-                     stats.running, stats.waiting, kv_use(), kv_use(), stats.prompt_tokens,
-                     stats.prompt_tokens, stats.cached_tokens, stats.running, stats.waiting, kv_use());
-    reply(fd, 200, "text/plain; version=0.0.4", page, n);
-}
-
-// SGLang's /v1/loads and the older /get_load, a list of the ranks.
-static void loads_page(int fd, int whole) {
-    char ranks[512], page[1024];
-    long all = stats.running + stats.waiting;
-    snprintf(ranks, sizeof ranks,
-             "[{\"dp_rank\":0,\"num_reqs\":%ld,\"num_running_reqs\":%ld,\"num_waiting_reqs\":%ld,"
-             "\"num_total_reqs\":%ld,\"num_tokens\":%ld,\"num_used_tokens\":%ld,"
-             "\"max_total_num_tokens\":%ld,\"max_running_requests\":%ld,\"token_usage\":%.4f,"
-             "\"gen_throughput\":0,\"cache_hit_rate\":0,\"utilization\":%.4f}]",
-             all, stats.running, stats.waiting, all, stats.held_tokens, stats.held_tokens,
-             opt.slots ? opt.slots * 2048 : 1 << 20, opt.slots ? opt.slots : 4096, kv_use(),
-             kv_use());
-    if (!whole) {
-        reply_json(fd, 200, ranks);
-        return;
-    }
-    snprintf(page, sizeof page,
-             "{\"timestamp\":\"2026-01-01T00:00:00Z\",\"version\":\"0.5.6\",\"dp_rank_count\":1,"
-             "\"loads\":%s,\"aggregate\":{\"total_running_reqs\":%ld,\"total_waiting_reqs\":%ld,"
-             "\"total_reqs\":%ld,\"avg_token_usage\":%.4f,\"avg_throughput\":0,"
-             "\"avg_utilization\":%.4f}}",
-             ranks, stats.running, stats.waiting, all, kv_use(), kv_use());
-    reply_json(fd, 200, page);
-}
-
-static void stats_page(int fd) {
-    char page[512];
-    snprintf(page, sizeof page,
-             "{\"started\":%ld,\"served\":%ld,\"aborted\":%ld,\"refused\":%ld,\"waiting\":%ld,"
-             "\"running\":%ld,\"prompt_tokens\":%ld,\"cached_tokens\":%ld}",
-             stats.started, stats.served, stats.aborted, stats.refused, stats.waiting,
-             stats.running, stats.prompt_tokens, stats.cached_tokens);
-    reply_json(fd, 200, page);
-}
-
-static void control(int fd, const char *query) {
-    const struct {
-        const char *name;
-        long *value;
-    } words[] = {{"think_us=", &opt.think_us},
-                 {"token_us=", &opt.token_us},
-                 {"slots=", &opt.slots},
-                 {"fail=", &opt.fail}};
-    const char *found;
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if ((found = strstr(query, words[i].name)))
-            *words[i].value = atol(found + strlen(words[i].name));
-    if ((found = strstr(query, "prefill_us="))) opt.prefill_us = atof(found + 11);
-    reply_json(fd, 200, "{}");
-    admit();
-}
-
-static int starts(const char *path, const char *with) { return !strncmp(path, with, strlen(with)); }
-
-static const char model_page[] =
-    "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\",\"created\":1700000000,"
-    "\"owned_by\":\"mock\",\"root\":\"mock\",\"parent\":null,\"max_model_len\":131072}]}";
-static const char info_page[] =
-    "{\"model_path\":\"mock\",\"served_model_name\":\"mock\",\"tokenizer_path\":\"mock\","
-    "\"tp_size\":1,\"dp_size\":1,\"max_total_num_tokens\":1000000,\"is_generation\":true,"
-    "\"version\":\"0.5.6\"}";
-
-static void page(int fd, const char *path) {
-    if (starts(path, "/health") || starts(path, "/ready") || !strcmp(path, "/"))
-        reply_json(fd, opt.fail ? opt.fail : 200, "{}");
-    else if (starts(path, "/v1/models")) reply_json(fd, 200, model_page);
-    else if (starts(path, "/metrics")) metrics_page(fd);
-    else if (starts(path, "/v1/loads")) loads_page(fd, 1);
-    else if (starts(path, "/get_load")) loads_page(fd, 0);
-    else if (starts(path, "/stats")) stats_page(fd);
-    else if (starts(path, "/control")) control(fd, path);
-    else if (starts(path, "/version")) reply_json(fd, 200, "{\"version\":\"0.11.0\"}");
-    else if (strstr(path, "server_info") || strstr(path, "model_info"))
-        reply_json(fd, 200, info_page);
-    else reply_json(fd, 404, "{}");
-}
-
-// The prompt's tokens: a number for each 4 bytes.
-static void tokenize(int fd, const char *body, size_t n) {
-    static Buffer page;
-    const char *prompt = prompt_of(body);
-    size_t tokens = (n - (prompt - body)) / 4;
-    page.len = 0;
-    reserve(&page, 8 * tokens + 128);
-    page.len = sprintf(page.data, "{\"count\":%zu,\"max_model_len\":131072,\"tokens\":[", tokens);
-    for (size_t i = 0; i < tokens; i++) {
-        uint32_t word;
-        memcpy(&word, prompt + 4 * i, 4);
-        page.len += sprintf(page.data + page.len, i ? ",%u" : "%u", word * 2654435761U >> 15);
-    }
-    page.len += sprintf(page.data + page.len, "]}");
-    reply(fd, 200, "application/json", page.data, page.len);
 }
 
 // ---- requests ----------------------------------------------------------------------------------
@@ -613,8 +365,7 @@ static int take_request(int fd) {
     int busy = 0;
     if (!strcmp(path, "/v1/chat/completions") || !strcmp(path, "/v1/completions"))
         busy = completion(fd, body, body_len);
-    else if (!strcmp(path, "/tokenize")) tokenize(fd, body, body_len);
-    else page(fd, path);
+    else page(fd, path, body, body_len);
     body[body_len] = kept;
     drop_front(in, body + taken - in->data);
     return !busy;
@@ -720,7 +471,7 @@ int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     make_answers();
-    make_cache();
+    if (opt.cache_blocks) make_cache(opt.cache_blocks);
     int listener = listen_on();
     epoll_fd = epoll_create1(0);
     struct epoll_event e = {.events = EPOLLIN, .data.fd = listener}, events[512];

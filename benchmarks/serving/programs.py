@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 HERE = Path(__file__).parent
+PROGRAMS = {"mock": ("mock.c", "mock_pages.c"), "load": ("load.c",)}
 CPUS = sorted(os.sched_getaffinity(0))
 ROUTER_CPU = CPUS[0]
 LOAD_CPU = CPUS[min(1, len(CPUS) - 1)]
@@ -50,15 +51,17 @@ def pinned(cpu: int, argv: Sequence[str]) -> list[str]:
 
 
 def compiled(name: str) -> Path:
-    """The program made from NAME.c beside this file."""
-    source = HERE / f"{name}.c"
+    """The program made from the C sources beside this file; made again when they change."""
+    sources = [*sorted(HERE.glob("*.c")), *sorted(HERE.glob("*.h"))]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     folder = CACHE / "programs"
-    program = folder / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    program = folder / f"{name}-{digest}"
     if not program.exists():
         folder.mkdir(parents=True, exist_ok=True)
         made = program.with_suffix(f".{os.getpid()}")
+        parts = [str(HERE / part) for part in PROGRAMS[name]]
         libraries = ["-lssl", "-lcrypto", "-lm"] if name == "load" else []
-        subprocess.run(["gcc", "-O2", "-o", str(made), str(source), *libraries], check=True)
+        subprocess.run(["gcc", "-O2", "-o", str(made), *parts, *libraries], check=True)
         made.rename(program)
     return program
 

@@ -45,6 +45,8 @@ class Upstream(asyncio.Protocol):
                  "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request",
                  "server", "sink", "transport", "whole")  # fmt: skip
 
+    __deletable__ = ("answer", "attempt", "client", "request")  # mypyc wants to be told
+
     def __init__(self, server: Keeper) -> None:
         self.server = server
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)

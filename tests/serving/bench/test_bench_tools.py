@@ -118,9 +118,9 @@ def test_prompts_are_worked_on_one_after_the_other() -> None:
     assert result.answered == 0
 
 
-@pytest.mark.parametrize(("blocks", "knows"), [(1000, True), (6, False), (0, False)])
+@pytest.mark.parametrize(("blocks", "knows"), [(1000, True), (3, False), (0, False)])
 def test_the_prefix_cache_knows_conversations(blocks: int, knows: bool) -> None:
-    """One smaller than two prompts has always thrown away what comes next."""
+    """One smaller than a prompt has always thrown away what comes next."""
     with Mock("a", {"cache_blocks": blocks}) as mock:
         Load(
             mock.port, seconds=0.5, rate=100, connections=2, sessions=True, turns=5,
