@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup demo test check bench bench-serve soak clean
+.PHONY: help setup demo test test-compiled check bench bench-serve soak clean
 
 help:
 	@echo "make demo    set up, then train with 4 ranks and switch plans mid-run"
@@ -15,6 +15,7 @@ help:
 	@echo "make check   format, lint, types and import rules only"
 	@echo "make bench   the figures of the README"
 	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
+	@echo "make test-compiled   the router's tests with its data path compiled"
 	@echo "make soak    the long tests"
 
 setup: $(STAMP)
@@ -32,8 +33,16 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests of pure planning and of the router share the cores well; those that train don't.
+SIDE_BY_SIDE := tests/topology tests/serving
 test: check
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m "not soak" $(SIDE_BY_SIDE:%=--ignore=%)
+
+test-compiled: setup
+	scripts/compiled.sh $(BIN)/python build/compiled
+	cd build/compiled && ../../$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile \
+	  tests/serving --ignore=tests/serving/abuse/test_splits.py
 
 soak: setup
 	$(BIN)/python -m pytest -m soak
@@ -42,6 +51,7 @@ bench: setup
 	$(BIN)/python benchmarks/run.py
 
 bench-serve: setup
+	scripts/compiled.sh $(BIN)/python build/compiled
 	$(BIN)/python benchmarks/serving/run.py
 
 clean:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainmesh.serving.config.types import (
+    EjectConfig,
     EndpointConfig,
     LedgerConfig,
     LimitsConfig,
@@ -34,6 +35,7 @@ def pool(policy: str = "hybrid", shadow: ShadowConfig | None = None) -> Pool:
         ),
         policy=policy,
         shadow=shadow,
+        eject=EjectConfig(latency_ratio=1000.0),
     )
     made = Pool(
         "m",
