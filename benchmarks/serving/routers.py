@@ -22,6 +22,8 @@ __all__ = ["KEY", "ROUTERS", "Goal", "Router", "Running", "running"]
 
 KEY = "sk-bench"
 ROOT = Path(__file__).parent.parent.parent
+COMPILED = ROOT / "build" / "compiled"
+"""What scripts/compiled.sh makes."""
 READY_S = 90.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -74,10 +76,14 @@ class Router:
     tls: bool = True
 
     def version(self) -> str:
-        return "this one" if self.name == "trainmesh" else peers.version(self.name)
+        return "this one" if self.name.startswith("trainmesh") else peers.version(self.name)
 
 
-def _trainmesh(setup: Setup) -> Command:
+def _trainmesh(root: Path) -> Callable[[Setup], Command]:
+    return lambda setup: _trainmesh_of(root, setup)
+
+
+def _trainmesh_of(root: Path, setup: Setup) -> Command:
     endpoints = [{"url": url, "runtime": "vllm"} for url in setup.urls]
     config: dict[str, object] = {
         "version": 1,
@@ -97,7 +103,8 @@ def _trainmesh(setup: Setup) -> Command:
         config["tls"] = {"cert": str(setup.pem.certificate), "key": str(setup.pem.key)}
     path = setup.write("serve.yaml", json.dumps(config))
     argv = [sys.executable, "-m", "trainmesh", "serve", "--config", path]
-    return Command(argv, {"PYTHONPATH": str(ROOT)})
+    # The working directory comes before PYTHONPATH with -m.
+    return Command(["env", "-C", str(root), *argv], {"PYTHONPATH": str(root)})
 
 
 def _dataplane(name: str, make: Callable[..., str], file: str) -> Callable[[Setup], Command]:
@@ -190,7 +197,8 @@ ENVOY = {Goal.CHEAP: "least_request", Goal.LOAD: "least_request", Goal.PREFIX: "
 ROUTERS = {
     router.name: router
     for router in (
-        Router("trainmesh", _trainmesh, dict.fromkeys(Goal, "hybrid")),
+        Router("trainmesh", _trainmesh(COMPILED), dict.fromkeys(Goal, "hybrid")),
+        Router("trainmesh-py", _trainmesh(ROOT), dict.fromkeys(Goal, "hybrid")),
         Router("nginx", _dataplane("nginx", dataplane.nginx, "nginx.conf"), NGINX),
         Router("haproxy", _dataplane("haproxy", dataplane.haproxy, "haproxy.cfg"), HAPROXY),
         Router("envoy", _dataplane("envoy", dataplane.envoy, "envoy.yaml"), ENVOY),
