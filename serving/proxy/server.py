@@ -105,6 +105,8 @@ class Server:
         if self.closed or len(self._idle) >= MAX_IDLE:
             upstream.close()
         else:
+            if not upstream.transport.is_reading():  # a slow client had it paused to the end
+                upstream.transport.resume_reading()
             upstream.forget()
             upstream.idle_since_s = monotonic()
             self._idle.append(upstream)

@@ -73,6 +73,7 @@ class Backend:
     asked: list[Asked] = field(default_factory=list)
     health: int = 200
     connections: int = 0
+    busy: int = 0
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -138,6 +139,15 @@ class Backend:
             writer.write(answer(b"{}", self.health))
             return
         self.asked.append(asked)
+        self.busy += 1
+        try:
+            await self._answer(asked, reader, writer)
+        finally:
+            self.busy -= 1
+
+    async def _answer(
+        self, asked: Asked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         work = asyncio.ensure_future(self.script(self, writer))
         gone = asyncio.ensure_future(reader.read(1))
         await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)

@@ -186,3 +186,15 @@ def test_connections_to_endpoints_are_used_again(routed: Routed) -> None:
     for _ in range(10):
         assert routed.router.post(b'{"model":"one"}')[0] == 200
     assert routed.one.connections - before <= 5, "only health checks open new ones"
+
+
+def test_a_connection_that_a_slow_client_paused_serves_the_next_one(routed: Routed) -> None:
+    """The last piece of some of these fills the client's buffers, when the endpoint is done."""
+    for size in range(200_000, 6_000_000, 200_000):
+        routed.one.say(answer(b"y" * size))
+        with raw(routed.port) as slow:
+            slow.send(chat("one"))
+            slow.head()
+            until(lambda: not routed.one.busy)
+            routed.one.say(answer(b'"next"'))
+            assert routed.router.post(b'{"model":"one"}') == (200, b'"next"'), size
