@@ -97,7 +97,7 @@ class PrefixValue:
     )
 
     def __init__(self) -> None:
-        self.pays = False
+        self.pays = True  # until it is refuted, or nothing is asked twice
         self._seen = 0.0
         self._reused = 0.0
         self._full = Shape()

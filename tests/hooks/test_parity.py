@@ -9,7 +9,7 @@ from tests.torchjob import run_job
 pytestmark = pytest.mark.torch
 
 
-@pytest.mark.parametrize("world_size", [1, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 3, pytest.param(4, marks=pytest.mark.soak)])
 def test_hooked_training_equals_plain_training_bit_for_bit(tmp_path: Path, world_size: int) -> None:
     plain = run_job("parity.py", world_size=world_size, out=tmp_path / "plain")
     hooked = run_job("parity.py", world_size=world_size, out=tmp_path / "hooked", HOOKED="1")
