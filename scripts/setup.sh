@@ -17,13 +17,10 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   fi
 fi
 
-# Some tests need network namespaces, a C compiler, or other proxies to compare with; without them
-# they skip and say why.
+# Some tests need network namespaces or a C compiler; without them they skip and say why.
 missing=()
 command -v tc >/dev/null && command -v ip >/dev/null || missing+=(iproute2)
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
-command -v haproxy >/dev/null || missing+=(haproxy)
-command -v nginx >/dev/null || missing+=(nginx-light)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "setup: installing ${missing[*]}"
   { apt-get update -qq && apt-get install -y -qq "${missing[@]}" >/dev/null; } \
@@ -38,5 +35,17 @@ echo "setup: installing trainmesh, torch and the development tools (some minutes
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "pip>=25.1"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt --editable '.[serve,otlp]' --group dev
+
+# Proxies that the router is compared with: unpacked, not installed, so that no server is started.
+debian=$venv/debian
+if [ ! -e "$debian/usr/sbin/nginx" ] && command -v apt-get >/dev/null && command -v dpkg >/dev/null; then
+  if [ "$(id -u)" = 0 ]; then apt-get update -qq || true; fi
+  rm -rf "$debian" && mkdir -p "$debian"
+  ( cd "$debian"
+    apt-get download -qq nginx haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+    for package in ./*.deb; do dpkg -x "$package" .; done
+    rm ./*.deb ) >/dev/null 2>&1 \
+    || { rm -rf "$debian"; echo "setup: no nginx and HAProxy; the tests that compare with them will skip" >&2; }
+fi
 "$venv/bin/trainmesh" --version
 echo "setup: done; run $venv/bin/trainmesh --help"

@@ -78,7 +78,6 @@ class Pool:
     ) -> None:
         self.name = name
         self.config = config
-        self._rng = rng
         self._random = rng.random
         self._turn = rng.randrange(1 << 16)
         self._guard = Guard(self._scorer(config.policy, scorers), limits.decision_s, clock)

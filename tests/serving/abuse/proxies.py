@@ -1,10 +1,12 @@
 """HAProxy, nginx and a backend that writes down the bytes it gets."""
 
 import asyncio
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ __all__ = ["Backend", "backend", "haproxy", "nginx", "reachable"]
 ANSWER = b'{"object":"chat.completion","choices":[]}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
 LINGER_S = 0.3
+UNPACKED = Path(sys.prefix) / "debian"
 
 
 class Backend:
@@ -116,15 +119,20 @@ listen one
 
 
 def reachable(program: str) -> str | None:
-    """Where it is; Debian keeps servers outside a user's PATH."""
-    return shutil.which(program, path="/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin")
+    """Where it is: unpacked by ``make setup``, or installed."""
+    return shutil.which(program, path=f"{UNPACKED}/usr/sbin:/usr/local/sbin:/usr/sbin:/usr/bin")
 
 
 @contextmanager
 def _running(program: str, *arguments: str, port: int) -> Iterator[None]:
     path = reachable(program)
     assert path, f"{program} is not installed"
-    process = subprocess.Popen([path, *arguments], stderr=subprocess.DEVNULL)
+    libraries = UNPACKED / "usr/lib" / f"{os.uname().machine}-linux-gnu"
+    process = subprocess.Popen(
+        [path, *arguments],
+        env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         _wait_for(port, process)
         yield
