@@ -110,15 +110,7 @@ class Books:
         output_tokens: int = 0,
         retry_after_s: float = 0.0,
     ) -> None:
-        """Counts an attempt out; a second call does nothing.
-
-        Args:
-            attempt: from ``begin``.
-            outcome: how it ended.
-            now_s: monotonic seconds.
-            output_tokens: what the answer had, 0 if unknown.
-            retry_after_s: what the endpoint asked for with a 429 or 503, 0 if nothing.
-        """
+        """Counts an attempt out; a second call does nothing."""
         if attempt.ended:
             return
         if outcome is Outcome.OK and not attempt.first_byte_s:

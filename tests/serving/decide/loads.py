@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
+from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.decide.simulate import Request, Result, Server, Simulation
-from trainmesh.serving.decide.types import EndpointSignal, Facts
+from trainmesh.serving.decide.types import (
+    Candidate,
+    Context,
+    EndpointSignal,
+    Facts,
+    Kind,
+    Outcome,
+)
 
 SLOW_S = 0.295
 """What a 300 ms replica takes more than a 5 ms one."""
@@ -141,3 +149,23 @@ def play(
     simulation = Simulation(model(len(servers), policy, **config), servers, seed=seed)
     simulation.load(load(seed))
     return simulation.run(until_s), simulation
+
+
+def answer(pool: Pool, endpoint: Endpoint, now_s: float, ttft_s: float = 0.005) -> None:
+    attempt = pool.begin(endpoint, facts(), Kind.FIRST, now_s)
+    pool.first_byte(attempt, now_s + ttft_s)
+    pool.end(attempt, Outcome.OK, now_s + ttft_s, 10)
+
+
+class Fixed:
+    """A policy that always wants one endpoint."""
+
+    name = "fixed"
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+
+    def score(
+        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+    ) -> Sequence[float]:
+        return [float(c.index != self.wanted) for c in candidates]
