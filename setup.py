@@ -15,7 +15,7 @@ COMPILED = {
     "forecast guard health histogram hybrid line noted outliers pool prefix quota reuse roster "
     "scorers shadow trend types",
     "identity": "access gate keys refused",
-    "proxy": "answer answers api client exchange headers route router server upstream",
+    "proxy": "answer answers api call client exchange headers route router server upgrade upstream",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 

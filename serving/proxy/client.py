@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
-from trainmesh.serving.identity.gate import Tenant
 from trainmesh.serving.identity.tls import peer_names
+from trainmesh.serving.log import LOGGER, log_event
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.api import authority_of, is_host
+from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.headers import (
     AUTHORIZATION,
     CONNECTION,
@@ -30,13 +32,14 @@ from trainmesh.serving.proxy.headers import (
     field,
     nominated,
 )
+from trainmesh.serving.proxy.upgrade import Continued, framing_head
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.exchange import Exchange
     from trainmesh.serving.proxy.router import Router
 
-__all__ = ["Call", "ClientConnection"]
+__all__ = ["ClientConnection"]
 
 MAX_PIPELINED: Final = 256
 PAUSE_AT: Final = 16
@@ -59,38 +62,9 @@ class Phase(Enum):
     LINGER = "linger"
 
 
-class Call:
-    """A request as it came, without the fields that were for us only."""
-
-    __slots__ = ("body", "fields", "http10", "keep_alive", "method", "model", "parts",
-                 "passed_key", "path", "query", "received_s", "size", "special", "target",
-                 "tenant")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.target = self.path = self.query = b""
-        self.fields: list[tuple[bytes, bytes]] = []
-        self.special: dict[int, bytes] = {}
-        """Values of the fields that mean something to us (``headers``)."""
-        self.keep_alive = True
-        self.http10 = False
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.body = b""
-        self.received_s = 0.0
-        self.tenant: Tenant | None = None
-        self.model = ""
-        """As the client named it."""
-        self.passed_key = b""
-        """The Authorization field for an endpoint, where the router itself wants none."""
-
-    def passed_fields(self) -> list[tuple[bytes, bytes]]:
-        """The fields that go on to an endpoint."""
-        connection = self.special.get(CONNECTION)
-        if not connection:
-            return self.fields
-        gone = nominated(connection)
-        return [pair for pair in self.fields if pair[0].lower() not in gone]
+def _closes(call: Call) -> bool:
+    """``close`` outweighs ``keep-alive`` (RFC 9112, 9.3); the parser has it so for 1.1 only."""
+    return b"close" in nominated(call.special.get(CONNECTION, b""))
 
 
 class ClientConnection(asyncio.Protocol):
@@ -112,6 +86,12 @@ class ClientConnection(asyncio.Protocol):
         self._ready: deque[Call | Refusal] = deque()
         self._refusal: Refusal | None = None
         self._broken = False
+        self._framing_ahead = b""
+        """A head with the framing of a request whose body the parser would leave out, as the
+        request offers to upgrade; empty otherwise."""
+        self._received = 0
+        """Requests whose head has begun; each has its place in this order."""
+        self._answered = 0
         self._exchange: Exchange | None = None
         self._serving: Call | None = None
         self._names: tuple[str, ...] = ()
@@ -154,26 +134,33 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._broken:
             return
+        nbytes = len(data)
         while data:
             try:
                 self._parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as upgrade:
-                # The request is complete and is answered as if it hadn't offered one.
-                data = data[upgrade.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
+                data = self._ignore_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError as error:
                 self._broken = True
                 refusal = self._refusal or Refusal(400, f"not HTTP/1.1: {error}", code="bad_http")
                 self._ready.append(refusal)
                 break
         if self._call is not None:
-            self._check_header(len(data))
+            self._check_header(nbytes)
         if self._phase is not Phase.BUSY and self._ready:
             self._next()
         if len(self._ready) >= PAUSE_AT or (self.paused and self._ready):
             self._reading = False
             self.transport.pause_reading()
+
+    def _ignore_upgrade(self) -> bytes:
+        """The parser stopped behind a head that offers another protocol. We speak none, so the
+        request goes on as if nothing had been offered (RFC 9110, 7.8). What the next parser has to
+        be fed first."""
+        framing, self._framing_ahead = self._framing_ahead, b""
+        self._parser = httptools.HttpRequestParser(Continued(self) if framing else self)
+        return framing
 
     def _check_header(self, nbytes: int) -> None:
         """A request has come in part: its fields are bounded, those of its trailer too, and one
@@ -192,7 +179,9 @@ class ClientConnection(asyncio.Protocol):
     # -- what the parser says --------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._call = Call()
+        self._call = call = Call()
+        self._received += 1
+        call.place = self._received
         self._header_bytes = 0
         if self._phase is Phase.IDLE:
             self._enter(Phase.HEADER, monotonic())
@@ -227,7 +216,7 @@ class ClientConnection(asyncio.Protocol):
         version = parser.get_http_version()
         call.method = parser.get_method()
         call.http10 = version == "1.0"
-        call.keep_alive = parser.should_keep_alive()
+        call.keep_alive = parser.should_keep_alive() and not (call.http10 and _closes(call))
         self._check_framing(call, version)
         try:
             call.tenant = self._router.identify(call, self._names)
@@ -237,6 +226,8 @@ class ClientConnection(asyncio.Protocol):
         call.received_s = now_s = monotonic()
         special = call.special
         if CONTENT_LENGTH in special or TRANSFER_ENCODING in special:
+            if parser.should_upgrade():
+                self._framing_ahead = framing_head(call)
             if self._phase is Phase.HEADER:
                 self._enter(Phase.BODY, now_s)
             if EXPECT in special and self._exchange is None and not self._ready:
@@ -244,6 +235,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _check_framing(self, call: Call, version: str) -> None:
         special = call.special
+        if call.method == b"CONNECT":
+            raise self._refuse(405, "CONNECT is for proxies of other hosts; this is none")
         if version != "1.1":
             self._check_old(special, version)
         host = special.get(HOST)
@@ -291,6 +284,8 @@ class ClientConnection(asyncio.Protocol):
             raise self._refuse(503, "the router holds too many bodies", retry_after_s=1)
 
     def on_message_complete(self) -> None:
+        if self._framing_ahead:
+            return  # only the head is: the parser is about to stop for the upgrade
         call, self._call = self._current(), None
         call.body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
         call.parts = []
@@ -321,6 +316,10 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(item, Refusal):
             self._hang_up(item)
             return
+        self._answered += 1
+        if item.place != self._answered:
+            self._lose_order(f"request {item.place} came up as number {self._answered}")
+            return
         self._serving = item
         self._enter(Phase.BUSY, item.received_s)
         try:
@@ -332,6 +331,12 @@ class ClientConnection(asyncio.Protocol):
         if answer is not None:
             self.transport.write(answer)
             self._served()
+
+    def _lose_order(self, what: str) -> None:
+        """An answer would reach the wrong request, which must be impossible: better none."""
+        log_event(LOGGER, "order_lost", level=logging.ERROR, reason=what)
+        self._broken = True
+        self.transport.abort()
 
     def serve(self, exchange: Exchange) -> None:
         """``exchange`` answers the current request."""
@@ -345,14 +350,24 @@ class ClientConnection(asyncio.Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
-    def begin_answer(self, upstream: Upstream, request_id: str) -> Client:
-        """Prepare the head of an answer, which goes to what this returns, before the body."""
+    def _is_served_by(self, exchange: Exchange) -> bool:
+        """Whether ``exchange`` answers the request whose turn it is; ends the connection if not."""
+        if exchange is self._exchange:
+            return True
+        self._lose_order("an answer came for a request whose turn it is not")
+        return False
+
+    def begin_answer(self, exchange: Exchange, upstream: Upstream) -> Client | None:
+        """Prepare the head of an answer, which goes to what this returns, before the body; None
+        if it isn't ``exchange``'s turn."""
+        if not self._is_served_by(exchange):
+            return None
         answer = upstream.answer
         call = cast(Call, self._serving)  # an exchange has a request
         self._router.release(call)
         head = [
             b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason),
-            self.answer_fields(request_id, upstream.attempt.endpoint.name),
+            self.answer_fields(exchange.facts.request_id, upstream.attempt.endpoint.name),
             *self._framing(upstream, call),
             b"\r\n",
         ]
@@ -393,8 +408,10 @@ class ClientConnection(asyncio.Protocol):
             b"x-trainmesh-endpoint: %s\r\n" % endpoint.encode() if endpoint else b""
         )
 
-    def end_answer(self, *, close: bool) -> None:
+    def end_answer(self, exchange: Exchange, *, close: bool) -> None:
         """The answer is complete, or can't be completed (``close``)."""
+        if not self._is_served_by(exchange):
+            return
         self._exchange = None
         if self.transport.is_closing():
             return
@@ -424,8 +441,10 @@ class ClientConnection(asyncio.Protocol):
     def _keeps(self, call: Call) -> bool:
         return call.keep_alive and not self._router.draining
 
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
+    def write(self, exchange: Exchange, data: bytes) -> None:
+        """Part of an answer that ``exchange`` makes itself."""
+        if self._is_served_by(exchange):
+            self.transport.write(data)
 
     # -- time ------------------------------------------------------------------------------
 

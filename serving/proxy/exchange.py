@@ -22,7 +22,8 @@ from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from trainmesh.serving.decide.choice import Choice
-    from trainmesh.serving.proxy.client import Call, ClientConnection
+    from trainmesh.serving.proxy.call import Call
+    from trainmesh.serving.proxy.client import ClientConnection
     from trainmesh.serving.proxy.route import Route
     from trainmesh.serving.proxy.router import Router
     from trainmesh.serving.trace import AttemptTrace, RequestTrace
@@ -193,7 +194,10 @@ class Exchange:
                 self._abandon(other, Outcome.CANCELLED, now_s)
         if upstream.answer.status < 300:
             self.route.first_byte(self, upstream.attempt, now_s)
-        return client.begin_answer(upstream, self.facts.request_id)
+        taker = client.begin_answer(self, upstream)
+        if taker is None:
+            self._abandon(upstream, Outcome.CANCELLED, now_s)
+        return taker
 
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         status = upstream.answer.status
@@ -216,7 +220,7 @@ class Exchange:
         framed = upstream.streams_events and upstream.between_chunks
         if framed:
             event = interrupted_event(f"the stream from {upstream.attempt.endpoint.name} broke off")
-            client.write(b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
+            client.write(self, b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
         self._finish(upstream.answer.status, now_s, close=not framed)
 
     def _fail(self, upstream: Upstream, now_s: float) -> None:
@@ -266,7 +270,8 @@ class Exchange:
         """Answer with an error of ours."""
         client = self.client
         if client is not None:
-            client.write(refusal.answer(head=client.answer_fields(self.facts.request_id, "")))
+            head = client.answer_fields(self.facts.request_id, "")
+            client.write(self, refusal.answer(head=head))
             self._finish(refusal.status, now_s)
 
     def pause(self) -> None:
@@ -297,7 +302,7 @@ class Exchange:
         client, self.client = self.client, None
         self._router.ended(self, status, now_s)
         if client is not None:
-            client.end_answer(close=close)
+            client.end_answer(self, close=close)
 
 
 class Trial:

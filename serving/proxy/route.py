@@ -17,7 +17,7 @@ from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.types import Attempt, Kind, Outcome
 from trainmesh.serving.proxy.answer import Request
-from trainmesh.serving.proxy.client import Call
+from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.server import Server
 from trainmesh.serving.proxy.upstream import Upstream
 

@@ -42,7 +42,8 @@ from trainmesh.serving.proxy.upstream import Upstream
 from trainmesh.serving.trace import Tracer
 
 if TYPE_CHECKING:
-    from trainmesh.serving.proxy.client import Call, ClientConnection
+    from trainmesh.serving.proxy.call import Call
+    from trainmesh.serving.proxy.client import ClientConnection
 
 __all__ = ["Router"]
 

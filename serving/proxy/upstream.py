@@ -150,7 +150,11 @@ class Upstream(asyncio.Protocol):
         was_in_head = self._in_head
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except httptools.HttpParserUpgrade:
+            self.error = "it switched to another protocol, which nobody had asked for"
+            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            return
+        except httptools.HttpParserError as error:
             self.error = f"its answer is not HTTP: {error}"
             self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
             return

@@ -77,8 +77,11 @@ def backend(thread: LoopThread, tls: ssl.SSLContext | None = None) -> Iterator[B
 
 
 @contextmanager
-def nginx(folder: Path, backend_port: int) -> Iterator[int]:
-    """nginx before a backend; its port."""
+def nginx(folder: Path, backend_port: int, *, upgrades: bool = False) -> Iterator[int]:
+    """nginx before a backend; its port. ``upgrades``: it passes offers to upgrade on, as many
+    configurations do, over connections to the backend that all clients share."""
+    upgrade = "Upgrade $http_upgrade; proxy_set_header Connection upgrade"
+    passed = upgrade if upgrades else 'Connection ""'
     port = free_port()
     temporary = "\n".join(
         f"{name}_temp_path {folder}/{name};"
@@ -92,7 +95,7 @@ def nginx(folder: Path, backend_port: int) -> Iterator[int]:
             upstream one {{ server 127.0.0.1:{backend_port}; keepalive 16; }}
             server {{ listen 127.0.0.1:{port};
                 location / {{ proxy_pass http://one; proxy_http_version 1.1;
-                    proxy_set_header Connection ""; proxy_next_upstream off; }} }} }}
+                    proxy_set_header {passed}; proxy_next_upstream off; }} }} }}
     """)
     with _running("nginx", "-p", str(folder), "-c", str(config), port=port):
         yield port

@@ -1,13 +1,24 @@
 """However the network cuts the bytes, requests and answers are the same (RFC 9112, 2.2)."""
 
+from typing import TYPE_CHECKING, cast
+
 import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving.abuse.requests import CASES, PLAIN, Case
-from tests.serving.abuse.wire import Caller, answered, asked, cuts, every_cut
+from tests.serving.abuse.requests import CASES, HOST, OFFERS, PLAIN, Case
+from tests.serving.abuse.wire import Caller, Front, Recorder, answered, asked, cuts, every_cut
+from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.client import ClientConnection
 
+if TYPE_CHECKING:
+    from trainmesh.serving.proxy.exchange import Exchange
+    from trainmesh.serving.proxy.router import Router
+    from trainmesh.serving.proxy.upstream import Upstream
+
+ONE = b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n"
+MINE, OTHER = (cast("Exchange", object()) for _ in range(2))
 EVENT = b'data: {"choices":[]}\n\n'
 OK = b"HTTP/1.1 200 OK\r\n"
 SSE = OK + b"Content-Type: text/event-stream\r\n"
@@ -164,6 +175,56 @@ def test_a_request_is_the_same_wherever_it_is_cut(case: Case) -> None:
         other, written = asked(pieces)
         assert other.calls == front.calls, pieces
         assert written.written == transport.written, pieces
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("case", PLAIN, ids=lambda case: case.name)
+def test_an_offer_to_upgrade_changes_nothing(case: Case, offer: str) -> None:
+    """Wherever the bytes are cut, and with whatever comes after it over the same connection."""
+    offered = case.raw.replace(HOST, HOST + OFFERS[offer], 1)
+    expected, written = asked([case.raw + ONE])
+    assert not case.must or case.name == "HTTP 1.0" or expected.calls[-1][1] == b"/v1/models"
+    for pieces in ([offered + ONE], *every_cut(offered + ONE)):
+        front, transport = asked(pieces)
+        assert [(call[1], call[3]) for call in front.calls] == [
+            (call[1], call[3]) for call in expected.calls
+        ], pieces
+        assert front.refusals == expected.refusals, pieces
+        assert transport.written == written.written, pieces
+        assert front.buffered_bytes == 0
+
+
+def test_an_answer_out_of_order_ends_the_connection_and_reaches_nobody() -> None:
+    front, transport = Front(), Recorder()
+    connection = ClientConnection(cast("Router", front))
+    connection.connection_made(transport)
+    connection._ready.append(_call_at(2))
+    connection._next()
+    assert transport.ended
+    assert transport.written == b""
+    assert front.calls == []
+
+
+def test_an_answer_for_another_request_ends_the_connection_and_reaches_nobody() -> None:
+    for answers in (
+        lambda client: client.begin_answer(OTHER, cast("Upstream", None)),
+        lambda client: client.write(OTHER, b"HTTP/1.1 200 OK\r\n\r\n"),
+        lambda client: client.end_answer(OTHER, close=False),
+    ):
+        transport = Recorder()
+        connection = ClientConnection(cast("Router", Front()))
+        connection.connection_made(transport)
+        connection._serving = _call_at(1)
+        connection.serve(MINE)
+        assert not answers(connection)
+        assert transport.ended
+        assert transport.written == b""
+
+
+def _call_at(place: int) -> Call:
+    call = Call()
+    call.place = place
+    return call
 
 
 def test_a_bad_request_is_as_bad_wherever_it_is_cut() -> None:

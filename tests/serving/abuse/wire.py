@@ -10,7 +10,8 @@ from trainmesh.serving.config.types import Config, EndpointConfig, LimitsConfig,
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.proxy.answer import Client, Request
 from trainmesh.serving.proxy.answers import Refusal
-from trainmesh.serving.proxy.client import Call, ClientConnection
+from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.client import ClientConnection
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:

@@ -1,0 +1,44 @@
+"""A request of a client, as it came."""
+
+from __future__ import annotations
+
+from trainmesh.serving.identity.gate import Tenant
+from trainmesh.serving.proxy.headers import CONNECTION, nominated
+
+__all__ = ["Call"]
+
+
+class Call:
+    """A request as it came, without the fields that were for us only."""
+
+    __slots__ = ("body", "fields", "http10", "keep_alive", "method", "model", "parts",
+                 "passed_key", "path", "place", "query", "received_s", "size", "special",
+                 "target", "tenant")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.place = 0
+        """Among the requests of its connection, from 1."""
+        self.method = b""
+        self.target = self.path = self.query = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.special: dict[int, bytes] = {}
+        """Values of the fields that mean something to us (``headers``)."""
+        self.keep_alive = True
+        self.http10 = False
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.body = b""
+        self.received_s = 0.0
+        self.tenant: Tenant | None = None
+        self.model = ""
+        """As the client named it."""
+        self.passed_key = b""
+        """The Authorization field for an endpoint, where the router itself wants none."""
+
+    def passed_fields(self) -> list[tuple[bytes, bytes]]:
+        """The fields that go on to an endpoint."""
+        connection = self.special.get(CONNECTION)
+        if not connection:
+            return self.fields
+        gone = nominated(connection)
+        return [pair for pair in self.fields if pair[0].lower() not in gone]
