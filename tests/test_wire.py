@@ -80,3 +80,8 @@ def test_digest_covers_what_ranks_must_agree_on_and_nothing_else() -> None:
     assert changed(order=(0, 1, 2)) != same
     assert changed(algorithm="native") != same
     assert changed(islands=((0,), (1, 2))) != same
+
+
+def test_depth_is_refused_in_our_words() -> None:
+    with pytest.raises(WireError, match="^hint: nested too deeply$"):
+        decode(b'{"job":' + b"[" * 100_000, dict, what="hint")

@@ -40,7 +40,9 @@ def decode(data: bytes, kind: type[T], *, what: str, max_bytes: int = MAX_BYTES)
         raise WireError(f"{what}: {len(data)} bytes, more than the {max_bytes} allowed")
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise WireError(f"{what}: nested too deeply") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"{what}: {str(error).splitlines()[0]}") from error
 
 

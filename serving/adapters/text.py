@@ -51,9 +51,11 @@ def decode_answer(data: bytes, kind: type[T]) -> T:
     try:
         value: Any = json.loads(data.decode("utf-8", "surrogateescape"))
         return msgspec.convert(value, kind)
-    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+    except RecursionError:
+        what = "nested too deeply"
+    except (ValueError, msgspec.MsgspecError) as error:
         what = str(error).splitlines()[0]
-        raise AdapterError(f"the endpoint's answer is not valid JSON: {what}") from None
+    raise AdapterError(f"the endpoint's answer is not valid JSON: {what}")
 
 
 def clean(said: object) -> str:

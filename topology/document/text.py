@@ -4,6 +4,10 @@ JSON is read by the standard library, YAML from libyaml's events: ``yaml.load`` 
 ``yaml.compose`` resolve tags and aliases, take ten times as long, and recurse until the process
 crashes on deeply nested text. Here nothing but text, lists and mappings is made, whatever the
 input. Lines are looked up afterwards, if there is something to complain about.
+
+The limits are those below, not a library's. libyaml reads on to the end of what may be a key
+before it gives an event, and refuses text there that is nested deeper than it likes; such text is
+held against our limit first, so the words are the same with every release of it.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sized
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NoReturn, TypeAlias
@@ -23,12 +28,20 @@ from trainmesh.topology.document.places import Path, Token, json_tokens, places,
 __all__ = ["MAX_ENTRIES", "Document", "Value", "parse"]
 
 MAX_DEPTH = 16
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 MAX_ENTRIES = 500_000
 """In one list or mapping: as many as a link graph may have links."""
 MAX_VALUES = 12 * MAX_ENTRIES
 """In all: links of eight values each and nodes of three, as many as there may be of them."""
 LIST_ENTRY = re.compile(r"^ *- ", re.MULTILINE)
 LINK_IN_JSON = re.compile(r'"src"\s*:')
+OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Value: TypeAlias = "str | bool | None | list[Value] | dict[str, Value]"
@@ -81,7 +94,7 @@ def _parse(text: str) -> Document:
             return Document(_from_json(text), lambda: json_tokens(text))
         except (json.JSONDecodeError, RecursionError):
             pass  # YAML, or neither: the other parser says what is wrong, and counts the depth
-    return Document(_from_yaml(text), lambda: yaml_tokens(_events(text)))
+    return Document(_from_yaml(text), lambda: yaml_tokens(yaml.parse(text, Loader=Loader)))
 
 
 def _num_values(text: str) -> int:
@@ -128,26 +141,39 @@ def _mapping(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
     return mapping
 
 
-def _events(text: str) -> Iterable[yaml.Event]:
-    try:
-        yield from yaml.parse(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        line = None if mark is None else mark.line + 1
-        raise _Refused(line, f"not valid YAML: {problem}") from error
-    except UnicodeEncodeError as error:
-        raise _Refused(None, "not valid YAML: it holds half of a character") from error
-
-
 def _from_yaml(text: str) -> Value:
     builder = _Builder()
     take = builder.take
-    for event in _events(text):
-        take(event)
+    event: Any = None
+    try:
+        for event in yaml.parse(text, Loader=Loader):
+            take(event)
+    except yaml.YAMLError as error:
+        raise _refusal(error, text, event, builder.depth) from error
+    except UnicodeEncodeError as error:
+        raise _Refused(None, "not valid YAML: it holds half of a character") from error
     if not builder.top:
         raise _Refused(None, "the document is empty")
     return builder.top[0]
+
+
+def _refusal(error: yaml.YAMLError, text: str, last: Any, depth: int) -> _Refused:
+    """Why ``text`` is refused, where the library does so ``depth`` deep after the event ``last``:
+    our own reason if there is one in what the library has looked at since."""
+    end = getattr(error, "problem_mark", None)
+    if end is None:
+        return _Refused(None, f"not valid YAML: {str(error).splitlines()[0]}")
+    begin = last.end_mark if last is not None else None
+    index, line = (begin.index, begin.line) if begin is not None else (0, 0)
+    with suppress(yaml.YAMLError):
+        for token in yaml.scan(text[index : end.index], Loader=yaml.SafeLoader):
+            if isinstance(token, OPENING):
+                depth += 1
+            elif isinstance(token, CLOSING):
+                depth -= 1
+            if depth > MAX_DEPTH:
+                return _Refused(line + token.start_mark.line + 1, TOO_DEEP)
+    return _Refused(end.line + 1, f"not valid YAML: {getattr(error, 'problem', None) or error}")
 
 
 class _Builder:
@@ -161,6 +187,11 @@ class _Builder:
         self._key: str | None = None
         self._around: list[tuple[list[Value] | None, dict[str, Value] | None]] = []
         self._num_values = 0
+
+    @property
+    def depth(self) -> int:
+        """How many collections are open."""
+        return len(self._around)
 
     def take(self, event: Any) -> None:
         kind = type(event)
@@ -183,7 +214,7 @@ class _Builder:
 
     def _begin(self, value: Value, event: yaml.Event) -> None:
         if len(self._around) == MAX_DEPTH:
-            _fail(event, f"nested more than {MAX_DEPTH} deep")
+            _fail(event, TOO_DEEP)
         self._add(value, event)
         self._around.append((self._list, self._mapping))
 
