@@ -13,6 +13,7 @@ from trainmesh.launcher.terminal import Output, waiting
 from trainmesh.rundir import write_atomically
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.document import load_file
+from trainmesh.topology.explain import candidate_name
 from trainmesh.topology.nccl.tables import Generation
 from trainmesh.topology.render import svg
 from trainmesh.types import Collective
@@ -91,7 +92,8 @@ def _show(found: Answer) -> None:
     output = Output()
     rows = [
         (
-            ("* " if plan.algorithm == found.choice.chosen else "  ") + plan.algorithm,
+            ("* " if plan.algorithm == found.choice.chosen else "  ")
+            + candidate_name(plan, native_is_ring=found.native_is_ring),
             duration(plan.predicted_s),
             rate(plan.algbw_bytes_per_s),
             f"{plan.efficiency:.1%}",

@@ -24,8 +24,9 @@ from trainmesh.launcher.analysis_types import (
 from trainmesh.launcher.charts import Bar, Part
 from trainmesh.launcher.findings import Headline
 from trainmesh.topology.document import load
+from trainmesh.topology.explain import candidate_name
 from trainmesh.topology.render import svg
-from trainmesh.types import Plan
+from trainmesh.types import Choice, Plan
 
 __all__ = ["page"]
 
@@ -286,9 +287,7 @@ def _topology(run: RunAnalysis) -> str:
         cut=last.bound_cut if last is not None else (),
         bottleneck=last.bottleneck if last is not None else (),
     )
-    # Between its first and last words, explain goes through the candidates: those have a table.
-    explain = run.choice.explain if run.choice is not None else ()
-    words = dict.fromkeys((*explain[:1], *explain[-1:]))
+    words = _beside_candidates(run.choice) if run.choice is not None else []
     fits = [
         f"Measured on links of class {fit.link_class}: "
         f"{rate(fit.measured.bandwidth_bytes_per_s)} and {duration(fit.measured.alpha_s)} a "
@@ -302,6 +301,16 @@ def _topology(run: RunAnalysis) -> str:
         "".join(f"<p>{escape(text)}</p>" for text in words),
         _note(*fits),
     )
+
+
+def _beside_candidates(choice: Choice) -> list[str]:
+    """What explain says beside a line for each candidate: those have a table."""
+    names = tuple(
+        f"{candidate_name(plan, native_is_ring=is_ring)}: "
+        for plan in choice.candidates
+        for is_ring in (True, False)
+    )
+    return [text for text in choice.explain if not text.startswith(names)]
 
 
 def _buckets(run: RunAnalysis) -> str:

@@ -6,16 +6,16 @@ renamed or removed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration
 from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
-from trainmesh.topology.explain import advice_words, slack_at_most
+from trainmesh.topology.explain import advice_words, candidate_name, slack_at_most
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.nccl.job import from_graph
+from trainmesh.topology.nccl.job import from_graph, has_gpu_links
 from trainmesh.topology.nccl.model import NcclCost, crossovers, predict
 from trainmesh.topology.nccl.tables import Generation
 from trainmesh.topology.planner import choose
@@ -54,12 +54,13 @@ class NcclAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """``explain``: a line each."""
+    """``explain``: a line each. ``native_is_ring`` as in ``Executors``."""
 
     collective: Collective
     bound: Bound
     choice: Choice
     explain: tuple[str, ...]
+    native_is_ring: bool
     nccl: NcclAnswer | None = None
 
     @property
@@ -86,6 +87,7 @@ class Answer:
             },
             "plans": [_plan(plan) for plan in self.choice.candidates],
             "chosen": self.choice.chosen,
+            "native_is_ring": self.native_is_ring,
             "explain": "\n".join(self.explain),
             "crossovers": [
                 {"bytes": change.nbytes, "before": change.before, "after": change.after}
@@ -104,8 +106,12 @@ def answer(
     max_trees: int = 64,
     nccl: Generation | None = None,
 ) -> Answer:
-    """Plan one collective of ``nbytes`` (see ``Collective``) on ``graph``; ``nccl``: say also what
-    NCCL would pick on GPUs of this generation.
+    """Plan one collective of ``nbytes`` (see ``Collective``) on ``graph``; ``nccl``: compare with
+    what NCCL would pick on GPUs of this generation.
+
+    Plans are compared with native only where that is what runs without us: one ring in rank order
+    is gloo's all-reduce and all-gather, not its reduce-scatter (which torch makes of an all-reduce)
+    and nothing that NCCL runs, which is taken to be the backend where links are those of GPUs.
 
     Raises:
         ConfigError: ``only`` is not a known algorithm, or does not apply here.
@@ -114,43 +120,48 @@ def answer(
     left_out = len(graph.links)
     graph = graph.usable()
     left_out -= len(graph.links)
+    native_is_ring = (
+        collective != Collective.REDUCE_SCATTER and nccl is None and not has_gpu_links(graph)
+    )
+    executors = replace(ANY, native_is_ring=native_is_ring)
     choice = choose(
         graph,
         [nbytes],
         collective=collective,
-        executors=ANY,
+        executors=executors,
         max_trees=max_trees,
         margin=MARGIN,
         only=only,
     )
     if only is not None and choice.chosen != only:
-        known = ", ".join(plan.algorithm for plan in choice.candidates)
-        raise ConfigError(
-            f"algorithm {only!r} does not apply to this graph and {collective.value}; "
-            f"those that do: {known}"
-        )
+        [native] = (plan for plan in choice.candidates if plan.algorithm == choice.chosen)
+        raise ConfigError(native.reason)
     least = bound(graph, nbytes, collective)
     words = [*choice.explain, *advice_words(advice(graph, least, collective))]
     if left_out:
         words.append(f"Left out: {count(left_out, 'directed link')} in quarantine.")
-    if nccl is None:
-        return Answer(collective, least, choice, tuple(words))
-    found = _nccl(graph, collective, nbytes, nccl)
-    line = (
-        f"NCCL would pick {found.chosen.name} on {nccl.name.lower()} GPUs in "
-        f"{count(found.num_hosts, 'host')}, and expect {duration(found.chosen.time_s)}."
-    )
-    return Answer(collective, least, choice, (*words, line), found)
+    if nccl is None and not native_is_ring and collective != Collective.REDUCE_SCATTER:
+        words.append("--nccl GPU compares with NCCL's own model instead.")
+    plain = Answer(collective, least, choice, tuple(words), native_is_ring)
+    return plain if nccl is None else _with_nccl(plain, graph, nccl)
 
 
-def _nccl(
-    graph: LinkGraph, collective: Collective, nbytes: int, generation: Generation
-) -> NcclAnswer:
-    """The finest islands are taken for hosts; without any, all GPUs are in one."""
+def _with_nccl(plain: Answer, graph: LinkGraph, generation: Generation) -> Answer:
+    """``plain`` held against NCCL's own model. The finest islands are taken for hosts; without any,
+    all GPUs are in one."""
     hosts = max(islands(graph), key=len, default=(tuple(range(graph.world_size)),))
     job = from_graph(graph, hosts, generation)
-    chosen = predict(job, collective, nbytes).chosen
-    return NcclAnswer(chosen, len(hosts), tuple(crossovers(job, collective)))
+    picked = predict(job, plain.collective, plain.choice.nbytes).chosen
+    chosen = plain.chosen
+    line = (
+        f"NCCL would pick {picked.name} on {generation.name.lower()} GPUs in "
+        f"{count(len(hosts), 'host')}, and expect {duration(picked.time_s)}; "
+        f"the links alone would let {candidate_name(chosen, native_is_ring=False)} take "
+        f"{duration(chosen.predicted_s)}, without what carrying it out costs."
+    )
+    changes = tuple(crossovers(job, plain.collective))
+    found = NcclAnswer(picked, len(hosts), changes)
+    return replace(plain, explain=(*plain.explain, line), nccl=found)
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trainmesh.format import duration, rate, size
 from trainmesh.topology.advice import Advice
@@ -11,8 +12,10 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Crossover, Plan
 
 __all__ = [
+    "Comparison",
     "advice_words",
     "bound_words",
+    "candidate_name",
     "choice_words",
     "crossover_words",
     "names",
@@ -30,12 +33,23 @@ NOUNS = {
     Collective.REDUCE_SCATTER: "reduce-scatter",
 }
 ROUNDING = 1e-6
+GAIN = "Native, to which plans are compared, is gloo's own collective: one ring in rank order."
+NO_GAIN = (
+    "No gain over the backend's own collective is given: it is not one ring in rank order (NCCL "
+    "chooses among rings in orders of its own, trees and NVLS), so its time is not known."
+)
 
 
 def choice_words(
-    graph: LinkGraph, least: Bound, candidates: Sequence[Plan], chosen: Plan
+    graph: LinkGraph,
+    least: Bound,
+    candidates: Sequence[Plan],
+    chosen: Plan,
+    *,
+    native_is_ring: bool,
 ) -> list[str]:
-    """Lines for the bound, one for each candidate, and one for the chosen plan."""
+    """Lines for the bound, one for each candidate, one for the chosen plan, and one for what native
+    is."""
     if graph.world_size == 1:
         return ["One rank: there is nothing to reduce."]
     lines = [bound_words(graph, least, chosen.nbytes, chosen.collective)]
@@ -48,11 +62,20 @@ def choice_words(
         mark = " <- chosen" if plan is chosen else ""
         limit = f"; limited by {names(plan.bottleneck)}" if plan.bottleneck else ""
         lines.append(
-            f"{plan.algorithm}: {duration(plan.predicted_s)}, "
+            f"{candidate_name(plan, native_is_ring=native_is_ring)}: "
+            f"{duration(plan.predicted_s)}, "
             f"{rate(plan.algbw_bytes_per_s)} algbw, efficiency {plan.efficiency:.1%}"
             f"{limit}{mark}"
         )
-    return [*lines, f"Chosen: {chosen.algorithm}. {chosen.reason}."]
+    lines.append(f"Chosen: {chosen.algorithm}. {chosen.reason}.")
+    return [*lines, GAIN if native_is_ring else NO_GAIN]
+
+
+def candidate_name(plan: Plan, *, native_is_ring: bool) -> str:
+    """As in a table of what was compared."""
+    if plan.algorithm == Algorithm.NATIVE and not native_is_ring:
+        return "one ring in rank order"
+    return plan.algorithm
 
 
 def slack_at_most(least: Bound, candidates: Sequence[Plan]) -> float:
@@ -65,19 +88,43 @@ def slack_at_most(least: Bound, candidates: Sequence[Plan]) -> float:
     return slack if slack > ROUNDING else 0.0
 
 
-def reason(plan: Plan, *, chosen: bool, speed: float, margin: float, asked_for: bool) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """How plans were compared: the gain over native that it takes, the algorithm that was asked for
+    and why it can't be had (empty if it can), and whether native is what the backend runs."""
+
+    margin: float
+    asked_for: str | None
+    refusal: str
+    native_is_ring: bool
+
+
+def reason(plan: Plan, how: Comparison, *, chosen: bool, speed: float) -> str:
     """Why ``plan`` is or is not the chosen one; ``speed`` is that of native = 1."""
     limit = f", limited by {names(plan.bottleneck)}" if plan.bottleneck else ""
     if plan.algorithm != Algorithm.NATIVE:
-        text = f"{plan.algorithm} {_shape(plan)} is predicted {speed:.2f}x as fast as native{limit}"
-        return f"{text} (asked for)" if chosen and asked_for else text
+        text = f"{plan.algorithm} {_shape(plan)} is predicted {_pace(plan, how, speed)}{limit}"
+        return f"{text} (asked for)" if chosen and how.asked_for == plan.algorithm else text
+    if how.refusal:
+        return f"{how.asked_for} was asked for and can't run here: {how.refusal}"
     if not chosen:
-        return f"the backend's own collective in rank order{limit}"
-    if asked_for:
+        return f"the backend's own collective{' in rank order' * how.native_is_ring}{limit}"
+    if how.asked_for == plan.algorithm:
         return "native was asked for"
-    if margin < MIN_MARGIN:
-        return "no plan is predicted to be faster than native"
-    return f"no plan is predicted to be more than {margin:.0%} faster than native"
+    least = "" if how.margin < MIN_MARGIN else f"more than {how.margin:.0%} "
+    other = (
+        "native"
+        if how.native_is_ring
+        else "one ring in rank order, so the backend is left to itself"
+    )
+    return f"no plan is predicted to be {least}faster than {other}"
+
+
+def _pace(plan: Plan, how: Comparison, speed: float) -> str:
+    """Against native where that is what runs without us."""
+    if how.native_is_ring:
+        return f"{speed:.2f}x as fast as native"
+    return f"to take {duration(plan.predicted_s)}"
 
 
 def crossover_words(found: Sequence[Crossover]) -> list[str]:

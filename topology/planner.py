@@ -6,7 +6,7 @@ Third parties add planners by the entry-point group ``trainmesh.planners``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -16,14 +16,14 @@ from trainmesh.errors import ConfigError, PlanError
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.cost import PlanCost, plan_cost
 from trainmesh.topology.crossover import crossovers
-from trainmesh.topology.explain import choice_words, crossover_words, reason
+from trainmesh.topology.explain import Comparison, choice_words, crossover_words, reason
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
 from trainmesh.topology.request import LIVE, Executors, Planner, Request
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
-__all__ = ["CALIBRATION", "GROUP", "UNMEASURED", "choose", "planners"]
+__all__ = ["CALIBRATION", "GROUP", "UNMEASURED", "choose", "planners", "why_not"]
 
 GROUP = "trainmesh.planners"
 CALIBRATION: Mapping[str, float] = {
@@ -52,6 +52,13 @@ BUILT_IN: Mapping[str, Planner] = {
     Algorithm.SHARDED: sharded.plan,
     Algorithm.FOREST: forest.plan,
 }
+WHY_NOT: Mapping[str, Callable[[LinkGraph, Request], str | None]] = {
+    Algorithm.RING: ring.why_not,
+    Algorithm.TREE: tree.why_not,
+    Algorithm.HIERARCHICAL: hierarchical.why_not,
+    Algorithm.SHARDED: sharded.why_not,
+    Algorithm.FOREST: forest.why_not,
+}
 
 
 @cache
@@ -77,6 +84,17 @@ def planners() -> Mapping[str, Planner]:
     return _registered()[0]
 
 
+def why_not(algorithm: str, graph: LinkGraph, request: Request) -> str | None:
+    """Why ``algorithm`` can't be planned for ``request`` on ``graph``, as the end of a sentence;
+    None if nothing is known to be against it."""
+    if algorithm not in planners():
+        return f"it is unknown; known are {', '.join(planners())}"
+    if algorithm in BUILT_IN and algorithm not in request.executors.algorithms:
+        return "its executor can't run on this backend"
+    rule = WHY_NOT.get(algorithm)
+    return rule(graph, request) if rule is not None else None
+
+
 def choose(
     graph: LinkGraph,
     sizes: Sequence[int],
@@ -92,8 +110,8 @@ def choose(
 
     Candidates are compared by the sum of their predicted times over all buckets, times
     ``calibration[algorithm]`` (measured / predicted) where it is known. Native stays unless a
-    plan is predicted to be faster by more than ``margin`` (0.05 = 5 %); ``only`` forces one
-    algorithm if it applies.
+    plan is predicted to be faster by more than ``margin`` (0.05 = 5 %). ``only`` forces one
+    algorithm; where that can't be had, native stays, and its reason says why.
 
     Raises:
         ConfigError: ``only`` is not a known algorithm.
@@ -116,30 +134,39 @@ def choose(
     )
     native_s = next(seconds for seconds, plan in timed if plan.algorithm == Algorithm.NATIVE)
     best = _winner(timed, native_s, margin, only)
+    refusal = "" if only in (None, best.algorithm) else _refusal(only, graph, request)
+    how = Comparison(margin, only, refusal, executors.native_is_ring)
     candidates = []
     for seconds, plan in timed:
-        words = reason(
-            plan,
-            chosen=plan is best,
-            speed=native_s / seconds if seconds else 1.0,
-            margin=margin,
-            asked_for=only == plan.algorithm,
-        )
+        speed = native_s / seconds if seconds else 1.0
+        words = reason(plan, how, chosen=plan is best, speed=speed)
         candidates.append(replace(plan, reason=words))
     [chosen] = (plan for plan in candidates if plan.algorithm == best.algorithm)
-    changes = crossovers({item.plan.algorithm: item.cost for item in found if item.cost})
+    changes = crossovers(
+        {
+            item.plan.algorithm: item.cost
+            for item in found
+            if item.cost and (executors.native_is_ring or item.plan.algorithm != Algorithm.NATIVE)
+        }
+    )
     return Choice(
         graph_version=graph.version,
         nbytes=request.nbytes,
         chosen=chosen.algorithm,
         candidates=tuple(candidates),
         explain=(
-            *choice_words(graph, least, candidates, chosen),
+            *choice_words(
+                graph, least, candidates, chosen, native_is_ring=executors.native_is_ring
+            ),
             *crossover_words(changes),
             *warnings,
         ),
         crossovers=changes,
     )
+
+
+def _refusal(only: str, graph: LinkGraph, request: Request) -> str:
+    return why_not(only, graph, request) or "its planner found no plan for these links"
 
 
 class _Candidate:
@@ -238,11 +265,9 @@ def _smaller_side(cut: Sequence[str], graph: LinkGraph) -> tuple[str, ...]:
 def _winner(
     timed: Sequence[tuple[float, Plan]], native_s: float, margin: float, only: str | None
 ) -> Plan:
+    by_name = {plan.algorithm: plan for _, plan in timed}
+    native = by_name[Algorithm.NATIVE]
     if only is not None:
-        for _, plan in timed:
-            if plan.algorithm == only:
-                return plan
+        return by_name.get(only, native)
     best_s, best = timed[0]
-    if best.algorithm != Algorithm.NATIVE and best_s < (1 - margin) * native_s:
-        return best
-    return next(plan for _, plan in timed if plan.algorithm == Algorithm.NATIVE)
+    return best if best_s < (1 - margin) * native_s else native

@@ -17,7 +17,8 @@ class Executors:
     """What those who will carry a plan out can do: which built-in algorithms, whether they cut
     the bytes into chunks so that stages overlap, how many rings and nested levels of islands they
     run, whether the places of an island may have unequal shares, and what a message costs them
-    beside what the links take."""
+    beside what the links take. ``native_is_ring``: whether the backend's own collective is one ring
+    in rank order, as native is predicted; if not, no plan may be compared with native."""
 
     algorithms: Collection[str]
     pipelined: bool
@@ -25,6 +26,7 @@ class Executors:
     max_levels: int
     unequal_places: bool
     message_s: float = 0.0
+    native_is_ring: bool = True
 
 
 ANY = Executors(
@@ -32,9 +34,11 @@ ANY = Executors(
 )
 """What the algorithms are capable of."""
 LIVE = replace(ANY, message_s=100e-6)
-"""The executors in ``trainmesh.hooks`` on gloo groups (benchmarks/executors.py)."""
-NCCL = replace(ANY, message_s=50e-6)
-"""Those on NCCL groups, by groups of sends and receives; not measured on GPUs."""
+"""The executors in ``trainmesh.hooks`` on gloo groups (benchmarks/executors.py). Gloo reduces every
+size in one ring in rank order (``gloo/allreduce.cc``: the algorithm is never specified)."""
+NCCL = replace(ANY, message_s=50e-6, native_is_ring=False)
+"""Those on NCCL groups, by groups of sends and receives; not measured on GPUs. NCCL picks among
+rings of its own order, trees and NVLS (``topology.nccl``)."""
 ONE_RING = replace(NCCL, algorithms=frozenset({Algorithm.NATIVE, Algorithm.RING}), max_rings=1)
 """What NCCL itself carries out: its own choice, and that on ranks in another order."""
 

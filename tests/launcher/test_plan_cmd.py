@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.topology.graphs import racks
+from tests.topology.graphs import hgx, racks
 from trainmesh.launcher.cli import main
 from trainmesh.topology.document import dump
 
@@ -115,7 +115,8 @@ def test_one_algorithm_can_be_asked_for(star: str, capsys: pytest.CaptureFixture
         assert "asked for" in found["explain"]
     for name, words in (
         ("magic", "unknown algorithm 'magic'; known are native, ring"),
-        ("sharded", "algorithm 'sharded' does not apply to this graph and allgather; those that"),
+        ("sharded", "sharded was asked for and can't run here: it is for allreduce only, not for"),
+        ("hierarchical", "can't run here: the links divide the 4 ranks into no equal islands"),
     ):
         args = ["plan", "--graph", star, "--algorithm", name, "--collective", "allgather"]
         assert main(args) != 0
@@ -123,6 +124,43 @@ def test_one_algorithm_can_be_asked_for(star: str, capsys: pytest.CaptureFixture
         assert captured.out == ""
         assert words in captured.err
         assert captured.err.count("\n") == 1
+
+
+def test_no_gain_over_a_native_that_is_not_the_backends_own(
+    tmp_path: Path, star: str, two_racks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On GPUs native would be NCCL, which never runs one ring in rank order: interleaved over two
+    hosts that ring is many times as slow as what NCCL's own model expects of it."""
+    gpus = tmp_path / "gpus.json"
+    document = dump(hgx(2))
+    for place in range(16):
+        document["nodes"][f"g{place}"]["rank"] = 2 * (place % 8) + place // 8
+    gpus.write_text(json.dumps(document))
+    slow = STAR.replace("GBps: 100", "GBps: 1").replace("GBps: 50", "GBps: 0.5")
+    (tmp_path / "slow.yaml").write_text(slow)
+    for graph, collective, is_ring in (
+        (str(tmp_path / "slow.yaml"), "allreduce", True),
+        (str(tmp_path / "slow.yaml"), "reduce_scatter", False),
+        (two_racks, "allreduce", True),
+        (star, "allreduce", False),
+        (str(gpus), "allreduce", False),
+    ):
+        found = planned(capsys, "--graph", graph, "--collective", collective)
+        assert found["native_is_ring"] is is_ring
+        told = [found["explain"], *(plan["reason"] for plan in found["plans"])]
+        others = [plan for plan in found["plans"] if plan["algorithm"] != "native"]
+        assert others
+        assert any("as fast as native" in text for text in told) is is_ring
+        assert any("No gain over the backend's own" in text for text in told) is not is_ring
+        if not is_ring:
+            assert "native:" not in found["explain"]
+            assert "faster than native" not in found["explain"]
+            assert all("native" not in change.values() for change in found["crossovers"])
+    found = planned(capsys, "--graph", str(gpus), "--nccl", "hopper")
+    [native] = [plan for plan in found["plans"] if plan["algorithm"] == "native"]
+    assert native["time_s"] > 3 * found["nccl"]["time_s"]
+    assert "the links alone would let forest take" in found["explain"]
+    assert "as fast" not in found["explain"]
 
 
 def test_in_words(two_racks: str, capsys: pytest.CaptureFixture[str]) -> None:

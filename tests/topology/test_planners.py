@@ -11,10 +11,10 @@ from trainmesh.errors import ConfigError, GraphError
 from trainmesh.topology import planner
 from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
-from trainmesh.topology.planner import BUILT_IN, choose
+from trainmesh.topology.planner import BUILT_IN, choose, why_not
 from trainmesh.topology.planners import hierarchical
-from trainmesh.topology.request import Request
-from trainmesh.types import Choice, LinkCost, Plan
+from trainmesh.topology.request import NCCL, ONE_RING, Executors, Request
+from trainmesh.types import Choice, Collective, LinkCost, Plan
 from trainmesh.wire import decode, encode
 
 NBYTES = 10**9
@@ -169,3 +169,56 @@ def test_without_guests_there_are_the_built_in_planners() -> None:
     graph = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=10)
     algorithms = [plan.algorithm for plan in choose(graph, [NBYTES]).candidates]
     assert sorted(algorithms) == sorted(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "graph", "collective", "words"),
+    [
+        ("ring", star([1, 1]), "allreduce", "3 ranks or more, not 2"),
+        ("sharded", star([1, 1]), "allreduce", "for 3 to 64 ranks, not for 2"),
+        ("sharded", star([1] * 65), "allreduce", "for 3 to 64 ranks, not for 65"),
+        ("sharded", star([1, 1, 1]), "allgather", "for allreduce only"),
+        ("tree", star([1, 1, 1]), "reduce_scatter", "for allreduce only"),
+        ("tree", star([1]), "allreduce", "nobody to send to"),
+        ("forest", star([1]), "allreduce", "nobody to send to"),
+        ("forest", star([1] * 65), "allreduce", "up to 64 ranks"),
+        ("hierarchical", star([1, 1, 1, 1]), "allreduce", "into no islands"),
+        ("hierarchical", host_graph({"one": [0, 1, 2, 3]}), "allreduce", "into no islands"),
+        ("hierarchical", host_graph({"a": [0], "b": [1]}), "allreduce", "into no islands"),
+        ("hierarchical", host_graph({"a": [0, 1], "b": [2]}), "allgather", "no equal islands"),
+        ("magic", star([1, 1, 1]), "allreduce", "unknown"),
+    ],
+)
+def test_why_an_algorithm_can_t_be_had(
+    algorithm: str, graph: LinkGraph, collective: str, words: str
+) -> None:
+    """The planner leaves out just what is refused, and native stays with that reason."""
+    request = Request(NBYTES, Collective(collective))
+    refusal = why_not(algorithm, graph, request)
+    assert refusal is not None
+    assert words in refusal
+    if algorithm == "magic":
+        return
+    choice = choose(graph, [NBYTES], collective=request.collective, only=algorithm)
+    assert algorithm not in {plan.algorithm for plan in choice.candidates}
+    assert choice.chosen == "native"
+    [native] = [plan for plan in choice.candidates if plan.algorithm == "native"]
+    assert native.reason == f"{algorithm} was asked for and can't run here: {refusal}"
+
+
+@pytest.mark.parametrize("algorithm", sorted(BUILT_IN))
+def test_what_is_not_refused_is_planned(algorithm: str) -> None:
+    graph = racks(range(4), uplink=1, per_rack=2)
+    assert why_not(algorithm, graph, Request(NBYTES)) is None
+    assert choose(graph, [NBYTES], only=algorithm).chosen == algorithm
+
+
+@pytest.mark.parametrize("executors", [NCCL, ONE_RING])
+def test_on_nccl_no_plan_is_compared_with_native(executors: Executors) -> None:
+    """Native is predicted as one ring in rank order, which NCCL does not run."""
+    graph = racks([0, 2, 1, 3], uplink=1, per_rack=2)
+    told = choose(graph, [NBYTES], executors=executors)
+    assert told.chosen == "ring" or executors is NCCL
+    assert "as native" not in " ".join([*told.explain, *(p.reason for p in told.candidates)])
+    assert all("native" not in (change.before, change.after) for change in told.crossovers)
+    assert "as native" in " ".join(plan.reason for plan in choose(graph, [NBYTES]).candidates)

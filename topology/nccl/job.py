@@ -30,11 +30,13 @@ from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
 from trainmesh.topology.nccl.tables import Generation, speeds
 from trainmesh.types import MAX_RANKS
 
-__all__ = ["Cpu", "NcclGraph", "NcclJob", "from_graph"]
+__all__ = ["Cpu", "NcclGraph", "NcclJob", "from_graph", "has_gpu_links"]
 
 MAX_CHANNELS = 64
 MAX_SEARCH_CHANNELS = 32
 FASTEST_PCI_GBps = 64.0
+GPU_CLASSES = frozenset({"c2c", "infiniband", "pcie", "roce", "xgmi"})
+"""Classes of links, beside NVLink's, that carry a job's bytes for NCCL or RCCL and not for gloo."""
 NVLINK_SHARE = {
     Generation.VOLTA: 20.0 / 25,
     Generation.AMPERE: 20.0 / 25,
@@ -172,6 +174,14 @@ def from_graph(
         nvls=_multicast(host, generation, GBps, across=across),
         plain_tree=host.num_ranks == 1,
         cpu=cpu,
+    )
+
+
+def has_gpu_links(graph: LinkGraph) -> bool:
+    """Whether some link is one of GPUs, by its class or because nothing else is so fast."""
+    return any(
+        _is_nvlink(link) or link.link_class.lower() in GPU_CLASSES or _GBps(link) > FASTEST_PCI_GBps
+        for link in graph.links
     )
 
 

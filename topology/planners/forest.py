@@ -21,7 +21,7 @@ from trainmesh.topology.indexed import rational
 from trainmesh.topology.request import Request
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 
-__all__ = ["plan"]
+__all__ = ["plan", "why_not"]
 
 MAX_RANKS = 64
 MAX_LINKS = 1_200
@@ -33,10 +33,24 @@ GOOD = 0.995
 pairs could be packed: as good where all ranks are alike, and found in a tenth of the time."""
 
 
+def why_not(graph: LinkGraph, request: Request) -> str | None:
+    """Why trees are not even tried to be packed; None if they are."""
+    if graph.world_size < 2:
+        return "one rank has nobody to send to"
+    if graph.world_size > MAX_RANKS or len(graph.links) > MAX_LINKS:
+        return (
+            f"trees are packed for up to {MAX_RANKS} ranks and {MAX_LINKS} directed links, not for "
+            f"{graph.world_size} and {len(graph.links)}"
+        )
+    if request.collective != Collective.ALLREDUCE and request.max_trees < graph.world_size:
+        return f"{request.collective} takes a tree for each rank, more than {request.max_trees}"
+    return None
+
+
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
     """The forest with at most ``request.max_trees`` trees; None for one rank, above 64 ranks, and
     where that many trees can't do (an all-gather needs one for each rank)."""
-    if not 1 < graph.world_size <= MAX_RANKS or len(graph.links) > MAX_LINKS:
+    if why_not(graph, request) is not None:
         return None
     try:
         trees = _trees(graph, request.collective, request.max_trees)

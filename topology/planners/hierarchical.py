@@ -18,7 +18,7 @@ from trainmesh.topology.request import Request
 from trainmesh.topology.routes import natural
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["islands", "plan"]
+__all__ = ["islands", "plan", "why_not"]
 
 Islands = tuple[tuple[int, ...], ...]
 MAX_PREDICTED = 12
@@ -33,11 +33,20 @@ SEVERAL = 3
 """Islands from which on their order matters."""
 
 
+def why_not(graph: LinkGraph, request: Request) -> str | None:
+    """Why the graph suggests no islands; None if it suggests some."""
+    if _divisions(graph, request):
+        return None
+    equal = "" if request.collective == Collective.ALLREDUCE else " equal"
+    return (
+        f"the links divide the {graph.world_size} ranks into no{equal} islands that are faster "
+        "inside than between them"
+    )
+
+
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
     """The best of the divisions that the graph suggests; None if it suggests none."""
-    found = islands(graph)
-    if request.collective != Collective.ALLREDUCE:
-        found = [division for division in found if _is_equal(division)]
+    found = _divisions(graph, request)
     chains: list[tuple[Islands, ...]] = [(division,) for division in found]
     chains += _nested(found, request.executors.max_levels)
     if any(len(division) > SEVERAL for division in found):
@@ -64,6 +73,13 @@ def islands(graph: LinkGraph) -> list[Islands]:
         found.add(tuple(sorted(tuple(ranks) for ranks in division)))
     useful = [d for d in found if 1 < len(d) < graph.world_size]
     return sorted(useful, key=lambda d: (not _is_equal(d), len(d), d))
+
+
+def _divisions(graph: LinkGraph, request: Request) -> list[Islands]:
+    found = islands(graph)
+    if request.collective == Collective.ALLREDUCE:
+        return found
+    return [division for division in found if _is_equal(division)]
 
 
 def _as_plan(levels: tuple[Islands, ...], graph: LinkGraph, request: Request) -> Plan:

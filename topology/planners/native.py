@@ -1,4 +1,5 @@
-"""native: what the backend does by itself, taken as one ring in rank order (gloo's algorithm)."""
+"""native: what the backend does by itself, taken as one ring in rank order. That is gloo's
+algorithm, and not NCCL's (``Executors.native_is_ring``)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from trainmesh.topology.request import Request
 from trainmesh.topology.routes import Route
 from trainmesh.types import Algorithm, Plan
 
-__all__ = ["best_order", "plan"]
+__all__ = ["best_order", "plan", "why_not"]
 
 EXACT_UP_TO = 8
 IMPROVE_UP_TO = 32
@@ -35,6 +35,16 @@ Order = tuple[int, ...]
 _Cost = tuple[float, float, float, Order]
 
 
+def why_not(graph: LinkGraph, request: Request) -> str | None:
+    """Why there is no ring to choose; None if there is."""
+    if graph.world_size < 3:
+        return (
+            f"it takes 3 ranks or more, not {graph.world_size}: with fewer there is one ring only, "
+            "which native is"
+        )
+    return None
+
+
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
     """The best order, starting at rank 0, or several; None for fewer than three ranks (there is
     one ring only).
@@ -43,7 +53,7 @@ def plan(graph: LinkGraph, request: Request) -> Plan | None:
     a tree network is crossed once; improved by 2-opt up to 32 ranks, unless a rank's own links
     are the bottleneck already.
     """
-    if graph.world_size < 3:
+    if why_not(graph, request) is not None:
         return None
     free = _Free(graph)
     first = best_order(graph)

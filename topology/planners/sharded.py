@@ -14,15 +14,24 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.request import Request
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["plan", "shares"]
+__all__ = ["plan", "shares", "why_not"]
 
-MAX_RANKS = 64
+MIN_RANKS, MAX_RANKS = 3, 64
 """Everyone sends to everyone: N (N - 1) flows, each with N - 1 messages' latency."""
+
+
+def why_not(graph: LinkGraph, request: Request) -> str | None:
+    """Why there are no shares to choose; None if there are."""
+    if request.collective != Collective.ALLREDUCE:
+        return f"it is for allreduce only, not for {request.collective}"
+    if not MIN_RANKS <= graph.world_size <= MAX_RANKS:
+        return f"it is for {MIN_RANKS} to {MAX_RANKS} ranks, not for {graph.world_size}"
+    return None
 
 
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
     """For an all-reduce of 3 to 64 ranks; None else."""
-    if request.collective != Collective.ALLREDUCE or not 3 <= graph.world_size <= MAX_RANKS:
+    if why_not(graph, request) is not None:
         return None
     return Plan(
         algorithm=Algorithm.SHARDED,

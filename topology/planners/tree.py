@@ -17,15 +17,24 @@ from trainmesh.topology.indexed import Indexed
 from trainmesh.topology.request import Request
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 
-__all__ = ["binary_edges", "binomial_edges", "plan"]
+__all__ = ["binary_edges", "binomial_edges", "plan", "why_not"]
 
 Edge = tuple[int, int]
 """Places of parent and child."""
 
 
+def why_not(graph: LinkGraph, request: Request) -> str | None:
+    """Why there is no tree; None if there is."""
+    if request.collective != Collective.ALLREDUCE:
+        return f"it is for allreduce only, not for {request.collective}"
+    if graph.world_size < 2:
+        return "one rank has nobody to send to"
+    return None
+
+
 def plan(graph: LinkGraph, request: Request) -> Plan | None:
     """The faster of the two for an all-reduce of at least two ranks; None else."""
-    if request.collective != Collective.ALLREDUCE or graph.world_size < 2:
+    if why_not(graph, request) is not None:
         return None
     order = clustered_ranks(Indexed.of(graph))
     swapped = order[::-1] if len(order) % 2 == 0 else [*order[1:], order[0]]

@@ -15,7 +15,7 @@ from trainmesh.topology.planner import choose
 from trainmesh.topology.request import LIVE, NCCL, ONE_RING, Executors
 from trainmesh.types import Algorithm, Choice, Plan
 
-__all__ = ["Planned", "predicted_s", "replan"]
+__all__ = ["Planned", "executors_of", "predicted_s", "replan"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def replan(
         refused: Algorithms that were tried on this graph in vain; with native among them,
             ``current`` stays.
     """
-    executors = _executors(backend, asked=settings.only is not None or degraded)
+    executors = executors_of(backend, asked=settings.only is not None or degraded)
     kept = frozenset(executors.algorithms) - (frozenset(refused) - {Algorithm.NATIVE})
     choice = choose(
         graph,
@@ -91,9 +91,9 @@ def replan(
     return Planned(choice, None, f"{plan.algorithm} would gain less than the margin")
 
 
-def _executors(backend: str, *, asked: bool) -> Executors:
+def executors_of(backend: str, *, asked: bool) -> Executors:
     """NCCL knows NVLink, rails and switches that reduce, and a link graph may not: on healthy links
     the choice is left to it, unless something else is ``asked`` for."""
-    if "nccl" not in backend:
-        return LIVE
-    return NCCL if asked else ONE_RING
+    if "nccl" in backend:
+        return NCCL if asked else ONE_RING
+    return replace(LIVE, native_is_ring="gloo" in backend)
