@@ -36,6 +36,7 @@ __all__ = ["KINDS", "add_arguments", "run"]
 
 MAX_BYTES = 64 * 2**20
 MAX_NOTES = 8
+MEASURE = "costs are assumed; trainmesh topology probe measures"
 OPTIONS = {
     "host": ("nccl-topo", "nccl-graph", "nvidia-smi", "nvml"),
     "ranks_per_node": ("slurm", "slurm-topology"),
@@ -275,8 +276,8 @@ def _nccl_tests(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[
 def _hostfile(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:
     if len(args.files) > 1:
         raise ConfigError("a job has one hostfile; give one FILE")
-    hosts = hostfile.parse(_read(args.files[0]), source=args.files[0])
-    return [*before, host_graph(hosts)], ["costs are assumed; trainmesh topology probe measures"]
+    found = hostfile.parse(_read(args.files[0]), source=args.files[0])
+    return [*before, host_graph(found.hosts)], [*found.notes, MEASURE]
 
 
 def _slurm(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:

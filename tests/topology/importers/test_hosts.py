@@ -1,4 +1,4 @@
-"""Hostfiles, Slurm's environment and Slurm's topology.conf."""
+"""Slurm's environment and Slurm's topology.conf."""
 
 import pytest
 
@@ -6,37 +6,6 @@ from tests.topology.importers.recorded import GBps, neighbours, text
 from trainmesh.errors import GraphError
 from trainmesh.topology.importers import hostfile, slurm, slurm_topology
 from trainmesh.topology.merge import merge
-
-
-def test_hostfiles() -> None:
-    assert hostfile.parse(text("hostfile_openmpi.txt"), source="x") == {
-        "node1": tuple(range(8)),
-        "node2": tuple(range(8, 16)),
-        "node4": tuple(range(16, 20)),
-    }
-    assert hostfile.parse(text("hostfile_mpich.txt"), source="x") == {
-        "10.0.0.1": (0, 1),
-        "worker-2.cluster.local": (2, 3),
-        "worker-3": (4,),
-    }
-
-
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        ("", "h: no host has a slot; write one line 'host slots=N' for each host"),
-        ("a slots=8\n\na slots=8", "h:3: host 'a' is there twice; give it all its slots"),
-        ("a slots=many", "h:1: slots must be 0 to 65536, not 'many'"),
-        ("a slots=-1", "h:1: slots must be 0 to 65536, not '-1'"),
-        ("a:99999", "h:1: slots must be 0 to 65536, not '99999'"),
-        ("a/b slots=1", "h:1: 'a/b' is no host name; write 'node1 slots=8' or 'node1:8'"),
-        ("a slots=60000\nb slots=60000", "h: more than the 65536 ranks allowed"),
-    ],
-)
-def test_bad_hostfiles(bad: str, says: str) -> None:
-    with pytest.raises(GraphError) as caught:
-        hostfile.parse(bad, source="h")
-    assert str(caught.value) == says
 
 
 @pytest.mark.parametrize(
