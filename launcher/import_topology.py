@@ -281,8 +281,8 @@ def _hostfile(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[st
 
 
 def _slurm(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:
-    hosts = slurm.from_environment(os.environ, ranks_per_node=args.ranks_per_node)
-    return [*before, host_graph(hosts)], ["costs are assumed; trainmesh topology probe measures"]
+    found = slurm.from_environment(os.environ, ranks_per_node=args.ranks_per_node)
+    return [*before, host_graph(found.hosts)], [*found.notes, MEASURE]
 
 
 def _slurm_topology(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:
@@ -291,13 +291,13 @@ def _slurm_topology(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, l
         raise ConfigError("a cluster has one topology.conf; give one FILE")
     source = args.files[0]
     switches = slurm_topology.parse(_read(source), source=source)
-    if any(os.environ.get(name) for name in slurm.NODELISTS):
-        hosts = slurm.from_environment(os.environ, ranks_per_node=args.ranks_per_node)
+    if slurm.in_job(os.environ):
+        job = slurm.from_environment(os.environ, ranks_per_node=args.ranks_per_node)
     else:
         nodes = slurm_topology.all_nodes(switches)
-        hosts = hostfile.in_order(dict.fromkeys(nodes, args.ranks_per_node or 1))
-    found = slurm_topology.fragment(switches, hosts)
-    return [*before, found], list(found.notes)
+        job = slurm.Allocation(hostfile.in_order(dict.fromkeys(nodes, args.ranks_per_node or 1)))
+    found = slurm_topology.fragment(switches, job.hosts)
+    return [*before, found], [*job.notes, *found.notes]
 
 
 KINDS: dict[str, Callable[[argparse.Namespace, Pieces], tuple[Pieces, Sequence[str]]]] = {

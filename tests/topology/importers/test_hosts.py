@@ -19,6 +19,15 @@ from trainmesh.topology.merge import merge
         ("r[1-2]n[09-10]", ["r1n09", "r1n10", "r2n09", "r2n10"]),
         ("n[1-2]-ib,x", ["n1-ib", "n2-ib", "x"]),
         ("n[8-11]", ["n8", "n9", "n10", "n11"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        (
+            "rack[0-1]_blade[0-1],nodeA",
+            ["rack0_blade0", "rack0_blade1", "rack1_blade0", "rack1_blade1", "nodeA"],
+        ),
+        (
+            "node1g[0010,0011],node2g0005,node3g0007",
+            ["node1g0010", "node1g0011", "node2g0005", "node3g0007"],
+        ),
     ],
 )
 def test_node_lists(nodelist: str, names: list[str]) -> None:
@@ -27,7 +36,21 @@ def test_node_lists(nodelist: str, names: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "n[1-2", "n1]", "n[[1]]", "n[]", "n[2-1]", "n[1-]", "n[0-9999999]", "a,a", "a b", "n[1],"],
+    [
+        "",
+        "n[1-2",
+        "n1]",
+        "n[[1]]",
+        "n[]",
+        "n[2-1]",
+        "n[1-]",
+        "n[0-9999999]",
+        "a,a",
+        "a b",
+        "n[1],",
+        "bgl[000x133]",
+        "n[0-[1-2]]",
+    ],
 )
 def test_bad_node_lists(bad: str) -> None:
     with pytest.raises(GraphError, match=r"\ALIST: "):
@@ -50,13 +73,101 @@ JOB = {"SLURM_JOB_NODELIST": "n[1-3]", "SLURM_TASKS_PER_NODE": "2(x2),1"}
 
 
 def test_the_environment_of_a_job() -> None:
-    assert slurm.from_environment(JOB) == {"n1": (0, 1), "n2": (2, 3), "n3": (4,)}
-    cyclic = JOB | {"SLURM_DISTRIBUTION": "cyclic:block"}
-    assert slurm.from_environment(cyclic) == {"n1": (0, 3), "n2": (1, 4), "n3": (2,)}
+    assert hosts(JOB) == {"n1": (0, 1), "n2": (2, 3), "n3": (4,)}
+    for word in ("cyclic:block", "cyclic,nopack", "CYCLIC"):
+        cyclic = JOB | {"SLURM_DISTRIBUTION": word}
+        assert hosts(cyclic) == {"n1": (0, 3), "n2": (1, 4), "n3": (2,)}
+    assert hosts(JOB | {"SLURM_DISTRIBUTION": "*:*"}) == hosts(JOB)
     each = {"SLURM_NODELIST": "n[1-2]", "SLURM_NTASKS_PER_NODE": "4"}
-    assert slurm.from_environment(each) == {"n1": (0, 1, 2, 3), "n2": (4, 5, 6, 7)}
+    assert hosts(each) == {"n1": (0, 1, 2, 3), "n2": (4, 5, 6, 7)}
     torchrun = slurm.from_environment(JOB, ranks_per_node=8)
-    assert torchrun["n3"] == tuple(range(16, 24))
+    assert torchrun.hosts["n3"] == tuple(range(16, 24))
+    assert torchrun.notes == ()
+
+
+def hosts(environ: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    return slurm.from_environment(environ).hosts
+
+
+BATCH = {
+    "SLURM_JOB_NODELIST": "n[1-4]",
+    "SLURM_NODELIST": "n[1-4]",
+    "SLURM_TASKS_PER_NODE": "8(x4)",
+    "SLURM_NTASKS": "32",
+}
+STEP = BATCH | {  # srun sets SLURM_TASKS_PER_NODE to the step's, and leaves the job's node list
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n[2-3]",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_TASKS_PER_NODE": "2,1",
+    "SLURM_NTASKS": "3",
+}
+
+
+def test_a_step_on_fewer_nodes_than_its_job() -> None:
+    found = slurm.from_environment(STEP)
+    assert found.hosts == {"n2": (0, 1), "n3": (2,)}
+    assert found.notes == (
+        "SLURM_STEP_NODELIST: these are the 2 nodes of this step; the job has 4",
+    )
+    one = STEP | {
+        "SLURM_STEP_NODELIST": "n3",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_TASKS_PER_NODE": "2",
+    }
+    assert hosts(one) == {"n3": (0, 1)}
+    assert hosts(STEP | {"SLURM_TASKS_PER_NODE": "8(x4)"}) == found.hosts  # --preserve-env
+    whole = STEP | {"SLURM_STEP_NODELIST": "n[1-4]", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+    assert slurm.from_environment(whole).notes == ()
+
+
+@pytest.mark.parametrize("step", [0xFFFFFFFB, 0xFFFFFFFA, 0xFFFFFFFC])
+def test_a_batch_script_or_a_shell_of_salloc_looks_after_the_whole_job(step: int) -> None:
+    inside = BATCH | {
+        "SLURM_STEP_ID": str(step),
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_STEP_TASKS_PER_NODE": "1",
+    }
+    assert hosts(inside) == hosts(BATCH)
+    assert len(hosts(BATCH)) == 4
+
+
+@pytest.mark.parametrize("kind", ["HET", "PACK"])
+def test_the_components_of_a_heterogeneous_job(kind: str) -> None:
+    job = {
+        "SLURM_JOB_NODELIST": "n1",
+        "SLURM_TASKS_PER_NODE": "1",
+        f"SLURM_{kind}_SIZE": "2",
+        f"SLURM_JOB_NODELIST_{kind}_GROUP_0": "n1",
+        f"SLURM_TASKS_PER_NODE_{kind}_GROUP_0": "1",
+        f"SLURM_JOB_NODELIST_{kind}_GROUP_1": "gpu[1-2]",
+        f"SLURM_TASKS_PER_NODE_{kind}_GROUP_1": "2(x2)",
+    }
+    assert hosts(job) == {"n1": (0,), "gpu1": (1, 2), "gpu2": (3, 4)}
+    step = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "gpu[1-2]",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    }
+    assert hosts(job | step) == {"gpu1": (0,), "gpu2": (1,)}
+    with pytest.raises(GraphError, match=f"SLURM_JOB_NODELIST_{kind}_GROUP_2 is not set"):
+        hosts(job | {f"SLURM_{kind}_SIZE": "3"})
+    with pytest.raises(GraphError, match="node 'n1' is in two components"):
+        hosts(job | {f"SLURM_JOB_NODELIST_{kind}_GROUP_1": "n[1-2]"})
+    with pytest.raises(GraphError, match="heterogeneous job is known for block only"):
+        hosts(job | {"SLURM_DISTRIBUTION": "cyclic"})
+
+
+def test_what_tasks_may_not_say_is_said() -> None:
+    job = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_NTASKS": "2"}
+    assert slurm.from_environment(job).notes == ()
+    [note] = slurm.from_environment(job | {"SLURM_GPUS_ON_NODE": "8"}).notes
+    assert "give --ranks-per-node 8" in note
+    assert slurm.from_environment(job | {"SLURM_GPUS_ON_NODE": "8"}, ranks_per_node=8).notes == ()
+    cpus = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "64(x2)"}
+    [note] = slurm.from_environment(cpus).notes
+    assert note.startswith("the job was not asked for a number of tasks")
 
 
 @pytest.mark.parametrize(
@@ -64,9 +175,18 @@ def test_the_environment_of_a_job() -> None:
     [
         ({}, "SLURM_JOB_NODELIST is not set; run this inside a Slurm job"),
         ({"SLURM_JOB_NODELIST": "n1"}, "SLURM_TASKS_PER_NODE is not set"),
-        (JOB | {"SLURM_TASKS_PER_NODE": "2(x2)"}, "SLURM_TASKS_PER_NODE is for 2 nodes, but the"),
+        (
+            JOB | {"SLURM_TASKS_PER_NODE": "2(x2)"},
+            "SLURM_TASKS_PER_NODE is for 2 nodes, but SLURM_JOB_NODELIST has 3; give --ranks-per",
+        ),
+        (JOB | {"SLURM_TASKS_PER_NODE": "2"}, "SLURM_TASKS_PER_NODE is for 1 node, but SLURM_JOB"),
         (JOB | {"SLURM_DISTRIBUTION": "plane=4"}, "SLURM_DISTRIBUTION='plane=4': only block"),
-        (JOB | {"SLURM_TASKS_PER_NODE": "0"}, "no host has a slot"),
+        (JOB | {"SLURM_TASKS_PER_NODE": "0(x3)"}, "no host has a slot"),
+        (JOB | {"SLURM_HET_SIZE": "many"}, "SLURM_HET_SIZE='many' is no number of components"),
+        (
+            {"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS_PER_NODE": "x"},
+            "SLURM_NTASKS_PER_NODE='x' is no number of tasks",
+        ),
     ],
 )
 def test_bad_environments(environ: dict[str, str], says: str) -> None:

@@ -83,7 +83,19 @@ def test_any_text_is_read_or_refused_in_one_line(
     refused_in_one_line(reader, text)
 
 
-@given(st.dictionaries(st.sampled_from(slurm.NODELISTS + slurm.TASKS), PIECES))
+SLURM = [
+    f"SLURM_{name}{end}"
+    for name in (
+        *("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "STEP_ID", "HET_SIZE", "PACK_SIZE"),
+        *("TASKS_PER_NODE", "STEP_TASKS_PER_NODE", "NTASKS_PER_NODE", "NTASKS"),
+        *("DISTRIBUTION", "GPUS_ON_NODE"),
+    )
+    for end in ("", "_HET_GROUP_0", "_PACK_GROUP_1")
+]
+VALUES = PIECES | st.sampled_from(["n[1-3],x", "n[4-5]", "2(x3),1", "2(x2)", "4", "2", "cyclic"])
+
+
+@given(st.dictionaries(st.sampled_from(SLURM), VALUES))
 def test_any_environment_is_read_or_refused_in_one_line(environ: dict[str, str]) -> None:
     complaint = refusal(slurm.from_environment, environ)
     assert complaint == "" or complaint.isprintable()
