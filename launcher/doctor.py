@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from msgspec import Struct
 from trainmesh.embedded_etcd import etcd_version, find_etcd
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count, size
+from trainmesh.launcher.interfaces import Interface, Reach, describe, look, others, suggested
 from trainmesh.launcher.service import python_environment
 from trainmesh.rundir import runs_root
 
@@ -186,27 +187,61 @@ def _reach(url: str, *, insecure: bool) -> Check:
     return _ok("etcd server", f"{url} answers")
 
 
-def interface_check(environ: Mapping[str, str]) -> Check:
-    """Which address gloo would listen on: GLOO_SOCKET_IFNAME's, else the host name's."""
-    names = [name for _, name in socket.if_nameindex()]
+def interface_check(
+    environ: Mapping[str, str], interfaces: Sequence[Interface] | None = None
+) -> Check:
+    """Which address gloo would listen on: GLOO_SOCKET_IFNAME's, else the host name's.
+
+    Args:
+        environ: Has the variable, or not.
+        interfaces: None looks at this machine's.
+    """
+    found = look() if interfaces is None else list(interfaces)
     chosen = environ.get("GLOO_SOCKET_IFNAME")
-    others = ", ".join(names)
     if chosen:
-        unknown = [name for name in chosen.split(",") if name not in names]
-        if unknown:
-            text = f"GLOO_SOCKET_IFNAME={chosen}, but there is no {unknown[0]}"
-            return _fail("interface", text, f"set it to one of {others}")
-        return _ok("interface", f"{chosen} (GLOO_SOCKET_IFNAME)")
+        return _chosen_interface(chosen, found)
     host = socket.gethostname()
-    fix = f"for jobs over several machines set GLOO_SOCKET_IFNAME to one of {others}"
+    fix = f"for jobs over several machines set GLOO_SOCKET_IFNAME to {_advice(found)}"
     try:
-        address = socket.gethostbyname(host)
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         return _warn("interface", f"host name {host} does not resolve: gloo uses loopback", fix)
     if ipaddress.ip_address(address).is_loopback:
         text = f"{address} (host name {host}): reaches this machine only"
         return Check(name="interface", state=State.OK, text=text, fix=fix)
-    return _ok("interface", f"{address} (host name {host}); there are {others}")
+    own = next((one for one in found if one.address == address), None)
+    if own is not None and own.reach is Reach.NOWHERE:
+        text = f"{address} (host name {host}) is on {own.name}, which is {own.why}"
+        return _warn("interface", text, fix)
+    named = "" if own is None else f" on {own.name}"
+    return _ok("interface", f"{address} (host name {host}){named}")
+
+
+def _chosen_interface(chosen: str, found: Sequence[Interface]) -> Check:
+    said = f"GLOO_SOCKET_IFNAME={chosen}"
+    fix = f"set it to {_advice(found)}"
+    if chosen[0] in "^=":
+        text = f"{said}: gloo takes names; ^ and = before them are NCCL's"
+        return _fail("interface", text, fix)
+    by_name = {one.name: one for one in found}
+    for name in chosen.split(","):
+        if name not in by_name:
+            return _fail("interface", f"{said}, but there is no {name}", fix)
+        if by_name[name].address is None:
+            return _fail("interface", f"{said}, but {name} has no address", fix)
+        if by_name[name].why == "down":
+            return _fail("interface", f"{said}, but {name} is down", fix)
+        if by_name[name].reach is Reach.NOWHERE:
+            text = f"{said}: {by_name[name].why}; reaches this machine only"
+            return _ok("interface", text)
+    return _ok("interface", f"{chosen} (GLOO_SOCKET_IFNAME)")
+
+
+def _advice(found: Sequence[Interface]) -> str:
+    """The interfaces to use, and why not the others."""
+    use, rest = suggested(found), others(found)
+    said = describe(use, " or ") or "one that leads to them: this machine has none"
+    return f"{said}; not {describe(rest)}" if rest else said
 
 
 def gpu_check() -> Check:

@@ -12,7 +12,7 @@ from pathlib import Path
 from trainmesh.errors import ConfigError
 from trainmesh.etcd_address import is_loopback, parse_url
 
-__all__ = ["LOOPBACK", "job_address", "machine_id"]
+__all__ = ["LOOPBACK", "address_of", "job_address", "machine_id"]
 
 LOOPBACK = "127.0.0.1"
 SIOCGIFADDR = 0x8915
@@ -46,11 +46,11 @@ def job_address(
     wanted = environ.get(variable)
     if not wanted:
         address = _source_address(host, port)
-        names = (name for _, name in socket.if_nameindex() if _address(name) == address)
+        names = (name for _, name in socket.if_nameindex() if address_of(name) == address)
         return next(names, ""), address
     for _, name in socket.if_nameindex():
         if _named(name, wanted, prefixes=variable.startswith("NCCL")):
-            found = _address(name)
+            found = address_of(name)
             if found is not None:
                 return name, found
     raise ConfigError(f"{variable}={wanted}: no such interface with an address on this host")
@@ -67,7 +67,7 @@ def _named(name: str, wanted: str, *, prefixes: bool) -> bool:
     return found != excluded and not (excluded and name == "lo")
 
 
-def _address(name: str) -> str | None:
+def address_of(name: str) -> str | None:
     """The interface's IPv4 address, else its first IPv6 address that is not link-local."""
     request = struct.pack("256s", name.encode()[:15])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:

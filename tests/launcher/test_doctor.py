@@ -10,6 +10,7 @@ import pytest
 from trainmesh.launcher import doctor
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.doctor import Check, State
+from trainmesh.launcher.interfaces import Interface, Reach
 
 GOOD = {"torch": "2.13.0+cpu", "gloo": True, "nccl": False, "cuda_devices": 0, "hooked_buckets": 1}
 
@@ -88,28 +89,72 @@ def test_a_probe_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     assert facts == {"error": "ImportError: broken torch"}
 
 
-def test_the_interface_that_was_chosen_must_exist() -> None:
-    check = doctor.interface_check({"GLOO_SOCKET_IFNAME": "nosuch0"})
-    assert check.state is State.FAIL
-    assert "lo" in check.fix
-    assert doctor.interface_check({"GLOO_SOCKET_IFNAME": "lo"}).state is State.OK
+ETH0 = Interface("eth0", Reach.DEVICE, "Ethernet", "10.1.2.3", 25_000, True)
+LO = Interface("lo", Reach.NOWHERE, "loopback", "127.0.0.1")
+IFB0 = Interface("ifb0", Reach.NOWHERE, "down")
+DOCKER0 = Interface("docker0", Reach.NOWHERE, "a bridge inside this machine", "172.17.0.1")
+EMPTY = Interface("ens9", Reach.NOWHERE, "no address")
+MACHINE = [LO, IFB0, DOCKER0, EMPTY, ETH0]
 
 
 @pytest.mark.parametrize(
-    ("address", "state"), [("127.0.1.1", State.OK), ("10.1.2.3", State.OK), (None, State.WARN)]
+    ("chosen", "state", "says"),
+    [
+        ("eth0", State.OK, "eth0 (GLOO_SOCKET_IFNAME)"),
+        ("lo", State.OK, "GLOO_SOCKET_IFNAME=lo: loopback; reaches this machine only"),
+        ("docker0", State.OK, "GLOO_SOCKET_IFNAME=docker0: a bridge inside this machine; reaches"),
+        ("nosuch0", State.FAIL, "GLOO_SOCKET_IFNAME=nosuch0, but there is no nosuch0"),
+        ("eth0,nosuch0", State.FAIL, "GLOO_SOCKET_IFNAME=eth0,nosuch0, but there is no nosuch0"),
+        ("ens9", State.FAIL, "GLOO_SOCKET_IFNAME=ens9, but ens9 has no address"),
+        ("^lo,docker", State.FAIL, "GLOO_SOCKET_IFNAME=^lo,docker: gloo takes names; ^ and ="),
+    ],
+)
+def test_the_interface_that_was_chosen(chosen: str, state: State, says: str) -> None:
+    check = doctor.interface_check({"GLOO_SOCKET_IFNAME": chosen}, MACHINE)
+    assert check.state is state
+    assert check.text.startswith(says)
+    if state is State.FAIL:
+        assert check.fix.startswith("set it to eth0 (Ethernet, 10.1.2.3, 25 Gbit/s, default route)")
+
+
+@pytest.mark.parametrize(
+    ("address", "state"),
+    [
+        ("127.0.1.1", State.OK),
+        ("10.1.2.3", State.OK),
+        ("fd00::7", State.OK),
+        ("172.17.0.1", State.WARN),
+        (None, State.WARN),
+    ],
 )
 def test_the_interface_that_the_host_name_leads_to(
     monkeypatch: pytest.MonkeyPatch, address: str | None, state: State
 ) -> None:
-    def resolve(host: str) -> str:
+    def resolve(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
         if address is None:
             raise socket.gaierror("unknown")
-        return address
+        return [(None, None, None, "", (address, 0))]
 
-    monkeypatch.setattr(socket, "gethostbyname", resolve)
-    check = doctor.interface_check({})
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    check = doctor.interface_check({}, MACHINE)
     assert check.state is state
-    assert bool(check.fix) == (address != "10.1.2.3")
+    if address in ("10.1.2.3", "fd00::7"):
+        assert not check.fix
+    else:
+        use, _, left_out = check.fix.partition("; not ")
+        assert use.endswith(
+            "set GLOO_SOCKET_IFNAME to eth0 (Ethernet, 10.1.2.3, 25 Gbit/s, default route)"
+        )
+        assert left_out.startswith("lo (loopback), ifb0 (down), docker0 (a bridge inside this")
+
+
+def test_a_machine_whose_interfaces_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    check = doctor.interface_check({}, [LO, IFB0])
+    assert check.fix == (
+        "for jobs over several machines set GLOO_SOCKET_IFNAME to one that leads to them: this "
+        "machine has none; not lo (loopback), ifb0 (down)"
+    )
 
 
 def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
