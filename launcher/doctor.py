@@ -21,7 +21,8 @@ from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count, size
 from trainmesh.launcher.interfaces import Interface, Reach, describe, look, others, suggested
 from trainmesh.launcher.service import python_environment
-from trainmesh.rundir import runs_root
+from trainmesh.owned import runs_root
+from trainmesh.rundir import socket_address
 
 __all__ = ["Check", "State", "check_all", "torch_checks"]
 
@@ -30,8 +31,6 @@ OLDEST_TORCH = (2, 13)
 PROBE_S = 60.0
 MIN_OPEN_FILES = 1_024
 MIN_SHM_BYTES = 64 * 2**20
-MAX_SOCKET_PATH = 107
-RUN_NAME = "x" * 24 + "-12345678"
 """As long as the name of a run directory gets."""
 
 
@@ -268,11 +267,7 @@ def gpu_check() -> Check:
 def run_directory_check() -> Check:
     """A run directory can be made, and a socket in it bound."""
     root = runs_root()
-    fix = "set XDG_RUNTIME_DIR to a short path that you can write to"
-    length = len(str(root / RUN_NAME / "agent.sock"))
-    if length > MAX_SOCKET_PATH:
-        text = f"{root}: socket paths would be {length} characters, {MAX_SOCKET_PATH} are allowed"
-        return _fail("run directory", text, fix)
+    fix = "set XDG_RUNTIME_DIR to a directory that you can write to"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if root.stat().st_uid != os.getuid():
@@ -280,8 +275,9 @@ def run_directory_check() -> Check:
         with (
             tempfile.TemporaryDirectory(prefix="doctor-", dir=root) as directory,
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inlet,
+            socket_address(Path(directory) / "agent.sock") as address,
         ):
-            inlet.bind(str(Path(directory) / "agent.sock"))
+            inlet.bind(address)
     except OSError as error:
         return _fail("run directory", f"{root}: {error.strerror or error}", fix)
     return _ok("run directory", str(root))

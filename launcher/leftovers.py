@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from trainmesh.rundir import remove_empty_logs
 
 __all__ = ["kill_workers", "log_directory"]
 
@@ -29,19 +30,19 @@ def kill_workers(marker: str) -> None:
 
 
 @contextmanager
-def log_directory(chosen: str | None) -> Iterator[str]:
+def log_directory(chosen: str | None, made: Callable[[str], object]) -> Iterator[str]:
     """Torchrun's log directory: the chosen one, else a temporary one as torchrun makes it, which
-    is removed at the end if no log or error file in it holds anything."""
+    is removed at the end if no log or error file in it holds anything. ``made`` is told its path,
+    so that a later launch can remove it if this one is killed."""
     if chosen is not None:
         yield chosen
         return
     path = tempfile.mkdtemp(prefix="torchelastic_")
+    made(path)
     try:
         yield path
     finally:
-        files = (file for file in Path(path).rglob("*") if file.is_file())
-        if not any(file.stat().st_size for file in files):
-            shutil.rmtree(path, ignore_errors=True)
+        remove_empty_logs(Path(path))
 
 
 def _children() -> list[int]:

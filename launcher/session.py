@@ -22,11 +22,8 @@ from trainmesh.rundir import (
     ENV_RUN_DIR,
     RunDir,
     RunInfo,
-    process_start_ticks,
     sweep,
-    write_atomically,
 )
-from trainmesh.wire import encode
 
 __all__ = ["run"]
 
@@ -43,7 +40,7 @@ def run(args: Namespace, settings: LaunchSettings) -> int:
         with (
             signals.raising(),
             _run_directory(settings) as (run_dir, supervisor),
-            leftovers.log_directory(args.log_dir) as logs,
+            leftovers.log_directory(args.log_dir, run_dir.note_logs) as logs,
         ):
             return _run_workers(
                 Namespace(**{**vars(args), "log_dir": logs}), settings, run_dir, supervisor
@@ -83,14 +80,13 @@ def _run_directory(settings: LaunchSettings) -> Iterator[tuple[RunDir, Superviso
     info = RunInfo(
         job=settings.job,
         pid=os.getpid(),
-        start_ticks=process_start_ticks(os.getpid()) or 0,
         etcd=settings.etcd or "",
         created_unix_s=time.time(),
     )
     run_dir = RunDir.create(info)
     try:
         url, started = services(settings, run_dir)
-        write_atomically(run_dir.owner, encode(structs.replace(info, etcd=url)))
+        run_dir.publish(structs.replace(info, etcd=url))
         yield run_dir, Supervisor(started, prepare=sweep)
     finally:
         run_dir.remove()

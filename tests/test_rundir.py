@@ -1,22 +1,29 @@
 """Run directories: private, atomic, swept when their owner is gone."""
 
+import errno
+import json
 import os
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from trainmesh.errors import ConfigError
+from trainmesh.owned import runs_root, this_machine
 from trainmesh.rundir import (
     RunDir,
     RunInfo,
     job_slug,
     live_runs,
-    process_start_ticks,
-    runs_root,
+    socket_address,
     sweep,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -25,33 +32,171 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def info(pid: int, ticks: int | None) -> RunInfo:
-    return RunInfo(
-        job="a job", pid=pid, start_ticks=ticks or 0, etcd="", created_unix_s=time.time()
+def info() -> RunInfo:
+    return RunInfo(job="a job", pid=os.getpid(), etcd="", created_unix_s=time.time())
+
+
+def made_by_another(*before: str) -> tuple[Path, subprocess.Popen[str]]:
+    """A run directory of a process that lives; ``before``: what its command begins with."""
+    code = (
+        "import os, time; from trainmesh.rundir import RunDir, RunInfo; "
+        "run = RunDir.create(RunInfo(job='other', pid=os.getpid(), etcd='', created_unix_s=1.0)); "
+        "print(run.path, flush=True); time.sleep(60)"
     )
+    process = subprocess.Popen(
+        [*before, sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return Path(process.stdout.readline().strip()), process
+
+
+def as_if_of(run: Path, **changes: object) -> None:
+    """Write into the lock file of ``run`` that its owner runs on another machine."""
+    holder = json.loads((run / "lock").read_text())
+    holder["machine"].update(changes)
+    (run / "lock").write_text(json.dumps(holder))
 
 
 def test_a_run_directory_is_private_and_names_its_owner() -> None:
-    run = RunDir.create(info(os.getpid(), process_start_ticks(os.getpid())))
+    run = RunDir.create(info())
     assert run.path.stat().st_mode & 0o077 == 0
     assert [(r.path, i.job) for r, i in live_runs()] == [(run.path, "a job")]
-    assert len(str(run.socket)) - len(str(runs_root())) < 60
+    run.remove()
+    assert live_runs() == []
+    assert not runs_root().exists(), "the root goes with the last run"
 
 
 def test_sweep_removes_only_what_dead_owners_left() -> None:
-    alive = RunDir.create(info(os.getpid(), process_start_ticks(os.getpid())))
-    process = subprocess.Popen(["sleep", "60"])
-    dead = RunDir.create(info(process.pid, process_start_ticks(process.pid)))
-    reused_pid = RunDir.create(info(os.getpid(), 1))
-    process.kill()
-    process.wait()
-    assert sorted(sweep()) == sorted([dead.path, reused_pid.path])
-    assert alive.path.exists()
+    mine = RunDir.create(info())
+    path, process = made_by_another()
+    with process:
+        assert [run.path for run, _ in live_runs()] == [path, mine.path]
+        assert sweep() == []
+        process.kill()
+    assert [run.path for run, _ in live_runs()] == [mine.path]
+    assert sweep() == [path]
+    assert mine.path.exists()
     assert sweep() == []
 
 
+def test_a_job_in_another_pid_namespace_is_not_swept() -> None:
+    """Its process id means another process here, or none: only its lock tells."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.getuid() != 0 or subprocess.run([*unshare, "true"], check=False).returncode != 0:
+        pytest.skip("needs root and unshare, to make a PID namespace")
+    path, process = made_by_another(*unshare)
+    with process:
+        assert json.loads((path / "lock").read_text())["pid"] < 10
+        assert sweep() == []
+        assert [run.path for run, _ in live_runs()] == [path]
+        process.kill()
+        deadline_s = time.monotonic() + 20
+        while not sweep():  # the kernel ends the namespace's processes in its own time
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    assert not path.exists()
+
+
+OTHER_HOST = {"boot_id": "another", "host": "another"}
+BEFORE_BOOT = {"boot_id": "another", "booted_unix_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_swept"),
+    [
+        ({}, True),
+        (OTHER_HOST, False),
+        (BEFORE_BOOT, True),
+        ({**BEFORE_BOOT, "host": "another"}, False),
+        ({**BEFORE_BOOT, "machine_id": "another"}, False),
+        ({"boot_id": "another", "booted_unix_s": 1e11}, False),
+    ],
+)
+def test_another_hosts_directory_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], is_swept: bool
+) -> None:
+    """Nobody holds the lock, but only on this machine does that say that its owner has died."""
+    here = structs.replace(this_machine(), machine_id="this")
+    monkeypatch.setattr("trainmesh.owned.this_machine", lambda: here)
+    run = RunDir.create(info())
+    run.release()
+    as_if_of(run.path, **changes)
+    assert live_runs() == []
+    assert (sweep() == [run.path]) is is_swept
+
+
+def test_a_machine_without_an_id_is_not_taken_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = structs.replace(this_machine(), machine_id="")
+    monkeypatch.setattr("trainmesh.owned.this_machine", lambda: here)
+    run = RunDir.create(info())
+    run.release()
+    as_if_of(run.path, **BEFORE_BOOT)
+    assert sweep() == []
+
+
+def test_without_locks_nothing_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Lustre that is mounted without them."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", refuse)
+        run = RunDir.create(info())
+    run.release()
+    assert sweep() == []
+    assert [found.path for found, _ in live_runs()] == [run.path]
+
+
+def test_the_lock_is_not_passed_on_to_children() -> None:
+    run = RunDir.create(info())
+    with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
+        run.release()
+        assert sweep() == [run.path]
+        child.kill()
+
+
+def test_torchruns_logs_go_with_a_dead_launch_unless_they_hold_anything(tmp_path: Path) -> None:
+    empty, full, foreign = (tmp_path / f"torchelastic_{name}" for name in "abc")
+    for folder in (empty, full, foreign):
+        (folder / "none_x" / "attempt_0" / "0").mkdir(parents=True)
+        (folder / "none_x" / "attempt_0" / "0" / "error.json").touch()
+    (full / "error.json").write_text("{}")
+    live = RunDir.create(info())
+    live.note_logs(str(empty))
+    assert sweep() == []
+    live.release()
+    other = RunDir.create(info())
+    other.note_logs(str(full))
+    other.release()
+    assert set(sweep()) == {live.path, other.path, empty}
+    assert (full.exists(), foreign.exists()) == (True, True)
+
+
+@pytest.mark.parametrize("length", [40, 200])
+def test_a_socket_has_a_name_however_deep_its_directory_is(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("x" * length) / "agent.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inlet:
+        with socket_address(path) as address:
+            assert len(address) <= 107
+            inlet.bind(address)
+        before = len(os.listdir("/proc/self/fd"))
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as outlet,
+            socket_address(path) as address,
+        ):
+            outlet.sendto(b"report", address)
+        assert inlet.recv(100) == b"report"
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert path.is_socket()
+
+
 def test_a_damaged_owner_file_is_left_alone() -> None:
-    run = RunDir.create(info(os.getpid(), 1))
+    run = RunDir.create(info())
+    run.release()
     run.owner.write_bytes(b"{")
     assert run.info() is None
     assert sweep() == []
@@ -63,7 +208,7 @@ def test_a_root_that_cannot_be_made_is_one_clear_line(
 ) -> None:
     (tmp_path / "trainmesh").write_text("a file")
     with pytest.raises(ConfigError, match="XDG_RUNTIME_DIR"):
-        RunDir.create(info(1, 1))
+        RunDir.create(info())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from trainmesh.control import ControlEnvironment, Stop, run_with_store
 from trainmesh.errors import PlanError, WireError
 from trainmesh.probe_agent import Prober
-from trainmesh.rundir import write_atomically
+from trainmesh.rundir import socket_address, write_atomically
 from trainmesh.store import Change, Lease, Store, job_prefix
 from trainmesh.topology.validate import validate
 from trainmesh.types import AgentInfo, Hint, NodeReport, RankReport, StepReport
@@ -185,7 +185,8 @@ def receive(path: Path, inbox: Inbox, stop: Stop) -> None:
     """Read datagrams into ``inbox`` until ``stop``."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inlet:
-        inlet.bind(str(path))
+        with socket_address(path) as address:
+            inlet.bind(address)
         inlet.setblocking(False)
         while not stop.is_set():
             if select.select([inlet], [], [], 0.1)[0]:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from trainmesh.errors import WireError
-from trainmesh.rundir import ENV_RUN_DIR, RunDir
+from trainmesh.rundir import ENV_RUN_DIR, RunDir, socket_address
 from trainmesh.types import Hello, Hint, Note, PairTime, RankReport, StepReport
 from trainmesh.wire import decode, encode
 
@@ -64,7 +64,7 @@ class SocketReporter:
     coordinator that was restarted knows the rank again."""
 
     def __init__(self, path: Path, hello: Hello) -> None:
-        self._path = str(path)
+        self._path = path
         self._hello = hello
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
@@ -102,7 +102,8 @@ class SocketReporter:
                 dropped=self._dropped,
             )
             try:
-                self._socket.sendto(encode(report), self._path)
+                with socket_address(self._path) as address:
+                    self._socket.sendto(encode(report), address)
             except OSError:
                 return
             for _ in steps:

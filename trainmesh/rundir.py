@@ -2,6 +2,7 @@
 
 ``<root>/<job>-<pid>/`` (mode 0700) is made by ``trainmesh launch`` and removed when it ends::
 
+    lock           held by the launcher for as long as it lives (``trainmesh.owned``)
     owner.json     RunInfo: who made it
     agent.sock     Unix datagram socket: RankReports go in
     hint.json      the newest Hint; ranks look at it once a step
@@ -19,12 +20,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from trainmesh.errors import ConfigError, WireError
+from trainmesh.owned import OwnedDirectory
 from trainmesh.wire import decode, encode
 
 __all__ = [
@@ -33,14 +36,16 @@ __all__ = [
     "RunInfo",
     "job_slug",
     "live_runs",
-    "private_directory",
     "process_start_ticks",
-    "runs_root",
+    "remove_empty_logs",
+    "socket_address",
     "sweep",
     "write_atomically",
 ]
 
 ENV_RUN_DIR = "TRAINMESH_RUN_DIR"
+MAX_SOCKET_PATH_BYTES = 107
+"""sun_path of sockaddr_un holds 108 bytes with its NUL (unix(7))."""
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -48,17 +53,17 @@ class RunInfo(Struct, frozen=True, kw_only=True):
 
     job: str
     pid: int
-    start_ticks: int
-    """Start time of ``pid`` in clock ticks since boot, so that a reused pid is noticed."""
     etcd: str
     created_unix_s: float
+    log_dir: str = ""
+    """Torchrun's temporary log directory; empty where the user chose one."""
 
 
-class RunDir:
+class RunDir(OwnedDirectory):
     """Paths inside one run directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.owner = path / "owner.json"
         self.socket = path / "agent.sock"
         self.hint = path / "hint.json"
@@ -68,14 +73,31 @@ class RunDir:
 
     @classmethod
     def create(cls, info: RunInfo) -> RunDir:
-        """Make the directory of ``info``'s job.
+        """Make the directory of ``info``'s job; it belongs to this process.
 
         Raises:
-            ConfigError: the root directory can't be made or belongs to somebody else.
+            ConfigError: the directory can't be made or written.
         """
-        run = cls(private_directory(runs_root(), f"{job_slug(info.job)[:24]}-"))
-        write_atomically(run.owner, encode(info))
+        run = cls.make(f"{job_slug(info.job)[:24]}-")
+        try:
+            run.publish(info)
+        except OSError as error:
+            run.remove()
+            raise ConfigError(
+                f"can't write {run.owner}: {error.strerror}; set XDG_RUNTIME_DIR to a directory "
+                "with some space"
+            ) from error
         return run
+
+    def publish(self, info: RunInfo) -> None:
+        """Write owner.json; again once more is known."""
+        write_atomically(self.owner, encode(info))
+
+    def note_logs(self, path: str) -> None:
+        """Keep in owner.json where torchrun's temporary logs are."""
+        info = self.info()
+        if info is not None:
+            self.publish(structs.replace(info, log_dir=path))
 
     def info(self) -> RunInfo | None:
         """The owner, or None if the file is missing or damaged."""
@@ -84,59 +106,12 @@ class RunDir:
         except (OSError, WireError):
             return None
 
-    def remove(self) -> None:
-        """Remove it, and the root if no other run is left in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.parent.rmdir()
-        except OSError:
-            pass  # other runs are in it
-
-
-def private_directory(root: Path, prefix: str) -> Path:
-    """Make a new directory that only this user can read.
-
-    Raises:
-        ConfigError: ``root`` can't be made or belongs to somebody else.
-    """
-    try:
-        return _make_under(root, prefix)
-    except OSError as error:
-        raise ConfigError(
-            f"can't make a run directory under {root}: {error.strerror}; set "
-            "XDG_RUNTIME_DIR to a writable directory"
-        ) from error
-
-
-def _make_under(root: Path, prefix: str) -> Path:
-    """A new private directory; a launch that ends just now may take the root away once."""
-    for last_try in (False, True):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            if root.stat().st_uid != os.getuid():
-                raise ConfigError(
-                    f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours"
-                )
-            return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-        except FileNotFoundError:
-            if last_try:
-                raise
-    raise AssertionError("unreachable")
-
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` so that a reader sees the old bytes or the new ones, never a mixture."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
-
-
-def runs_root() -> Path:
-    """Where run directories live: short, because a socket path holds 107 bytes at most."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
-        return Path(base) / "trainmesh"
-    return Path(tempfile.gettempdir()) / f"trainmesh-{os.getuid()}"
 
 
 def job_slug(name: str) -> str:
@@ -155,28 +130,50 @@ def process_start_ticks(pid: int) -> int | None:
 
 
 def live_runs() -> list[tuple[RunDir, RunInfo]]:
-    """The run directories of this user's running jobs, oldest first."""
-    runs = [(run, info) for run, info in _all_runs() if info and _alive(info)]
+    """The run directories of this user's jobs that run on this machine, oldest first."""
+    runs = [(run, run.info()) for run in RunDir.every() if run.is_here and not run.is_dead]
     return sorted(
         ((run, info) for run, info in runs if info), key=lambda item: item[1].created_unix_s
     )
 
 
 def sweep() -> list[Path]:
-    """Remove the directories of dead owners; returns what was removed."""
-    gone = [run for run, info in _all_runs() if info and not _alive(info)]
-    for run in gone:
-        run.remove()
-    return [run.path for run in gone]
+    """Remove the run directories, and torchrun's logs, of launchers that have died; returns what
+    was removed."""
+    gone = []
+    for run in RunDir.every():
+        info = run.info()
+        if info is not None and run.remove_if_dead():
+            gone.append(run.path)
+            if info.log_dir and remove_empty_logs(Path(info.log_dir)):
+                gone.append(Path(info.log_dir))
+    return gone
 
 
-def _all_runs() -> list[tuple[RunDir, RunInfo | None]]:
+def remove_empty_logs(path: Path) -> bool:
+    """Remove torchrun's log directory unless a log or error file in it holds anything; whether
+    it was removed."""
     try:
-        paths = sorted(runs_root().iterdir())
+        if any(file.stat().st_size for file in path.rglob("*") if file.is_file()):
+            return False
+        shutil.rmtree(path)
     except OSError:
-        return []
-    return [(run, run.info()) for run in map(RunDir, paths)]
+        return False
+    return True
 
 
-def _alive(info: RunInfo) -> bool:
-    return process_start_ticks(info.pid) == info.start_ticks
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """A name for the Unix socket at ``path``, however long that is; good inside the context.
+
+    Raises:
+        OSError: ``path`` is too long, and its directory is gone.
+    """
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)

@@ -24,7 +24,7 @@ from trainmesh.launcher.lab.network import (
 )
 from trainmesh.launcher.lab.ready import has_input
 from trainmesh.launcher.lab.shape import Condition
-from trainmesh.launcher.lab.state import make_directory, remove, sweep_labs
+from trainmesh.launcher.lab.state import make_directory, sweep_labs
 from trainmesh.launcher.service import python_environment
 from trainmesh.rundir import job_slug
 from trainmesh.topology.document import LinkChange
@@ -56,7 +56,8 @@ class Lab:
         self.topology = Path(topology).absolute()
         self.layout = load_layout(self.topology)
         sweep_labs()
-        self.directory = make_directory()
+        self._owned = make_directory()
+        self.directory = self._owned.path
         self._namespaces: Namespaces | None = None
         self._network: Network | None = None
         self._store: subprocess.Popen[bytes] | None = None
@@ -248,7 +249,7 @@ class Lab:
         namespaces, self._namespaces = self._namespaces, None
         if namespaces is not None:
             namespaces.close()
-        remove(self.directory)
+        self._owned.remove()
 
     def _started(self) -> Namespaces:
         if self._namespaces is None:

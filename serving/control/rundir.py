@@ -3,6 +3,7 @@
 ``<root>/serve-<pid>-.../`` (mode 0700) is beside the run directories of training jobs
 (``trainmesh.rundir``)::
 
+    lock             held by the router for as long as it lives (``trainmesh.owned``)
     router.json      RouterInfo: who made it, where its admin server is
     config.json      the validated Config
     snapshot.json    what the workers decide with
@@ -18,19 +19,14 @@ the next router.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 from msgspec import Struct
 
 from trainmesh.errors import WireError
-from trainmesh.rundir import (
-    private_directory,
-    process_start_ticks,
-    runs_root,
-    write_atomically,
-)
+from trainmesh.owned import OwnedDirectory
+from trainmesh.rundir import write_atomically
 from trainmesh.wire import decode, encode
 
 __all__ = ["RouterInfo", "ServeRun", "WorkerWords", "live_routers", "sweep"]
@@ -43,8 +39,6 @@ class RouterInfo(Struct, frozen=True, kw_only=True):
 
     name: str
     pid: int
-    start_ticks: int
-    """Start time of ``pid`` in clock ticks since boot, so that a reused pid is noticed."""
     listen: str = ""
     """Base URL for clients."""
     admin: str = ""
@@ -60,11 +54,11 @@ class WorkerWords(Struct, frozen=True, kw_only=True):
     excluded: dict[str, dict[str, str]] = {}
 
 
-class ServeRun:
+class ServeRun(OwnedDirectory):
     """Paths inside one run directory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.router = path / "router.json"
         self.config = path / "config.json"
         self.snapshot = path / "snapshot.json"
@@ -84,11 +78,8 @@ class ServeRun:
         Raises:
             ConfigError: the root directory can't be made or belongs to somebody else.
         """
-        run = cls(private_directory(runs_root(), f"{PREFIX}{os.getpid()}-"))
-        ticks = process_start_ticks(os.getpid()) or 0
-        run.publish(
-            RouterInfo(name=name, pid=os.getpid(), start_ticks=ticks, started_unix_s=time.time())
-        )
+        run = cls.make(f"{PREFIX}{os.getpid()}-")
+        run.publish(RouterInfo(name=name, pid=os.getpid(), started_unix_s=time.time()))
         return run
 
     def publish(self, info: RouterInfo) -> None:
@@ -110,36 +101,15 @@ class ServeRun:
         except (OSError, WireError):
             return WorkerWords()
 
-    def remove(self) -> None:
-        """Remove it, and the root if no other run is left in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.parent.rmdir()
-        except OSError:
-            pass  # other runs are in it
-
 
 def live_routers() -> list[tuple[ServeRun, RouterInfo]]:
-    """The run directories of this user's running routers, oldest first."""
-    found = [(run, info) for run, info in _all_runs() if info is not None and _alive(info)]
+    """The run directories of this user's routers that run on this machine, oldest first."""
+    runs = ServeRun.every(PREFIX)
+    known = [(run, run.info()) for run in runs if run.is_here and not run.is_dead]
+    found = [(run, info) for run, info in known if info is not None]
     return sorted(found, key=lambda item: item[1].started_unix_s)
 
 
 def sweep() -> list[Path]:
-    """Remove the directories of routers that are gone; returns what was removed."""
-    gone = [run for run, info in _all_runs() if info is not None and not _alive(info)]
-    for run in gone:
-        run.remove()
-    return [run.path for run in gone]
-
-
-def _all_runs() -> list[tuple[ServeRun, RouterInfo | None]]:
-    try:
-        paths = sorted(runs_root().glob(f"{PREFIX}*"))
-    except OSError:
-        return []
-    return [(run, run.info()) for run in map(ServeRun, paths)]
-
-
-def _alive(info: RouterInfo) -> bool:
-    return process_start_ticks(info.pid) == info.start_ticks
+    """Remove the directories of routers that have died; returns what was removed."""
+    return [run.path for run in ServeRun.every(PREFIX) if run.info() and run.remove_if_dead()]

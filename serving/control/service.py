@@ -138,7 +138,7 @@ class Service:
         host = f"[{self._host}]" if ":" in self._host else self._host
         ledger = self.ledger
         self.info = replace(
-            self._run.info() or RouterInfo(name=name, pid=os.getpid(), start_ticks=0),
+            self._run.info() or RouterInfo(name=name, pid=os.getpid()),
             listen=f"{scheme}://{host}:{self._port}",
             admin=admin_url,
             ledger=str(ledger) if ledger is not None else "",

@@ -14,7 +14,7 @@ from tests.launcher.records import CHOICE, FIT, HINT, RING, graph
 from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.etcd import connect
 from trainmesh.launcher.cli import main
-from trainmesh.rundir import RunDir, RunInfo, process_start_ticks, write_atomically
+from trainmesh.rundir import RunDir, RunInfo, write_atomically
 from trainmesh.store import job_prefix
 from trainmesh.types import Event, JobStatus, RankStatus
 from trainmesh.wire import encode
@@ -47,16 +47,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRAINMESH_ETCD", raising=False)
 
 
-def running(job: str, status: JobStatus | None, *, etcd: str = "", pid: int = 0) -> RunDir:
+def running(job: str, status: JobStatus | None, *, etcd: str = "", dead: bool = False) -> RunDir:
     """A run directory of this process (or of a dead one)."""
     info = RunInfo(
         job=job,
-        pid=pid or os.getpid(),
-        start_ticks=(process_start_ticks(os.getpid()) or 0) + bool(pid),
+        pid=os.getpid(),
         etcd=etcd,
         created_unix_s=time.time(),
     )
     run = RunDir.create(info)
+    if dead:
+        run.release()
     if status is not None:
         write_atomically(run.status, encode(status))
     return run
@@ -80,7 +81,7 @@ def test_an_unknown_job_is_one_line(capsys: pytest.CaptureFixture[str], command:
 
 def test_status_shows_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     running("alpha", STATUS)
-    running("dead", replace(STATUS, job="dead"), pid=2**22 + 1)
+    running("dead", replace(STATUS, job="dead"), dead=True)
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
     assert "job alpha: 1 rank, step 70, 12.5 ms a step, 25.0 % of it waiting" in shown

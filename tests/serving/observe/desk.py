@@ -38,7 +38,7 @@ class Desk:
 
     def __init__(self, folder: Path, config: Config = CONFIG) -> None:
         self.config = config
-        self.info = RouterInfo(name="front", pid=1, start_ticks=1, listen="http://127.0.0.1:8080")
+        self.info = RouterInfo(name="front", pid=1, listen="http://127.0.0.1:8080")
         self.board = Board.create(folder / "board-1", names_of(config), workers=2)
         self.ledger: Path | None = None
         self.said: list[WorkerWords] = []

@@ -1,0 +1,225 @@
+"""Directories that belong to one process, and how anybody finds out that it has died.
+
+The owner holds a lock (``flock``) on the file ``lock`` in its directory for as long as it lives;
+the kernel takes it away when the process ends, however it ends. A process id says nothing where
+two PID namespaces or two hosts share the directory above. Locks are only believed between
+processes of one kernel (the same boot id): a network file system may keep them to one host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct
+
+from trainmesh.errors import ConfigError, WireError
+from trainmesh.wire import decode, encode
+
+__all__ = ["Machine", "OwnedDirectory", "runs_root", "this_machine"]
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """The kernel on which a process runs, and since when (seconds since 1970)."""
+
+    boot_id: str
+    host: str
+    machine_id: str
+    """Of the installation (machine-id(5)); empty where there is none, as in many containers."""
+    booted_unix_s: float
+
+
+class Holder(Struct, frozen=True, kw_only=True):
+    """Who holds a directory's lock; ``locked`` is False where the file system has no locks."""
+
+    pid: int
+    machine: Machine
+    locked: bool
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """The machine on which this process runs."""
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return Machine(
+        boot_id=_first_line("/proc/sys/kernel/random/boot_id"),
+        host=socket.gethostname(),
+        machine_id=_first_line("/etc/machine-id"),
+        booted_unix_s=time.time() - up_s,
+    )
+
+
+class OwnedDirectory:
+    """A private directory in the runs root. One process makes it and owns it; others look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._locks: list[int] = []
+
+    @classmethod
+    def make(cls, prefix: str) -> Self:
+        """A new directory, owned by this process, whose name begins with ``prefix``.
+
+        Raises:
+            ConfigError: the root can't be made, can't be written or belongs to somebody else.
+        """
+        with _said_clearly():
+            made = cls(_make_under(runs_root(), prefix))
+            try:
+                made.take()
+            except OSError:
+                made.remove()
+                raise
+            return made
+
+    @classmethod
+    def every(cls, prefix: str = "") -> list[Self]:
+        """All directories in the runs root whose name begins with ``prefix``, whoever's."""
+        try:
+            return [cls(path) for path in sorted(runs_root().glob(f"{prefix}*"))]
+        except OSError:
+            return []
+
+    def take(self) -> None:
+        """Become the owner, until ``remove`` or the end of this process.
+
+        Raises:
+            OSError: the lock file can't be written.
+        """
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._locks.append(lock)
+        locked = _try_lock(lock) is True
+        holder = Holder(pid=os.getpid(), machine=this_machine(), locked=locked)
+        os.pwrite(lock, encode(holder), 0)
+        # systemd-tmpfiles leaves a directory alone that is locked itself (tmpfiles.d(5)).
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._locks.append(folder)
+        _try_lock(folder, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give up the ownership; the directory stays."""
+        while self._locks:
+            os.close(self._locks.pop())
+
+    def remove(self) -> None:
+        """Remove it, and the root if nothing else is left in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+        try:
+            self.path.parent.rmdir()
+        except OSError:
+            pass  # other runs are in it
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its owner is, or was, a process of this machine since it was booted."""
+        holder = self._holder()
+        return holder is not None and holder.machine.boot_id == this_machine().boot_id
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its owner is known to have ended; False where that can't be proven."""
+        with self._proof_of_death() as proven:
+            return proven
+
+    def remove_if_dead(self) -> bool:
+        """Remove it if ``is_dead``, under its lock; whether it was removed."""
+        with self._proof_of_death() as proven:
+            if proven:
+                self.remove()
+            return proven
+
+    @contextmanager
+    def _proof_of_death(self) -> Iterator[bool]:
+        """Whether the owner has ended; its lock is ours until the context is left."""
+        holder = self._holder()
+        if holder is None or not holder.locked or not _reaches(holder.machine, this_machine()):
+            yield False
+            return
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # just removed, or not ours
+            yield False
+            return
+        try:
+            yield _try_lock(lock) is True
+        finally:
+            os.close(lock)
+
+    def _holder(self) -> Holder | None:
+        path = self.path / "lock"
+        try:
+            return decode(path.read_bytes(), Holder, what=str(path))
+        except (OSError, WireError):
+            return None
+
+
+def _reaches(owner: Machine, here: Machine) -> bool:
+    """Whether a lock that ``here`` can take proves that its ``owner`` has ended: it was taken on
+    the same kernel, or before this very machine was booted again."""
+    if owner.boot_id == here.boot_id:
+        return True
+    same = (owner.host, owner.machine_id) == (here.host, here.machine_id)
+    return bool(here.machine_id) and same and owner.booted_unix_s < here.booted_unix_s
+
+
+def _try_lock(file: int, kind: int = fcntl.LOCK_EX) -> bool | None:
+    """True if the lock is ours now, False if another holds it, None where there are no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def runs_root() -> Path:
+    """Where run directories of this user live."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.access(base, os.W_OK):
+        return Path(base) / "trainmesh"
+    return Path(tempfile.gettempdir()) / f"trainmesh-{os.getuid()}"
+
+
+@contextmanager
+def _said_clearly() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"can't make a run directory under {runs_root()}: {error.strerror}; set "
+            "XDG_RUNTIME_DIR to a writable directory"
+        ) from error
+
+
+def _make_under(root: Path, prefix: str) -> Path:
+    """A new private directory; a launch that ends just now may take the root away once."""
+    for last_try in (False, True):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            if root.stat().st_uid != os.getuid():
+                raise ConfigError(
+                    f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours"
+                )
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        except FileNotFoundError:
+            if last_try:
+                raise
+    raise AssertionError("unreachable")
