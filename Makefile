@@ -3,15 +3,19 @@
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 VENV := .venv
+# An index with torch's CPU builds; asked only if pip's own configuration has none.
+export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup demo test test-compiled check bench bench-serve soak clean
+.PHONY: help setup lock demo test test-latest test-compiled check bench bench-serve soak clean
 
 help:
 	@echo "make demo    set up, then train with 4 ranks and switch plans mid-run"
 	@echo "make test    set up, then check and test everything"
 	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
+	@echo "make lock    lock the newest versions of all dependencies in requirements/"
+	@echo "make test-latest   the tests on the newest of everything, in .venv-latest"
 	@echo "make check   format, lint, types and import rules only"
 	@echo "make bench   the figures of the README"
 	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
@@ -20,9 +24,13 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt) scripts/setup.sh scripts/system_packages.py
 	@bash scripts/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
+
+# Newer versions are news: run the tests before you commit.
+lock: setup
+	bash scripts/lock.sh $(BIN)/uv
 
 demo: setup
 	@bash scripts/demo.sh
@@ -38,6 +46,11 @@ SIDE_BY_SIDE := tests/topology tests/serving
 test: check
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -m "not soak" $(SIDE_BY_SIDE:%=--ignore=%)
+
+test-latest:
+	@bash scripts/setup.sh "$(PYTHON)" .venv-latest latest
+	@touch .venv-latest/.set-up
+	$(MAKE) test VENV=.venv-latest
 
 test-compiled: setup
 	scripts/compiled.sh $(BIN)/python build/compiled
@@ -55,4 +68,4 @@ bench-serve: setup
 	$(BIN)/python benchmarks/serving/run.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-latest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from tests.agents import publish, start_agent, wait_for_agents
 from tests.launchjob import Place, place, wait_for
+from tests.needs import need
 from trainmesh.embedded_etcd import find_etcd
 from trainmesh.errors import StoreError
 from trainmesh.etcd import EtcdStore, connect
@@ -61,9 +61,7 @@ def build(mark: str) -> None:
 def network() -> Iterator[str]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    for tool in ("ip", "tc"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}")
+    need("ip and tc")
     mark = f"tm{os.getpid() % 100_000}"
     try:
         build(mark)

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def results(here: Place, name: str) -> dict[str, Any]:
         [PROBE, "a", "--nnodes", "-m"],
         ["--standalone", "-m", "tests.jobs.probe", "a", "--help"],
         ["--run-path", PROBE, "a"],
-        ["--no-python", "/usr/bin/env", "python", PROBE, "a"],
+        ["--no-python", "/usr/bin/env", sys.executable, PROBE, "a"],
         ["--virtual-local-rank", "--role", "trainer", PROBE],
         ["--max-restarts", "2", PROBE, "--fail-first"],
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import need_open_files
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.lab.arguments import parse
@@ -113,6 +114,7 @@ def test_check_says_what_is_missing_and_how_to_get_it(
 
 def test_input_is_seen_on_any_file_descriptor() -> None:
     """``select`` refuses those beyond 1 023, which a process with many connections has."""
+    need_open_files(1101)
     reader, writer = os.pipe()
     high = fcntl.fcntl(reader, fcntl.F_DUPFD, 1100)
     try:

@@ -70,7 +70,7 @@ def peer(
 ) -> Outcome:
     name: str = request.param
     if not reachable(name):
-        pytest.skip(f"{name} is not here: make setup could not fetch it, and it is not installed")
+        pytest.skip(f"needs {name}: make setup unpacks it where apt-get finds it; or install it")
     return outcome(taps, tmp_path_factory.mktemp(name), PEERS[name])
 
 

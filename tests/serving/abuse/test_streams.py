@@ -15,6 +15,7 @@ from typing import cast
 import httptools
 import pytest
 
+from tests.needs import need_open_files
 from tests.serving.abuse.paced_server import body
 from tests.serving.running import RunningRouter, running_router, until
 
@@ -110,6 +111,7 @@ async def watch(router: RunningRouter, streams: int, seconds: float) -> list[int
 def test_streams_are_whole_and_memory_is_flat(
     streams: int, seconds: float, period_s: float
 ) -> None:
+    need_open_files(2 * streams + 200)  # the router has two for each stream
     with paced_server(period_s) as port:
         endpoint = {"url": f"http://127.0.0.1:{port}", "max_inflight": 2 * streams}
         with running_router({"models": {"m": {"endpoints": [endpoint]}}}) as router:

@@ -18,16 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent))
 from benchmarks.serving import programs
 from benchmarks.serving.figures import Aim, Column, judged, table, typical
 from benchmarks.serving.programs import Load, Mock, certificate
-
-pytestmark = pytest.mark.skipif(
-    not shutil.which("gcc") or not Path("/usr/include/openssl/ssl.h").exists(),
-    reason="the benchmark's programs need gcc and OpenSSL's headers",
-)
+from tests.needs import need
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled from the sources beside, not taken from an earlier run's cache."""
+    need("a C compiler")
+    need("OpenSSL's headers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "CACHE", tmp_path_factory.mktemp("programs"))
         yield

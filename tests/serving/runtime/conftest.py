@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import need
 from tests.serving.runtime.replicas import Replica, three_replicas
 from tests.serving.runtime.tiny_model import write_model
 from tests.serving.tap import LoopThread, loop_thread
@@ -27,6 +28,7 @@ def taps() -> Iterator[LoopThread]:
 def module_replicas(
     taps: LoopThread, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Replica]]:
+    need("libgomp.so.1")
     with three_replicas(taps, model, tmp_path_factory.mktemp("replicas")) as made:
         yield made
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.needs import need
 from trainmesh.serving.control.gpu import LEAST, Derate, GpuFacts, derate, worst
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -117,15 +117,11 @@ def test_the_slowest_of_several_counts() -> None:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build a libnvidia-ml.so.1 with")
+    need("a C compiler")
     folder = tmp_path_factory.mktemp("nvml")
     source = Path(__file__).parent / "fake_gpu_health.c"
     output = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", output, source], check=True
-    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", output, source], check=True)
     return folder
 
 

@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.needs import need
 from trainmesh.topology.document import load
 from trainmesh.topology.graph import LinkGraph, Provenance
 from trainmesh.topology.importers.nearness import Nearness
@@ -31,15 +31,11 @@ except TrainmeshError as error:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build a libnvidia-ml.so.1 with")
+    need("a C compiler")
     folder = tmp_path_factory.mktemp("nvml")
     source = Path(__file__).parent / "fake_nvml.c"
     output = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", output, source], check=True
-    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", output, source], check=True)
     return folder
 
 
