@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch.distributed.algorithms.join import Join
 from torch.futures import Future
 from torch.nn.parallel.distributed import DistributedDataParallel
 
-from trainmesh.hooks import bucket_cap, loss, modules
+from trainmesh.hooks import loss, modules
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.dispatcher import Dispatcher, comm_hook
 from trainmesh.hooks.modules import ATTRIBUTE
@@ -39,7 +37,6 @@ def wrap_ddp() -> None:
         return
     setattr(DistributedDataParallel, ATTRIBUTE, True)
     loss.watch()
-    _apply_bucket_cap()
     _wrap("_pre_forward", before=_before_forward, after=_after_pre_forward)
     _wrap("join_hook", before=_before_join)
     _wrap("_register_builtin_comm_hook", before=_keep_builtin)
@@ -48,18 +45,6 @@ def wrap_ddp() -> None:
     )
     _watch_join()
     atexit.register(modules.close_all)
-
-
-def _apply_bucket_cap() -> None:
-    """Only under a launcher, which tells all ranks: it takes a collective of theirs."""
-    text = os.environ.get(bucket_cap.ENV_BUCKET_CAP_MB)
-    if text is None:
-        return
-    try:
-        cap_mb = float(text)
-    except ValueError:
-        cap_mb = 0.0
-    bucket_cap.apply(cap_mb if 0 <= cap_mb < math.inf else 0.0)
 
 
 def _nothing(module: DistributedDataParallel) -> None:

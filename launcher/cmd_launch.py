@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import signals, target
-from trainmesh.launcher.memory import memory_file, recall
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
@@ -83,8 +82,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SIZE",
         type=_fusion,
         default="auto",
-        help="reduce small buckets together: auto (what makes steps quickest), off, or a size "
-        "such as 8MB (default: auto)",
+        help="reduce small buckets together: auto (what makes steps quickest; never with --plan "
+        "native), off, or a size such as 8MB (default: auto)",
     )
     add(
         "--compression",
@@ -132,8 +131,6 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
 
         load_file(args.topology)
     _check_codec(args.compression)
-    learns = args.fusion == "auto"
-    memory = memory_file(args) if learns else None
     return LaunchSettings(
         job=job_name(args, num_nodes),
         node=node_name(args, num_nodes),
@@ -145,8 +142,6 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
         cadence=args.cadence,
         fusion=args.fusion,
         compression=args.compression,
-        bucket_cap_mb=recall(memory) if memory is not None else 0.0,
-        memory=memory,
     )
 
 
@@ -174,10 +169,9 @@ def _meeting_point(config: LaunchConfig) -> str:
 
 
 def _fusion_words(settings: LaunchSettings) -> str:
-    size = {"auto": "auto", "0": "off"}.get(settings.fusion, f"{settings.fusion} bytes")
-    if not settings.bucket_cap_mb:
-        return size
-    return f"{size}; buckets of {settings.bucket_cap_mb:.3g} MiB, as learned from the last run"
+    if settings.fusion == AUTO and settings.plan == Algorithm.NATIVE:
+        return "off: native is DDP's own buckets"
+    return {AUTO: AUTO, "0": "off"}.get(settings.fusion, f"{settings.fusion} bytes")
 
 
 def _check_target(args: Namespace) -> None:

@@ -15,7 +15,6 @@ from torch.distributed.elastic.multiprocessing import SignalException
 
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher import leftovers, signals, torchrun
-from trainmesh.launcher.memory import remember
 from trainmesh.launcher.settings import LaunchSettings, services, worker_environment
 from trainmesh.launcher.supervisor import Supervisor, say
 from trainmesh.rundir import (
@@ -68,8 +67,6 @@ def _run_workers(
         progress.stop()
         supervisor.stop()
         leftovers.kill_workers(f"{ENV_RUN_DIR}={run_dir.path}")
-        if settings.memory is not None:
-            remember(settings.memory, run_dir.status)
         if args.report is not None:
             _write_report(run_dir.record, args.report)
 

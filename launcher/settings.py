@@ -31,10 +31,6 @@ class LaunchSettings:
     fusion: str = "auto"
     """``auto``, or bytes to hold back; 0 is off."""
     compression: str = "none"
-    bucket_cap_mb: float = 0.0
-    """DDP's buckets where the script doesn't choose them; 0: DDP's own."""
-    memory: Path | None = None
-    """Where the next launch of this job finds what was learned; None: nothing is learned."""
 
 
 def job_name(args: Namespace, num_nodes: int) -> str:
@@ -69,7 +65,6 @@ def worker_environment(settings: LaunchSettings, run: RunDir) -> dict[str, str]:
         "TRAINMESH_JOB": settings.job,
         "TRAINMESH_NODE": settings.node,
         "TRAINMESH_CADENCE": str(settings.cadence),
-        "TRAINMESH_BUCKET_CAP_MB": f"{settings.bucket_cap_mb:g}",
         "TRAINMESH_COMPRESSION": settings.compression,
     }
 

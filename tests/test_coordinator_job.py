@@ -120,14 +120,26 @@ def test_many_small_buckets_are_fused() -> None:
     fast = hosts(1.25, 1.25, 1.25, 1.25)
     job = SimulatedJob(
         constant(fast), fast, sizes=[100_000] * 31 + [60_000], overhead_s=2e-3,
-        backward_s=0.02, compute_s=0.02, settings=Settings(only="native"),
+        backward_s=0.02, compute_s=0.02, settings=Settings(only="ring"),
     )  # fmt: skip
     job.train(300)
-    [(_, words)] = job.plans
-    assert words.startswith("native, fused")
+    [_, (_, words)] = job.plans
+    assert words.startswith("ring, fused")
     assert job.step_s[-1] < 0.6 * job.step_s[5]
     assert job.coordinator.status(0.0).hint.fusion_bytes < sum(job.sizes)
     assert "it stays" in job.texts("fit")[-1]
+
+
+def test_who_asks_for_native_gets_ddps_own_buckets() -> None:
+    fast = hosts(1.25, 1.25, 1.25, 1.25)
+    for fusion_bytes, asked in ((None, set()), (MB, {MB})):
+        job = SimulatedJob(
+            constant(fast), fast, sizes=[100_000] * 31 + [60_000], overhead_s=2e-3,
+            backward_s=0.02, compute_s=0.02,
+            settings=Settings(only="native", fusion_bytes=fusion_bytes),
+        )  # fmt: skip
+        job.train(300)
+        assert {hint.fusion_bytes for hint in job.hints} == asked
 
 
 def test_large_buckets_are_not_fused() -> None:
@@ -149,10 +161,10 @@ def test_fusion_that_does_not_help_is_taken_back_and_not_tried_again() -> None:
     fast = hosts(1.25, 1.25, 1.25, 1.25)
     job = Deaf(
         constant(fast), fast, sizes=[100_000] * 31 + [60_000], overhead_s=2e-3,
-        backward_s=0.02, compute_s=0.02, settings=Settings(only="native"),
+        backward_s=0.02, compute_s=0.02, settings=Settings(only="ring"),
     )  # fmt: skip
     job.train(600)
-    assert [words for _, words in job.plans][1:] == ["native"]
+    assert [words for _, words in job.plans][2:] == ["ring"]
     assert len(job.texts("revert")) == 1
 
 

@@ -78,7 +78,6 @@ def test_workers_are_told_where_the_run_directory_is(tmp_path: Path) -> None:
         "TRAINMESH_JOB": "j",
         "TRAINMESH_NODE": "n",
         "TRAINMESH_CADENCE": "8",
-        "TRAINMESH_BUCKET_CAP_MB": "0",
         "TRAINMESH_COMPRESSION": "none",
     }
 

@@ -117,7 +117,7 @@ class Knobs:
     ) -> tuple[Regime, str]:
         """``current`` with the best fusion size, and why."""
         cost = self._cost(steps, current, graph)
-        if self._settings.fusion_bytes is not None or Knob.FUSION in self._refused or cost is None:
+        if not self._settings.finds_fusion or Knob.FUSION in self._refused or cost is None:
             return current, ""
         nbytes, reason = fusion_size(steps, current.fusion_bytes, cost, self._settings.margin)
         return replace(current, fusion_bytes=nbytes), reason

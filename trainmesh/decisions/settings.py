@@ -46,3 +46,9 @@ class Settings:
     def plans_matter(self) -> bool:
         """Whether any plan but native may be used: if not, links need not be known."""
         return self.only != Algorithm.NATIVE
+
+    @property
+    def finds_fusion(self) -> bool:
+        """Whether the fusion size is found out. Who asks for native gets DDP's own buckets: with
+        three ranks or more, sums of other buckets differ in their last bits."""
+        return self.fusion_bytes is None and self.plans_matter
