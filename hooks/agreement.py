@@ -1,10 +1,11 @@
 """All ranks switch at the same step, or none does.
 
-Every ``cadence`` steps each rank contributes (epoch, digest, -epoch, -digest) of the newest hint
-that it has checked and that is due to one MAX all-reduce on a group of its own; a rank without
-one contributes zeros. The result is read at the next step's first bucket, the same step on every
-rank. If the maxima equal the negated minima, every rank holds the same hint. No rank ever skips
-its turn, so a rank that has not seen the hint costs a delay and never a hang.
+Every ``cadence`` steps, and sooner in the first of them (``is_round``), each rank contributes
+(epoch, digest, -epoch, -digest) of the newest hint that it has checked and that is due to one MAX
+all-reduce on a group of its own; a rank without one contributes zeros. The result is read at the
+next step's first bucket, the same step on every rank. If the maxima equal the negated minima, every
+rank holds the same hint. No rank ever skips its turn, so a rank that has not seen the hint costs a
+delay and never a hang.
 
 Carrying the hint out (making process groups) may still fail on one rank, so it is followed by a
 vote: only if every rank is ready does any rank use it.
@@ -20,7 +21,14 @@ from trainmesh.hooks.probing import measure_pairs, one_of_each_node
 from trainmesh.types import Hint, PairTime
 from trainmesh.wire import hint_digest
 
-__all__ = ["Agreement", "Verdict"]
+__all__ = ["Agreement", "Verdict", "is_round"]
+
+
+def is_round(step: int, cadence: int) -> bool:
+    """Whether a round of agreement begins at ``step``: at every multiple of ``cadence``, and before
+    the first one at 1, 2, 4, 8, ..., so that what was asked for at the launch need not wait. A
+    function of the step alone, and so the same on every rank."""
+    return step % cadence == 0 or (step < cadence and step & (step - 1) == 0)
 
 
 class Verdict:
@@ -45,8 +53,8 @@ class Agreement:
         self._round: tuple[dist.Work, torch.Tensor, Hint | None] | None = None
 
     def propose(self, step: int, candidate: Hint | None) -> None:
-        """Take part in a round if ``step`` is a round's step; returns at once."""
-        if step % self._cadence:
+        """Take part in a round if ``step`` has one; returns at once."""
+        if not is_round(step, self._cadence):
             return
         if candidate is not None and candidate.effective_step > step:
             candidate = None

@@ -114,7 +114,11 @@ class Dispatcher:
         """A group for the agreement, if every rank of the whole job could make one."""
         parent = self._fabric.parent
         ranks = list(range(dist.get_world_size()))
-        if len(ranks) == 1 or dist.get_process_group_ranks(parent) != ranks:
+        if len(ranks) == 1:
+            return None
+        if dist.get_process_group_ranks(parent) != ranks:
+            if parent.rank() == 0:
+                self._context.note("unplanned", "a DDP module is over a part of the ranks only")
             return None
         group = None
         try:

@@ -70,7 +70,7 @@ def _wrap(name: str, *, before: Wrapper, after: Wrapper = _nothing) -> None:
 def _before_forward(module: DistributedDataParallel) -> None:
     if torch.is_grad_enabled() and module.training:
         hooked = _ensure_hooked(module)
-        if hooked is not None and module.require_backward_grad_sync:
+        if hooked is not None:  # a step begins with the first of its micro-steps (no_sync)
             hooked.forward()
 
 

@@ -7,7 +7,10 @@ import sys
 
 import msgspec
 
+from trainmesh.decisions.regime import Regime
 from trainmesh.launcher import jobs
+from trainmesh.launcher.cmd_status import asked_words
+from trainmesh.launcher.progress import plan_words
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
@@ -29,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
             "plan": status.plan,
             "hint": status.hint,
             "choice": status.choice,
+            "asked": status.asked,
             "fits": status.fits,
         }
         sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
@@ -39,15 +43,17 @@ def run(args: argparse.Namespace) -> int:
 
 def words(status: JobStatus) -> list[str]:
     """The explanation, a line each."""
-    plan = status.plan.algorithm if status.plan is not None else "native"
-    lines = [f"Job {status.job} runs {plan} (epoch {status.epoch}) at step {status.step}."]
+    lines = [
+        f"Job {status.job} runs {plan_words(status)} (epoch {status.epoch}) at step {status.step}."
+    ]
     if status.hint is not None and status.hint.epoch != status.epoch:
         lines.append(
-            f"On its way: {status.hint.plan.algorithm} (epoch {status.hint.epoch}), due from step "
-            f"{status.hint.effective_step}: {status.hint.reason}."
+            f"On its way: {Regime.of(status.hint).words} (epoch {status.hint.epoch}), due from "
+            f"step {status.hint.effective_step}: {status.hint.reason}."
         )
     elif status.hint is not None:
         lines.append(f"Why: {status.hint.reason}.")
+    lines += [f"{text}." for text in asked_words(status)]
     if status.choice is None:
         lines.append("No choice has been made yet: the plan in force is still being measured.")
     else:

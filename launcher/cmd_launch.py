@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
-from trainmesh.launcher import signals, target
+from trainmesh.launcher import asked, signals, target
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "parent_parsers", "run"]
 
 ETCD_CHECK_S = 15.0
-AUTO, NO_CODEC = "auto", "none"
+AUTO = "auto"
 
 
 def parent_parsers() -> list[ArgumentParser]:
@@ -108,6 +108,7 @@ def run(args: Namespace) -> int:
     _check_target(args)
     config, command = torchrun.resolve(torchrun.through_bootstrap(args))
     settings = _settings(args, config.max_nodes)
+    asked.check(settings, config)
     if args.dry_run:
         print(_description(settings, config, command))
         return 0
@@ -130,7 +131,7 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
         from trainmesh.topology.document import load_file
 
         load_file(args.topology)
-    _check_codec(args.compression)
+    asked.check_codec(args.compression)
     return LaunchSettings(
         job=job_name(args, num_nodes),
         node=node_name(args, num_nodes),
@@ -192,17 +193,6 @@ def _make_writable(directory: Path, flag: str) -> None:
         ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
-
-
-def _check_codec(text: str) -> None:
-    if text not in (AUTO, NO_CODEC):
-        with signals.exiting():
-            from trainmesh.hooks.codecs import codec
-
-        try:
-            codec(text)
-        except ConfigError as error:
-            raise ConfigError(f"--compression {text}: {error}") from error
 
 
 def _check_etcd(url: str, *, insecure: bool) -> None:

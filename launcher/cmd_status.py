@@ -8,12 +8,15 @@ import time
 
 import msgspec
 
+from trainmesh.decisions.asked import name, sentence
+from trainmesh.decisions.regime import Regime
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher import jobs
+from trainmesh.launcher.progress import plan_words
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "asked_words", "run"]
 
 WATCH_EVERY_S = 1.0
 MAX_EVENTS = 10
@@ -54,6 +57,7 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
             f"{percent(status.exposed_share)} of it waiting on communication",
             f"plan {_plan(status)}, loss {_loss(status)}, as of {age_s:.0f} s ago",
         )
+        output.text(*asked_words(status))
         if status.dropped:
             output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")
         if status.ranks:
@@ -62,11 +66,19 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
 
 
 def _plan(status: JobStatus) -> str:
-    plan = status.plan.algorithm if status.plan is not None else "native"
-    text = f"{plan} (epoch {status.epoch})"
+    text = f"{plan_words(status)} (epoch {status.epoch})"
     if status.hint is not None and status.hint.epoch > status.epoch:
-        text += f", {status.hint.plan.algorithm} (epoch {status.hint.epoch}) on its way"
+        text += f", {Regime.of(status.hint).words} (epoch {status.hint.epoch}) on its way"
     return text
+
+
+def asked_words(status: JobStatus) -> list[str]:
+    """A line for everything that was asked for and is not in force yet."""
+    return [
+        sentence(item) if item.refusal else f"{name(item)} was asked for and is not in force yet"
+        for item in status.asked
+        if item.since_step is None
+    ]
 
 
 def _loss(status: JobStatus) -> str:

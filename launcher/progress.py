@@ -13,21 +13,24 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from typing import TextIO
 
+from trainmesh.decisions.regime import regime_words
 from trainmesh.errors import WireError
 from trainmesh.format import duration, percent
 from trainmesh.launcher.terminal import clean
 from trainmesh.rundir import RunDir
-from trainmesh.types import Event, JobStatus
+from trainmesh.types import Algorithm, Event, JobStatus
 from trainmesh.wire import decode
 
-__all__ = ["BottomLine", "Progress", "event_line", "new_events", "status_line"]
+__all__ = ["BottomLine", "Progress", "event_line", "new_events", "plan_words", "status_line"]
 
 REFRESH_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
 STOP_S = 0.4
 MIN_ROWS = 4
+MAX_WARNED = 64
 IMPORTANT = ("plan", "switch", "revert", "mismatch", "rejected", "warning")
 
 
@@ -35,12 +38,18 @@ def status_line(status: JobStatus) -> str:
     """Step, loss, step time, share of communication and plan, on one line."""
     if not status.world_size:
         return "trainmesh: waiting for the ranks"
-    plan = status.plan.algorithm if status.plan is not None else "native"
+    plan = plan_words(status)
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
     return clean(
         f"trainmesh: step {status.step}, {loss}{duration(status.step_time_s)} a step, "
         f"{percent(status.exposed_share)} waiting on communication, plan {plan}"
     )
+
+
+def plan_words(status: JobStatus) -> str:
+    """What is in force, as in ``ring, fused to 8.00 MB, bf16``."""
+    algorithm = status.plan.algorithm if status.plan is not None else Algorithm.NATIVE
+    return regime_words(algorithm, status.fusion_bytes, status.codec)
 
 
 def event_line(event: Event) -> str:
@@ -104,6 +113,8 @@ class Progress:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress-line", daemon=True)
         self._shown: Event | None = None
+        self.warned: deque[str] = deque(maxlen=MAX_WARNED)
+        """The newest warnings that were shown."""
         self._next_line_s = 0.0
 
     def start(self) -> None:
@@ -134,6 +145,8 @@ class Progress:
             return
         for event in new_events(status, self._shown):
             self._say(event_line(event))
+            if event.kind == "warning":
+                self.warned.append(event.text)
         if status.events:
             self._shown = status.events[-1]
         if self._bottom is not None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from msgspec import structs
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher import leftovers, signals, torchrun
+from trainmesh.launcher import asked, leftovers, signals, torchrun
 from trainmesh.launcher.settings import LaunchSettings, services, worker_environment
 from trainmesh.launcher.supervisor import Supervisor, say
 from trainmesh.rundir import (
@@ -67,6 +67,9 @@ def _run_workers(
         progress.stop()
         supervisor.stop()
         leftovers.kill_workers(f"{ENV_RUN_DIR}={run_dir.path}")
+        for text in asked.unmet_lines(settings, run_dir.status):
+            if text not in progress.warned:
+                say(text)
         if args.report is not None:
             _write_report(run_dir.record, args.report)
 
@@ -111,6 +114,8 @@ class _ProgressThread:
         self._run_dir = run_dir
         self._mode = mode
         self._over = threading.Event()
+        self.warned: Collection[str] = ()
+        """What it has shown of the job's warnings."""
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
     def start(self) -> None:
@@ -126,6 +131,7 @@ class _ProgressThread:
         from trainmesh.launcher.progress import Progress
 
         progress = Progress(self._run_dir, self._mode)
+        self.warned = progress.warned
         progress.start()
         self._over.wait()
         progress.stop()

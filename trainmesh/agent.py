@@ -63,6 +63,10 @@ class Inbox:
     def __init__(self) -> None:
         self.closed = threading.Event()
         """Set when no more reports will come."""
+        self.news = threading.Event()
+        """Set when a process has introduced itself: nothing is planned before the coordinator
+        knows all of them, so that is published at once."""
+        self._greeted: set[int] = set()
         self._lock = threading.Lock()
         self._reports: deque[RankReport] = deque()
         self._dropped = 0
@@ -74,6 +78,9 @@ class Inbox:
                 self._reports.popleft()
                 self._dropped += 1
             self._reports.append(report)
+            if report.hello is not None and report.hello.pid not in self._greeted:
+                self._greeted.add(report.hello.pid)
+                self.news.set()
 
     def reject(self) -> None:
         with self._lock:
@@ -121,7 +128,9 @@ class Uplink:
     def _serve(self, store: Store, lease: Lease, stop: Stop) -> None:
         watch = store.watch(self._prefix, self._changed, start_revision=self._refresh(store) + 1)
         try:
-            while not stop.wait(PUBLISH_EVERY_S) and not lease.lost:
+            while not stop.is_set() and not lease.lost:
+                if self._inbox.news.wait(PUBLISH_EVERY_S):
+                    self._inbox.news.clear()
                 self._publish(store)
             if stop.is_set():
                 self._inbox.closed.wait(timeout=1.0)
@@ -193,6 +202,7 @@ def receive(path: Path, inbox: Inbox, stop: Stop) -> None:
                 _drain(inlet, inbox)
         _drain(inlet, inbox)
     inbox.closed.set()
+    inbox.news.set()
     path.unlink(missing_ok=True)
 
 

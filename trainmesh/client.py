@@ -164,4 +164,6 @@ def connect(hello: Hello) -> tuple[Reporter, HintFile]:
     if not path:
         return NullReporter(), HintFile(None)
     run = RunDir(Path(path))
-    return SocketReporter(run.socket, hello), HintFile(run.hint)
+    reporter = SocketReporter(run.socket, hello)
+    reporter.flush()  # the introduction: what was asked for need not wait for a step
+    return reporter, HintFile(run.hint)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trainmesh.compression import NOTE_KIND, codec_cost
+from trainmesh.decisions import asked, refusals
 from trainmesh.decisions.links import Links
 from trainmesh.decisions.pilot import Pilot, Turn
 from trainmesh.decisions.regime import Regime
@@ -20,6 +21,7 @@ from trainmesh.jobview import JobView
 from trainmesh.topology.document import dump
 from trainmesh.topology.graph import LinkGraph, host_graph
 from trainmesh.types import (
+    Asked,
     Choice,
     ClassFit,
     Event,
@@ -61,6 +63,10 @@ class Coordinator:
         """None until all ranks are known."""
         self._graphs: tuple[LinkGraph, LinkGraph] | None = None
         """All links of the job, and what a plan has of them."""
+        self._asked = asked.asked_for(settings.only, settings.fusion_bytes, settings.compression)
+        self._told_asked: tuple[Asked, ...] = ()
+        """As it stands in the record."""
+        self._is_urgent = False
         self._hints: dict[int, Hint] = {}
         self._hint: Hint | None = None
         self._epoch = 0
@@ -118,6 +124,19 @@ class Coordinator:
             )
         return effects
 
+    def is_urgent(self) -> bool:
+        """Whether there is something new to decide about, which need not wait for the next turn;
+        asking takes it back."""
+        urgent, self._is_urgent = self._is_urgent, False
+        return urgent
+
+    def end(self, now_unix_s: float) -> Effects:
+        """The job is over."""
+        effects = Effects()
+        for text in asked.unmet(self._asked, self._view.num_steps):
+            self._log(effects, now_unix_s, "warning", text)
+        return effects
+
     def log(self, kind: str, text: str, now_unix_s: float) -> Effects:
         """Something the shell saw happen."""
         effects = Effects()
@@ -132,12 +151,16 @@ class Coordinator:
             updated_unix_s=now_unix_s,
             world_size=self._view.world_size,
             step=self._view.step,
+            num_steps=self._view.num_steps,
             step_time_s=self._view.step_time_s,
             exposed_share=self._view.exposed_share(self._epoch),
             loss=self._view.loss,
             backend=self._view.backend,
             epoch=self._epoch,
             plan=in_force.plan if in_force is not None else None,
+            fusion_bytes=in_force.fusion_bytes if in_force is not None else 0,
+            codec=in_force.codec if in_force is not None else "none",
+            asked=self._asked,
             hint=self._hint,
             choice=self._choice,
             fits=self._fits,
@@ -176,16 +199,19 @@ class Coordinator:
         settings = replicas.settings(self._settings)
         self._pilot = Pilot(settings, links, replicas.size, hello.backend)
         self._await_hint()
+        self._is_urgent = True
         self._note_graph(effects)
         names = ", ".join(sorted(nodes))
         text = f"{hello.world_size} ranks on {names} with {hello.backend}"
         self._log(effects, now_unix_s, "hello", text + replicas.words)
+        self._judge_asked(effects, now_unix_s)
 
     def _forget(self, now_unix_s: float, effects: Effects) -> None:
         """The processes were restarted: they begin again on native, at step 0."""
         if self._pilot is not None:
             self._log(effects, now_unix_s, "hello", "the job's processes were restarted")
         self._view.forget()
+        self._asked = asked.anew(self._asked)
         self._pilot = None
         self._epoch = 0
 
@@ -222,6 +248,24 @@ class Coordinator:
             self._log(effects, now_unix_s, note.kind, text, note.step)
             if note.kind == "rejected" and self._pilot is not None:
                 self._pilot.rejected(note.epoch)
+            self._see_refusal(note, effects)
+
+    def _see_refusal(self, note: Note, effects: Effects) -> None:
+        """A rank can't carry out one hint, or no hint at all."""
+        hint = self._hints.get(note.epoch)
+        if note.kind == "rejected" and hint is not None:
+            self._asked = asked.refused(self._asked, note.text, Regime.of(hint))
+        elif note.kind == "hook_kept":
+            why = f"the script's own communication hook {note.text} is kept"
+            self._asked = asked.refused(self._asked, why)
+        elif note.kind == "unplanned":
+            self._asked = asked.refused(self._asked, note.text)
+        self._note_asked(effects)
+
+    def _note_asked(self, effects: Effects) -> None:
+        if self._asked != self._told_asked:
+            self._told_asked = self._asked
+            effects.lines.append(RecordLine(asked=self._asked))
 
     def _switch(self, epoch: int, step: int, now_unix_s: float, effects: Effects) -> None:
         """All ranks run ``epoch`` from ``step`` on."""
@@ -229,6 +273,8 @@ class Coordinator:
         hint = self._hints.get(epoch)
         if hint is None:
             return
+        self._asked = asked.in_force(self._asked, Regime.of(hint), step)
+        self._note_asked(effects)
         if not hint.probe_bytes:
             ranks, what = self._view.world_size, Regime.of(hint).words
             text = f"step {step}: all {ranks} ranks switched to {what} (epoch {epoch})"
@@ -245,13 +291,29 @@ class Coordinator:
             effects.lines.append(RecordLine(fit=turn.fit))
         for kind, text in turn.words:
             self._log(effects, now_unix_s, kind, text)
-        self._note_graph(effects)
+        if self._note_graph(effects):
+            self._judge_asked(effects, now_unix_s)
 
-    def _note_graph(self, effects: Effects) -> None:
-        if self._pilot is not None and self._pilot.links.now is not self._graph:
-            self._graph = self._pilot.links.now
-            self.document = dump(self._graph)
-            effects.lines.append(RecordLine(graph=self.document))
+    def _judge_asked(self, effects: Effects, now_unix_s: float) -> None:
+        """Say what can't be had on the links as they are known now, once each."""
+        if self._pilot is None:
+            return
+        graph, view = self._pilot.links.now, self._view
+        known = {item.refusal for item in self._asked}
+        self._asked = refusals.judged(self._asked, view.replicas, graph, view.backend)
+        for item in self._asked:
+            if item.refusal not in ("", *known):
+                self._log(effects, now_unix_s, "warning", asked.sentence(item))
+        self._note_asked(effects)
+
+    def _note_graph(self, effects: Effects) -> bool:
+        """Record the links if they have changed; whether they have."""
+        if self._pilot is None or self._pilot.links.now is self._graph:
+            return False
+        self._graph = self._pilot.links.now
+        self.document = dump(self._graph)
+        effects.lines.append(RecordLine(graph=self.document))
+        return True
 
     def _log(
         self, effects: Effects, now_unix_s: float, kind: str, text: str, step: int | None = None

@@ -20,6 +20,8 @@ class JobView:
         """Who all-reduces with whom, known when the ranks are complete."""
         self.window = StepWindow(0)
         self.step = 0
+        self.num_steps = 0
+        """Of the main module."""
         self.step_time_s = 0.0
         self._world_size = 0
         self._latest: dict[int, StepReport] = {}
@@ -82,6 +84,7 @@ class JobView:
         self._latest[step.rank] = step
         if step.step >= self.step:
             self.step = step.step
+            self.num_steps = step.step + 1
             self.step_time_s = (step.end_ns - step.begin_ns) / 1e9
 
     def see_switch(self, rank: int, epoch: int) -> bool:

@@ -14,6 +14,7 @@ from trainmesh.control import ControlEnvironment, Stop, run_with_store
 from trainmesh.coordinator import Coordinator, Effects, Settings
 from trainmesh.errors import FencedOut, TrainmeshError, WireError
 from trainmesh.record import RecordWriter
+from trainmesh.rundir import write_atomically
 from trainmesh.store import Change, Entry, Store, job_prefix
 from trainmesh.topology.document import load_file
 from trainmesh.types import Event, Hint, JobStatus, NodeReport
@@ -63,9 +64,11 @@ class Shell:
                     lease,
                     timeout_s=0.0,
                 )
-                self._work(store, coordinator, time.monotonic() + TICK_S)
+                self._work(store, coordinator, time.monotonic() + TICK_S, eager=True)
                 self._tick(store, coordinator)
             self._finish(store, coordinator)
+            if stop.is_set():
+                self._end(coordinator)
         finally:
             watch.close()
             lease.close()
@@ -111,8 +114,11 @@ class Shell:
                 self._overflown.set()
                 return
 
-    def _work(self, store: Store, coordinator: Coordinator, until_s: float) -> None:
-        """Apply changes as they come, until the given monotonic time."""
+    def _work(
+        self, store: Store, coordinator: Coordinator, until_s: float, *, eager: bool = False
+    ) -> None:
+        """Apply changes as they come, until the given monotonic time; if ``eager``, until there is
+        something to decide about at once."""
         while (left_s := until_s - time.monotonic()) > 0:
             try:
                 change = self._changes.get(timeout=left_s)
@@ -123,6 +129,8 @@ class Shell:
                 self._refresh(store, coordinator)
             else:
                 self._apply(change, coordinator)
+            if eager and coordinator.is_urgent():
+                return
 
     def _apply(self, change: Change, coordinator: Coordinator) -> None:
         key = change.key.removeprefix(self._prefix)
@@ -194,6 +202,15 @@ class Shell:
                 break
         if self._leader is not None and not store.list(f"{self._prefix}agents/")[0]:
             store.delete(self._prefix)
+
+    def _end(self, coordinator: Coordinator) -> None:
+        """The last words, and the status for the launcher: the agent, which brings it down while
+        the job runs, has ended."""
+        self._do(coordinator.end(_now()))
+        try:
+            write_atomically(self._environment.run.status, encode(coordinator.status(_now())))
+        except OSError as error:
+            print(f"no last status: {error}", file=sys.stderr, flush=True)
 
 
 def _now() -> float:

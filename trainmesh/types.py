@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 __all__ = [
     "AgentInfo",
     "Algorithm",
+    "Asked",
     "BucketTiming",
     "Choice",
     "ClassFit",
@@ -244,8 +245,8 @@ class Hello(Struct, frozen=True, kw_only=True):
 
 
 class Note(Struct, frozen=True, kw_only=True):
-    """Something a rank did or found: ``kind`` is switched, mismatch, hook_kept, rejected,
-    untouched, codec_cost or warning."""
+    """Something a rank did or found: ``kind`` is switched, mismatch, hook_kept, unplanned (no plan
+    can be carried out), rejected, untouched, codec_cost or warning."""
 
     kind: Name
     rank: RankId
@@ -323,6 +324,17 @@ class Choice(Struct, frozen=True, kw_only=True):
     crossovers: tuple[Crossover, ...] = ()
 
 
+class Asked(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that the user asked for at the launch: ``knob`` is plan, fusion (``value`` in
+    bytes) or codec. ``refusal`` says why it can't be had here, as the end of a sentence;
+    ``since_step`` is the first step at which all ranks had it."""
+
+    knob: Name
+    value: Name
+    refusal: Text = ""
+    since_step: Natural | None = None
+
+
 class RankStatus(Struct, frozen=True, kw_only=True):
     """One line of ``trainmesh status``. ``skew_s``: median lateness at bucket arrival against
     the earliest rank; ``exposed_share``: share of the step spent waiting on communication."""
@@ -343,6 +355,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     updated_unix_s: float
     world_size: Natural = 0
     step: Natural = 0
+    num_steps: Natural = 0
+    """Of the main module, in the newest start of the processes."""
     step_time_s: float = 0.0
     exposed_share: float = 0.0
     loss: float | None = None
@@ -351,6 +365,10 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Epoch of the plan that all ranks were last seen running."""
     plan: Plan | None = None
     """That plan; None before the first hint (native)."""
+    fusion_bytes: Natural = 0
+    codec: Name = "none"
+    """In force with that plan, as in a Hint."""
+    asked: tuple[Asked, ...] = ()
     hint: Hint | None = None
     """The newest hint, in force or on its way."""
     choice: Choice | None = None
@@ -371,4 +389,6 @@ class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     hint: Hint | None = None
     fit: ClassFit | None = None
     pair: PairTime | None = None
+    asked: tuple[Asked, ...] | None = None
+    """All of it, again whenever something of it has changed."""
     graph: dict[str, object] | None = None

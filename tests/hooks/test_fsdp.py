@@ -196,7 +196,7 @@ def test_the_coordinator_plans_for_the_replicas(here: Place) -> None:
     assert "all 4 ranks switched to tree" in report
     analysis = json.loads(report)["run"]
     by_epoch = {bucket["epoch"]: bucket for bucket in analysis["buckets"]}
-    assert set(by_epoch) == {0, 1}
+    assert 1 in by_epoch  # and 0, if the plan came after step 2
     for bucket in by_epoch.values():  # between two replicas: 2 (2 - 1) / 2
         assert bucket["nbytes"] == 1200
         assert bucket["busbw_bytes_per_s"] == pytest.approx(bucket["algbw_bytes_per_s"])

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchjob import JOBS
+from tests.launchjob import JOBS, ROOT
 from trainmesh.launcher.cli import main
 
 pytestmark = pytest.mark.torch
 
 SCRIPT = str(JOBS / "probe.py")
+TWO, FOUR, MANY = (["--nproc-per-node", number] for number in ("2", "4", "65"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,12 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--compression", "best", SCRIPT], 2, "--compression best: unknown codec 'best'"),
         (["--compression", "topk:x", SCRIPT], 2, "--compression topk:x"),
         (["--plan", "best", SCRIPT], 2, "argument --plan: invalid choice: 'best'"),
+        (["--plan", "ring", SCRIPT], 2, "--plan ring can't run here: it takes 3 ranks or more"),
+        (["--plan", "ring", *TWO, SCRIPT], 2, "3 ranks or more, not 2"),
+        (["--plan", "sharded", *TWO, SCRIPT], 2, "3 to 64 ranks, not for 2; leave --plan out"),
+        (["--plan", "tree", SCRIPT], 2, "one rank has nobody to send to"),
+        (["--plan", "hierarchical", *FOUR, SCRIPT], 2, "divide the 4 ranks into no islands"),
+        (["--compression", "int8", *MANY, SCRIPT], 2, "65 ranks, it can serve 64"),
         (["--progress", "x", SCRIPT], 2, "argument --progress"),
         (["--job", "a/b", SCRIPT], 2, "argument --job: 'a/b'"),
         (["--job", "", SCRIPT], 2, "argument --job: ''"),
@@ -84,6 +91,28 @@ def test_bad_input(
     assert err.startswith(("trainmesh: error: ", "trainmesh launch: error: "))
     assert words in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "file"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--plan", "native"],
+        ["--plan", "ring", *FOUR],
+        ["--plan", "forest", *TWO],
+        ["--plan", "sharded", *MANY],  # replicas of FSDP2 may be fewer
+        ["--plan", "ring", "--nnodes", "1:4", *TWO],
+        ["--plan", "hierarchical", "--nnodes", "3", *FOUR],
+        ["--plan", "hierarchical", "--nnodes", "4"],  # nobody knows the links between them yet
+        ["--plan", "hierarchical", *FOUR, "--topology", str(ROOT / "examples" / "two_racks.yaml")],
+        ["--compression", "int8", *FOUR],
+        ["--compression", "auto"],
+    ],
+)
+def test_what_may_be_had_is_not_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "--dry-run", "--etcd", "http://127.0.0.1:2379", *flags, SCRIPT]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dry_run_says_what_would_be_started_and_starts_nothing(

@@ -132,7 +132,7 @@ def test_explain_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     running("alpha", STATUS)
     assert main(["explain", "alpha", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"job", "epoch", "plan", "hint", "choice", "fits"}
+    assert set(told) == {"job", "epoch", "plan", "hint", "choice", "fits", "asked"}
     assert told["plan"]["algorithm"] == "ring"
     assert told["hint"]["reason"] == HINT.reason
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from statistics import median
 
 from trainmesh.compression import CodecCost
@@ -18,23 +17,19 @@ from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead
 from trainmesh.decisions.judging import delivers, harm, quicker
 from trainmesh.decisions.planning import Planned, predicted_s, replan
 from trainmesh.decisions.regime import Regime
-from trainmesh.decisions.settings import AUTO, NO_CODEC, Settings
+from trainmesh.decisions.settings import AUTO, NO_CODEC, Knob, Settings
 from trainmesh.measure import MeasuredStep
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import CALIBRATION, UNMEASURED
 from trainmesh.types import Algorithm
 
-__all__ = ["Knob", "Knobs", "Trial"]
+__all__ = ["Knobs", "Trial"]
 
 MAX_CODECS = 32
+DDP_BUCKETS = (2**20, 25 * 2**20)
+"""Bytes of a step's buckets before any was seen: DDP's first one, and its cap of the others."""
 SURPRISE = 1.5
 """Off a prediction by this factor, the links may be to blame and not the plan."""
-
-
-class Knob(StrEnum):
-    PLAN = "plan"
-    FUSION = "fusion"
-    CODEC = "codec"
 
 
 @dataclass(frozen=True)
@@ -100,10 +95,11 @@ class Knobs:
         *,
         degraded: bool,
     ) -> Planned:
-        """The plan for ``graph``, in which a link may be known to be slow."""
+        """The plan for ``graph``, in which a link may be known to be slow; before any step was
+        measured that for DDP's usual buckets."""
         return replan(
             graph,
-            self._wire_sizes(steps[-1], current),
+            self._wire_sizes(steps[-1].sizes if steps else DDP_BUCKETS, current),
             current.plan,
             self._calibration,
             self._settings,
@@ -187,13 +183,13 @@ class Knobs:
         self, steps: Sequence[MeasuredStep], regime: Regime, graph: LinkGraph
     ) -> float | None:
         """Measured / predicted time of a step's collectives."""
-        predicted = predicted_s(regime.plan, graph, self._wire_sizes(steps[-1], regime))
+        predicted = predicted_s(regime.plan, graph, self._wire_sizes(steps[-1].sizes, regime))
         return median(step.transfer_s for step in steps) / predicted if predicted else None
 
-    def _wire_sizes(self, step: MeasuredStep, regime: Regime) -> list[int]:
-        """Bytes of each collective as they cross the links."""
+    def _wire_sizes(self, sizes: Sequence[int], regime: Regime) -> list[int]:
+        """Bytes of each collective as they cross the links, for buckets of ``sizes``."""
         ratio = self._ratio(regime)
-        return [max(1, round(nbytes / ratio)) for nbytes in regime.collectives(step.sizes)]
+        return [max(1, round(nbytes / ratio)) for nbytes in regime.collectives(sizes)]
 
     def _sending(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> Sending:
         whole = median(step.transfer_s / sum(step.sizes) for step in steps)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from trainmesh.compression import CodecCost
-from trainmesh.decisions.knobs import Knob, Knobs, Trial
+from trainmesh.decisions.knobs import Knobs, Trial
 from trainmesh.decisions.links import Links
 from trainmesh.decisions.noticing import baseline, change
 from trainmesh.decisions.planning import Planned
 from trainmesh.decisions.prober import Prober
 from trainmesh.decisions.regime import Regime, same_way
-from trainmesh.decisions.settings import Settings
+from trainmesh.decisions.settings import Knob, Settings
 from trainmesh.errors import GraphError, PlanError
 from trainmesh.measure import MeasuredStep, StepWindow
 from trainmesh.topology.fit import fit_class
@@ -27,8 +27,6 @@ from trainmesh.types import Algorithm, Choice, ClassFit, Hint, PairTime
 
 __all__ = ["Pilot", "Proposal", "Turn"]
 
-ASKED_STEPS = 2
-"""What the user has asked for needs no evidence, only ranks that train."""
 MAX_CAUTION = 6
 WARM_UP_STEPS = 2
 """After a switch: buffers are made, TCP opens its windows."""
@@ -87,6 +85,8 @@ class Pilot:
         self._doubt = ""
         """Why what is believed of the links may be wrong; empty if there is no reason."""
         self._obeys = True
+        self._denied: int | None = None
+        """The version of the links on which the plan that was asked for can't be made."""
         self._refit = True
         self._said: tuple[int, str] | None = None
         """For which links and algorithm it was said that the plan stays."""
@@ -153,8 +153,8 @@ class Pilot:
             self._finish_probe(turn)
         if self._way_back is not None:
             turn.proposal = self._way_back
-        elif self._phase is Phase.MEASURE and len(steps) >= ASKED_STEPS:
-            self._obey(steps, now_s, turn)
+        elif self._phase is Phase.MEASURE:
+            self._obey(steps, turn)
             if turn.proposal is None and self._evidence.is_enough(steps):
                 self._improve(steps, now_s, turn)
         elif self._phase is Phase.VERIFY and self._evidence.is_enough(steps):
@@ -164,20 +164,22 @@ class Pilot:
         self._proposal = turn.proposal
         return turn
 
-    def _obey(self, steps: Sequence[MeasuredStep], now_s: float, turn: Turn) -> None:
-        """Do what the user has asked for."""
+    def _obey(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
+        """Do what the user has asked for, which needs no evidence: not a step, and not the links,
+        on which the plan is made anew when they are known."""
         only = self._settings.only
         wanted = self.knobs.asked_for(self._current)
         if not self._obeys:
             return
         reason = f"asked for: {wanted.words}"
-        if only is not None and only != self._current.plan.algorithm:
-            if self._ask_links(now_s, turn):
-                return
+        version = self.links.now.version
+        if only not in (None, self._current.plan.algorithm) and self._denied != version:
             planned = self._plan(steps)
+            turn.choice = planned.choice
             if planned.plan is not None:
-                turn.choice = planned.choice
                 wanted, reason = replace(wanted, plan=planned.plan), planned.reason
+            else:
+                self._denied = version
         if not _same(wanted, self._current):
             turn.proposal = Proposal(wanted, reason)
 
@@ -219,7 +221,8 @@ class Pilot:
             if self._said != self._topic:
                 self._said = self._topic
                 turn.choice = planned.choice
-                turn.say("plan", f"{self._current.plan.algorithm} stays: {planned.reason}")
+                if self._denied is None:  # the coordinator has said that
+                    turn.say("plan", f"{self._current.plan.algorithm} stays: {planned.reason}")
             return False
         if now_s >= self._next_plan_s:
             turn.choice = planned.choice

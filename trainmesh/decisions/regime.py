@@ -9,7 +9,7 @@ from trainmesh.decisions.settings import NO_CODEC
 from trainmesh.format import size
 from trainmesh.types import Algorithm, Hint, Plan
 
-__all__ = ["Regime", "grouped", "same_way"]
+__all__ = ["Regime", "grouped", "regime_words", "same_way"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,18 @@ class Regime:
     @property
     def words(self) -> str:
         """As in ``ring, fused to 8.00 MB, bf16``."""
-        fused = f", fused to {size(self.fusion_bytes)}" if self.fusion_bytes else ""
-        codec = f", {self.codec}" if self.codec != NO_CODEC else ""
-        return f"{self.plan.algorithm}{fused}{codec}"
+        return regime_words(self.plan.algorithm, self.fusion_bytes, self.codec)
 
     def collectives(self, sizes: Sequence[int]) -> list[int]:
         """Bytes of each collective of a step whose buckets have ``sizes``."""
         return [sum(sizes[place] for place in group) for group in grouped(sizes, self.fusion_bytes)]
+
+
+def regime_words(algorithm: str, fusion_bytes: int, codec: str) -> str:
+    """As in ``ring, fused to 8.00 MB, bf16``."""
+    fused = f", fused to {size(fusion_bytes)}" if fusion_bytes else ""
+    coded = f", {codec}" if codec != NO_CODEC else ""
+    return f"{algorithm}{fused}{coded}"
 
 
 def grouped(sizes: Sequence[int], fusion_bytes: int) -> list[list[int]]:

@@ -70,8 +70,8 @@ class Replicas:
         return nodes
 
     def settings(self, asked: Settings) -> Settings:
-        """What of ``asked`` these ranks can do."""
-        if not self.follows_plans:
+        """What of ``asked`` these ranks can do (``refusals`` says why not the rest)."""
+        if not self.follows_plans or self.size == 1:
             return replace(asked, only=Algorithm.NATIVE, fusion_bytes=0, compression=NO_CODEC)
         return asked if self.are_all else replace(asked, fusion_bytes=0, compression=NO_CODEC)
 

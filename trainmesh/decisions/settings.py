@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from trainmesh.compression import AUTO
 from trainmesh.types import Algorithm
 
-__all__ = ["AUTO", "NO_CODEC", "Settings"]
+__all__ = ["AUTO", "NO_CODEC", "Knob", "Settings"]
 
 NO_CODEC = "none"
+
+
+class Knob(StrEnum):
+    """What a hint sets."""
+
+    PLAN = "plan"
+    FUSION = "fusion"
+    CODEC = "codec"
 
 
 @dataclass(frozen=True, kw_only=True)
