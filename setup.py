@@ -11,9 +11,9 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = {
-    "decide": "admission affinity books budget choice cost demand endpoint estimate extras "
-    "forecast guard health histogram hybrid line noted outliers pool prefix quota reuse roster "
-    "scorers shadow trend types",
+    "decide": "admission affinity books budget choice client_errors cost demand endpoint "
+    "estimate extras forecast guard health histogram hybrid line noted outliers "
+    "pool prefix quota reuse roster scorers shadow trend types",
     "identity": "access gate keys refused",
     "proxy": "answer answers api call client exchange headers route router server upgrade upstream",
 }

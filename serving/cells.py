@@ -150,6 +150,7 @@ class EndpointCells(NamedTuple):
     status: Count
     timeout: Count
     stream: Count
+    lone_error: Count
     retries: Count
     hedges: Count
     hedge_wins: Count

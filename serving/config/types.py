@@ -118,7 +118,9 @@ class RetryConfig(_Strict, frozen=True):
 
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
     budget: Share = 0.2
-    statuses: tuple[Annotated[int, Meta(ge=400, le=599)], ...] = (429, 500, 502, 503, 504)
+    statuses: tuple[Annotated[int, Meta(ge=400, le=599)], ...] = (
+        429, 500, 501, 502, 503, 504, 507, 529,
+    )  # fmt: skip
 
 
 class EjectConfig(_Strict, frozen=True):

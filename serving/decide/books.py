@@ -172,8 +172,10 @@ class Books:
             if not attempt.first_byte_s:
                 self._learn_at_least(attempt, now_s)
         elif outcome is Outcome.CLIENT_ERROR:
-            endpoint.health.failures = 0
-            self._roster.told(endpoint, endpoint.health.answered(attempt.started_s, now_s))
+            # Alone it says nothing of the endpoint: one that has lost its model answers so too.
+            if attempt.confirmed:
+                endpoint.health.failures = 0
+                self._roster.told(endpoint, endpoint.health.answered(attempt.started_s, now_s))
         elif outcome is Outcome.BACKPRESSURE:
             line = endpoint.health.backpressure(attempt.started_s, now_s, retry_after_s)
             self._roster.told(endpoint, line)

@@ -25,6 +25,10 @@ class Budget:
         left = self._left + self.share * units
         self._left = left if left < self.burst else self.burst
 
+    def give_back(self, units: float) -> None:
+        """What was taken was well spent."""
+        self._left = min(self.burst, self._left + units)
+
     def take(self, units: float, now_s: float) -> bool:
         """Takes ``units`` if they are there; nothing otherwise."""
         if self.share <= 0:

@@ -6,6 +6,7 @@ from typing import Final
 
 from trainmesh.serving.config.types import HedgeConfig, RetryConfig
 from trainmesh.serving.decide.budget import Budget
+from trainmesh.serving.decide.client_errors import ClientErrors
 from trainmesh.serving.decide.histogram import TtftQuantiles
 from trainmesh.serving.decide.types import Facts
 
@@ -21,13 +22,14 @@ NEVER_S: Final = float("inf")
 class Extras:
     """The budgets of a pool, and the TTFT quantile that a hedge waits for."""
 
-    __slots__ = ("_hedge", "_hedges", "_quantiles", "_retries", "_retry")
+    __slots__ = ("_hedge", "_hedges", "_quantiles", "_retries", "_retry", "client_errors")
 
     def __init__(self, retry: RetryConfig, hedge: HedgeConfig, tokens: float, now_s: float) -> None:
         """``tokens``: those of an ordinary request."""
         self._retry = retry
         self._hedge = hedge
         self._quantiles = TtftQuantiles(hedge.quantile)
+        self.client_errors = ClientErrors(now_s)
         self._retries = Budget(
             retry.budget, floor_per_s=RETRY_FLOOR_PER_S, burst=RETRY_BURST, now_s=now_s
         )
@@ -37,6 +39,7 @@ class Extras:
 
     def asked(self, tokens: int) -> None:
         self._retries.gain(1.0)
+        self.client_errors.asked()
         self._hedges.gain(tokens)
 
     def first_byte(self, prompt_tokens: int, stream: bool, ttft_s: float) -> None:

@@ -18,7 +18,14 @@ from trainmesh.serving.decide.types import Outcome
 __all__ = ["FAULTS", "Health", "State"]
 
 FAULTS = frozenset(
-    (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
+    (
+        Outcome.CONNECT,
+        Outcome.RESET,
+        Outcome.STATUS,
+        Outcome.TIMEOUT,
+        Outcome.STREAM,
+        Outcome.LONE_ERROR,
+    )
 )
 TRIAL_PERIOD_S: Final = 1.0
 NEXT_TRIAL_S: Final = 0.1
@@ -40,6 +47,7 @@ _WHAT: Final = {
     Outcome.STATUS: "status 5xx",
     Outcome.TIMEOUT: "no answer in time",
     Outcome.STREAM: "answer broken off",
+    Outcome.LONE_ERROR: "refused what another endpoint answered",
 }
 
 

@@ -338,6 +338,21 @@ class Pool:
         """Takes a retry from the budget; ``attempts`` of the request were made."""
         return self._books.extras.may_retry(attempts, now_s)
 
+    def may_ask_again(self, endpoint: Endpoint, status: int, attempts: int, now_s: float) -> bool:
+        """Whether another endpoint may be asked about a request that ``endpoint`` refused with
+        ``status`` (``client_errors``); ``attempts`` of it were made. An endpoint that has failed
+        since its last good answer, or has given none since it was let in, is not believed."""
+        if attempts >= self.config.retry.attempts:
+            return False
+        health = endpoint.health
+        if health.failures or not health.proven:
+            return True
+        return self._books.extras.client_errors.may_ask_again(status, now_s)
+
+    def asking_paid(self, status: int) -> None:
+        """The other endpoint answered well."""
+        self._books.extras.client_errors.paid(status)
+
     def hedge_delay_s(self, facts: Facts) -> float:
         """How long the first attempt has before a hedge; infinite: there will be none."""
         if len(self._roster.full) < 2:

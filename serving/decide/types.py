@@ -43,23 +43,25 @@ def stable_hash(data: bytes) -> int:
 
 
 class Outcome(StrEnum):
-    """How an attempt ended. Only the last five count against the endpoint."""
+    """How an attempt ended. Only the last six count against the endpoint."""
 
     OK = "ok"
     CLIENT_ERROR = "client_error"
-    """A 4xx other than 429: the request was wrong."""
+    """A 3xx, or a 4xx other than 429: the request was wrong."""
     BACKPRESSURE = "backpressure"
-    """429 or 503: the endpoint is full, not broken."""
+    """429, 503 or 529: the endpoint is full, not broken."""
     CANCELLED = "cancelled"
     """The client went away, or another attempt was faster."""
     CONNECT = "connect"
     RESET = "reset"
     """The connection ended before the first byte."""
     STATUS = "status"
-    """A 5xx other than 503."""
+    """A 5xx other than 503 and 529."""
     TIMEOUT = "timeout"
     STREAM = "stream"
     """It ended or stalled in the middle of the answer."""
+    LONE_ERROR = "lone_error"
+    """A 3xx or 4xx where another endpoint answered the same request well."""
 
 
 class Kind(StrEnum):
@@ -182,6 +184,7 @@ class Attempt:
     __slots__ = (
         "arm",
         "cached_tokens",
+        "confirmed",
         "decision",
         "endpoint",
         "ended",
@@ -221,6 +224,8 @@ class Attempt:
         self.arm = arm
         """1: the policy of an A/B test chose, 0: the ordinary one."""
         self.first_byte_s = 0.0
+        self.confirmed = False
+        """A client error: no other endpoint answers the request any better, or there is none."""
         self.ended = False
         self.decision: Decision | None = None
         """Kept here by whoever writes a ledger, until the attempt has ended."""

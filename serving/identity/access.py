@@ -45,7 +45,7 @@ class Grant:
         rule_groups: Sequence[tuple[Mapping[str, object], tuple[int, ...]]] = (),
     ) -> None:
         self.refused = refused
-        self.allowed = frozenset(range(num_endpoints)) - refused.keys() if refused else None
+        self.allowed = frozenset(range(num_endpoints)).difference(refused) if refused else None
         self.depends = rule is not None
         self._tenant = tenant
         self._model = model
@@ -67,7 +67,7 @@ class Grant:
                 for place in places:
                     refused.setdefault(place, reason)
         num_endpoints = sum(len(places) for _, places in self._groups)
-        return frozenset(range(num_endpoints)) - refused.keys(), refused
+        return frozenset(range(num_endpoints)).difference(refused), refused
 
     def none_allowed(self, refused: Mapping[int, str]) -> Refused:
         """What a client is told if ``refused`` leaves no endpoint."""

@@ -160,6 +160,7 @@ def _ended(entry: Entry, outcome: Outcome) -> str:
 _OUTCOMES = {
     Outcome.OK: "answered",
     Outcome.CLIENT_ERROR: "refused as the client's error",
+    Outcome.LONE_ERROR: "refused what another endpoint answered",
     Outcome.BACKPRESSURE: "refused: the endpoint is full",
     Outcome.CANCELLED: "cancelled",
     Outcome.CONNECT: "failed to connect",

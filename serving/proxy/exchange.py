@@ -12,7 +12,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from trainmesh.serving.adapters.types import Unsupported
+from trainmesh.serving.decide.client_errors import is_client_error
 from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.health import FAULTS
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-FAULTS: Final = (Outcome.CONNECT, Outcome.RESET, Outcome.STATUS, Outcome.TIMEOUT, Outcome.STREAM)
-_FAULTS: Final = {429: Outcome.BACKPRESSURE, 503: Outcome.BACKPRESSURE}
+_FULL: Final = (429, 503, 529)
 
 
 def traceparent_of(call: Call) -> bytes:
@@ -41,11 +42,11 @@ def traceparent_of(call: Call) -> bytes:
 
 def outcome_of(status: int) -> Outcome:
     """What a status says of the endpoint."""
-    if status < 400:
+    if status < 300:
         return Outcome.OK
-    if status in _FAULTS:
-        return _FAULTS[status]
-    return Outcome.CLIENT_ERROR if status < 500 else Outcome.STATUS
+    if status in _FULL:
+        return Outcome.BACKPRESSURE
+    return Outcome.CLIENT_ERROR if is_client_error(status) else Outcome.STATUS
 
 
 def _refused(error: Unsupported) -> Refusal:
@@ -55,8 +56,8 @@ def _refused(error: Unsupported) -> Refusal:
 class Exchange:
     """A request on its way. Called by one event loop only."""
 
-    __slots__ = ("_attempts", "_live", "_router", "_spans", "allowed", "call", "client", "facts",
-                 "hedge_at_s", "route", "started_s", "trace", "tried",
+    __slots__ = ("_attempts", "_live", "_refusing", "_router", "_spans", "allowed", "call",
+                 "client", "facts", "hedge_at_s", "route", "started_s", "trace", "tried",
                  "winner")  # fmt: skip
 
     def __init__(
@@ -83,6 +84,8 @@ class Exchange:
         self.winner: Upstream | None = None
         self._attempts = 0
         self._live: list[Upstream] = []
+        self._refusing: Upstream | None = None
+        """It has answered that the request is wrong, which another endpoint is asked about."""
 
     # -- attempts --------------------------------------------------------------------------
 
@@ -156,12 +159,38 @@ class Exchange:
         if not pool.may_retry(self.facts, self._attempts, now_s):
             self.route.count("retries_denied")
             return False
+        return self._send_again(choice, choice.endpoint, now_s)
+
+    def _send_again(self, choice: Choice, endpoint: Endpoint, now_s: float) -> bool:
         self.route.count("retries")
         try:
-            self._send(choice, choice.endpoint, Kind.RETRY, now_s)
+            self._send(choice, endpoint, Kind.RETRY, now_s)
         except Unsupported:
             return False
         return True
+
+    def _ask_another(self, upstream: Upstream, now_s: float) -> bool:
+        """``upstream`` says that the request is wrong: wait with that until another endpoint has
+        said what it thinks; False if it is to be believed at once."""
+        if self._refusing is not None or upstream.without_length:
+            return False
+        if len(self._live) == 1 and not self._send_elsewhere(upstream, now_s):
+            return False
+        self._live.remove(upstream)
+        self._refusing = upstream
+        upstream.hold()
+        return True
+
+    def _send_elsewhere(self, upstream: Upstream, now_s: float) -> bool:
+        pool = self.route.pool
+        choice = self._choose(now_s)
+        if choice.endpoint is None or choice.reason:
+            upstream.attempt.confirmed = len(pool.endpoints) == 1
+            return False
+        endpoint, status = upstream.attempt.endpoint, upstream.answer.status
+        if not pool.may_ask_again(endpoint, status, self._attempts, now_s):
+            return False
+        return self._send_again(choice, choice.endpoint, now_s)
 
     # -- what endpoints answer -------------------------------------------------------------
 
@@ -169,17 +198,25 @@ class Exchange:
         self._live[self._live.index(upstream)] = to
 
     def on_head(self, upstream: Upstream) -> bool:
-        answer = upstream.answer
-        if answer.status < 400 or answer.status not in self.route.pool.config.retry.statuses:
+        status = upstream.answer.status
+        if status < 300:
             return True
         now_s = monotonic()
-        if len(self._live) > 1:
-            self._abandon(upstream, outcome_of(answer.status), now_s)
+        if status not in self.route.pool.config.retry.statuses:
+            return not (is_client_error(status) and self._ask_another(upstream, now_s))
+        if len(self._live) > 1 or self._retry(now_s) or self._refusing is not None:
+            self._abandon(upstream, outcome_of(status), now_s)
+            self._fall_back()
             return False
-        if not self._retry(now_s):
-            return True
-        self._abandon(upstream, outcome_of(answer.status), now_s)
-        return False
+        return True
+
+    def _fall_back(self) -> None:
+        """Believe who says that the request is wrong, if nobody is left to say otherwise."""
+        upstream = self._refusing
+        if upstream is not None and not self._live:
+            self._refusing = None
+            self._live.append(upstream)
+            upstream.go_on()
 
     def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
         client = self.client
@@ -192,6 +229,8 @@ class Exchange:
         for other in tuple(self._live):
             if other is not upstream:
                 self._abandon(other, Outcome.CANCELLED, now_s)
+        if self._refusing is not None:
+            self._settle(self._refusing, upstream, now_s)
         if upstream.answer.status < 300:
             self.route.first_byte(self, upstream.attempt, now_s)
         taker = client.begin_answer(self, upstream)
@@ -199,19 +238,37 @@ class Exchange:
             self._abandon(upstream, Outcome.CANCELLED, now_s)
         return taker
 
+    def _settle(self, refusing: Upstream, other: Upstream, now_s: float) -> None:
+        """Another endpoint has answered the request that ``refusing`` says is wrong."""
+        self._refusing = None
+        status = refusing.answer.status
+        if other.answer.status < 300:
+            self.route.pool.asking_paid(status)
+            self._abandon(refusing, Outcome.LONE_ERROR, now_s)
+            return
+        alike = other.answer.status == status
+        refusing.attempt.confirmed = other.attempt.confirmed = alike
+        self._abandon(refusing, Outcome.CLIENT_ERROR, now_s)
+
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         status = upstream.answer.status
         self._end(upstream, outcome_of(status), now_s)
         self._finish(status, now_s)
 
     def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        if upstream is self._refusing:
+            self._refusing = None
         self._end(upstream, outcome, now_s)
         client = self.client
         if client is None:
             return
         if self.winner is upstream:
             self._break_off(upstream, client, now_s)
-        elif not self._live and not self._retry(now_s):
+        elif self._live or self._retry(now_s):
+            return
+        elif self._refusing is not None:
+            self._fall_back()
+        else:
             self._fail(upstream, now_s)
 
     def _break_off(self, upstream: Upstream, client: ClientConnection, now_s: float) -> None:
@@ -264,6 +321,9 @@ class Exchange:
         self.client = None
         for upstream in tuple(self._live):
             self._abandon(upstream, Outcome.CANCELLED, now_s)
+        if self._refusing is not None:
+            self._abandon(self._refusing, Outcome.CLIENT_ERROR, now_s)
+            self._refusing = None
         self._router.ended(self, 499, now_s)
 
     def refuse(self, refusal: Refusal, now_s: float) -> None:

@@ -40,8 +40,8 @@ class Upstream(asyncio.Protocol):
     """
 
     __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held", "_in_head",
-                 "_informational", "_keep", "_open_chunk", "_out", "_parser", "_raw", "_reused",
-                 "_tail", "answer", "attempt", "chunks", "client", "connecting", "error",
+                 "_informational", "_keep", "_on_hold", "_open_chunk", "_out", "_parser", "_raw",
+                 "_reused", "_tail", "answer", "attempt", "chunks", "client", "connecting", "error",
                  "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request",
                  "server", "sink", "transport", "whole")  # fmt: skip
 
@@ -74,7 +74,7 @@ class Upstream(asyncio.Protocol):
         self.whole = True
         self._in_head = True
         self._begun = self._complete = self._excess = self._open_chunk = False
-        self._keep = False
+        self._keep = self._on_hold = False
         self._informational = 0
         self._raw = b""
         self._held = self._tail = b""
@@ -158,9 +158,11 @@ class Upstream(asyncio.Protocol):
             self.error = f"its answer is not HTTP: {error}"
             self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
             return
-        if was_in_head and not self._take_head(data):
-            return
-        if not was_in_head:
+        if was_in_head:
+            self._take_head(data)
+        elif self._on_hold:
+            self._keep_for_later(data)
+        else:
             self._take_body(data)
 
     def eof_received(self) -> bool:
@@ -170,33 +172,52 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server.forget(self)
-        if self.sink is not None:
+        if self.sink is not None and not (self._on_hold and self._complete):
             if exc is not None and not self.error:
                 self.error = str(exc)
             self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
 
     # -- an answer, step by step -----------------------------------------------------------
 
-    def _take_head(self, data: bytes) -> bool:
+    def _take_head(self, data: bytes) -> None:
         """The head may be complete; goes on with the rest of ``data`` if it is."""
         self._raw += data
         if self._in_head:
             if len(self._raw) > MAX_HEAD_BYTES:
                 self.error = "its header is too long"
                 self.lose(Outcome.RESET)
-            return False
+            return
         raw, start = self._raw, 0
         for _ in range(self._informational + 1):
             start = raw.index(b"\r\n\r\n", start) + 4
         self._raw = b""
         sink = self.sink
         if sink is None or not sink.on_head(self):
-            return False
+            if self._on_hold:
+                self._keep_for_later(raw[start:])
+            return
         if self.without_length and not self._complete and not self._decoding:
             self._decoding = True
             self._decoded.append(raw[start:])
         self._take_body(raw[start:])
-        return True
+
+    def hold(self) -> None:
+        """Wait with the body of an answer whose head is there (to be called in ``on_head``, which
+        then returns False), until ``go_on`` or ``drop``. Not for one ``without_length``."""
+        self._on_hold = True
+
+    def go_on(self) -> None:
+        """Take the body of an answer that was on hold."""
+        self._on_hold = False
+        data, self._raw = self._raw, b""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+        self._take_body(data)
+
+    def _keep_for_later(self, data: bytes) -> None:
+        self._raw += data
+        if len(self._raw) > MAX_HELD_BYTES:
+            self.transport.pause_reading()
 
     @property
     def without_length(self) -> bool:
