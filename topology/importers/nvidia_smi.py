@@ -16,9 +16,7 @@ CPUs and NICs are assumed, those of an NVLink follow from the GPU's compute capa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import permutations
 
 from trainmesh.errors import GraphError
@@ -33,30 +31,15 @@ from trainmesh.topology.importers.hardware import (
     nvlink_GBps,
 )
 from trainmesh.topology.importers.nearness import Nearness, plant
+from trainmesh.topology.importers.smi_matrix import Matrix, read_matrix
 from trainmesh.types import MAX_RANKS
 
 __all__ = ["parse"]
 
-MAX_CHARS = 4 * 2**20
-MAX_DEVICES = 256
 MOST_NVLINKS = 18
 """Of any GPU so far; more of them in a row of the matrix are seen through a switch."""
-ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-CELL = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS|SOC|N/A", re.ASCII)
-LEGEND = re.compile(r"\s*(NIC\d{1,4}):\s*(\S{1,80})\s*", re.ASCII)
 NEAR = {level.name: level for level in Nearness} | {"SOC": Nearness.SYS}
 """SOC is what drivers before 384 called SYS."""
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """``cells[a, b]`` for a row ``a`` and a column ``b``; ``numa`` is NUMA Affinity by row."""
-
-    devices: tuple[str, ...]
-    cells: Mapping[tuple[str, str], str]
-    numa: Mapping[str, str]
-    names: Mapping[str, str]
-    line: int
 
 
 def parse(
@@ -75,7 +58,7 @@ def parse(
     Raises:
         GraphError: no such matrix; with source and line.
     """
-    matrix = _matrix(text, source)
+    matrix = read_matrix(text, source=source)
     gpus = [name for name in matrix.devices if name.startswith("GPU")]
     if first_rank + len(gpus) > MAX_RANKS:
         raise GraphError(f"{source}: ranks go to {MAX_RANKS - 1}")
@@ -94,54 +77,11 @@ def parse(
     devices = dict.fromkeys(node.values(), ASSUMED_PCIE)
     near = {(node[a], node[b]): shared for (a, b), shared in _near(matrix, gpus).items()}
     plant(pen, host, devices, [node[gpu] for gpu in gpus], near, Provenance.ASSUMED)
-    pen.notes([f"{source}:{matrix.line}: speeds of PCIe, CPUs and NICs are assumed"])
+    pen.notes([f"{matrix.where}: speeds of PCIe, CPUs and NICs are assumed", *matrix.notes])
     return pen.fragment()
 
 
-def _matrix(text: str, source: str) -> _Matrix:
-    if len(text) > MAX_CHARS:
-        raise GraphError(f"{source}: larger than {MAX_CHARS // 2**20} MiB; not nvidia-smi's")
-    lines = ESCAPE.sub("", text).split("\n")
-    head = next((i for i, line in enumerate(lines) if re.match(r"\s*GPU0\b(?!\s+X\b)", line)), None)
-    if head is None:
-        raise GraphError(f"{source}: no line of columns GPU0 GPU1 ...; give nvidia-smi topo -m")
-    columns = re.split(r"\s+(?=CPU Affinity|NUMA Affinity|$)", lines[head].strip())[0].split()
-    if len(columns) > MAX_DEVICES or len(set(columns)) != len(columns):
-        raise GraphError(f"{source}:{head + 1}: a column is there twice, or over {MAX_DEVICES}")
-    cells: dict[tuple[str, str], str] = {}
-    numa: dict[str, str] = {}
-    names: dict[str, str] = {}
-    rows: list[str] = []
-    for number, line in enumerate(lines[head + 1 :], start=head + 2):
-        words = line.split()
-        if match := LEGEND.fullmatch(line):
-            names[match[1]] = match[2]
-        elif words and words[0] in columns and words[0] not in rows:
-            rows.append(words[0])
-            cells |= _row(words, columns, f"{source}:{number}")
-            numa[words[0]] = _numa(words[1 + len(columns) :])
-    missing = [name for name in columns if name not in rows]
-    if missing:
-        raise GraphError(f"{source}:{head + 1}: no row {missing[0][:40]!r}; give the whole matrix")
-    return _Matrix(tuple(columns), cells, numa, names, head + 1)
-
-
-def _row(words: list[str], columns: list[str], where: str) -> dict[tuple[str, str], str]:
-    own = words[1 : 1 + len(columns)]
-    wrong = next((word for word in own if not CELL.fullmatch(word)), None)
-    if wrong is not None or len(own) < len(columns):
-        few = f"{len(own)} cells in {len(columns)} columns"
-        what = few if wrong is None else f"{wrong[:40]!r} is no link"
-        raise GraphError(f"{where}: row {words[0][:40]}: {what}; give it as nvidia-smi printed it")
-    return {(words[0], column): cell for column, cell in zip(columns, own, strict=True)}
-
-
-def _numa(rest: list[str]) -> str:
-    """NUMA Affinity: the column after CPU Affinity, in outputs that have it; "" if unknown."""
-    return rest[1] if len(rest) > 1 and re.fullmatch(r"[0-9]{1,4}", rest[1], re.ASCII) else ""
-
-
-def _near(matrix: _Matrix, gpus: list[str]) -> dict[tuple[str, str], Nearness]:
+def _near(matrix: Matrix, gpus: list[str]) -> dict[tuple[str, str], Nearness]:
     """What pairs share. NV# hides it, but GPUs of one NUMA node share at least that."""
     near = {pair: NEAR[cell] for pair, cell in matrix.cells.items() if cell in NEAR}
     for a, b in permutations(gpus, 2):
@@ -151,7 +91,7 @@ def _near(matrix: _Matrix, gpus: list[str]) -> dict[tuple[str, str], Nearness]:
 
 
 def _nvlinks(
-    matrix: _Matrix, gpus: list[str], node: Mapping[str, str], host: str, sm: int | None, pen: Pen
+    matrix: Matrix, gpus: list[str], node: Mapping[str, str], host: str, sm: int | None, pen: Pen
 ) -> None:
     counts = {
         (a, b): int(matrix.cells[a, b][2:])

@@ -82,7 +82,7 @@ MATRIX = "\tGPU0\tGPU1\tCPU Affinity\nGPU0\t X \tPHB\t0-7\nGPU1\tPHB\t X \t0-7\n
     [
         ("", "m.txt: no line of columns GPU0 GPU1 ...; give nvidia-smi topo -m"),
         (MATRIX.replace("PHB", "PCI"), "m.txt:2: row GPU0: 'PCI' is no link; give it as"),
-        (MATRIX[: MATRIX.index("GPU1\tPHB")], "m.txt:1: no row 'GPU1'; give the whole matrix"),
+        (MATRIX[: MATRIX.index("GPU1\tPHB")], "m.txt:1: no row 'GPU1'; give it as nvidia-smi"),
         (MATRIX.replace("GPU1\tPHB\t X \t0-7", "GPU1\tPHB"), "m.txt:3: row GPU1: 1 cells in 2"),
         (MATRIX.replace("GPU1\tCPU", "GPU0\tCPU"), "m.txt:1: a column is there twice"),
     ],
