@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import platform
@@ -93,6 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nccl-tests with --merge: the class of links to calibrate (default: the slowest)",
     )
 
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="with --output: print as JSON what was found, with all notes",
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     """Read, merge, write; the output file stays as it was unless all of that worked.
@@ -107,8 +114,11 @@ def run(args: argparse.Namespace) -> int:
     _check_options(args)
     before: Pieces = [load_file(path) for path in args.merge]
     pieces, notes = KINDS[args.kind](args, before)
-    graph = merge(*pieces)
+    graph = _merged(args, pieces)
     _write(graph, args.output)
+    if args.json:
+        _print_json(args, graph, notes)
+        return 0
     classes = ", ".join(sorted({link.link_class for link in graph.links})) or "no links"
     found = f"{count(graph.world_size, 'rank')}, {count(len(graph.nodes), 'node')}"
     where = f"; written to {args.output}" if args.output else ""
@@ -123,12 +133,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _merged(args: argparse.Namespace, pieces: Pieces) -> LinkGraph:
+    """Of what several files say together, no line is to blame: the files are named."""
+    try:
+        return merge(*pieces)
+    except GraphError as error:
+        names = ", ".join(map(str, (*args.merge, *args.files))) or args.kind
+        raise GraphError(f"{names}: {error}") from error
+
+
+def _print_json(args: argparse.Namespace, graph: LinkGraph, notes: Sequence[str]) -> None:
+    summary = {
+        "kind": args.kind,
+        "output": str(args.output),
+        "ranks": graph.world_size,
+        "nodes": len(graph.nodes),
+        "links": len(graph.links),
+        "classes": sorted({link.link_class for link in graph.links}),
+        "notes": list(notes),
+    }
+    print(json.dumps(summary))
+
+
 def _check_options(args: argparse.Namespace) -> None:
     """An option that a kind does not look at is a mistake."""
     for name, kinds in OPTIONS.items():
         if getattr(args, name) and args.kind not in kinds:
             option = name.replace("link_class", "class").replace("_", "-")
             raise ConfigError(f"--{option} is for {', '.join(kinds)}, not {args.kind}")
+    if args.json and args.output is None:
+        raise ConfigError("--json needs --output: standard output has the topology file else")
     if args.link_class and not args.merge:
         raise ConfigError("--class needs --merge: which graph has that class of links?")
 
@@ -158,7 +192,9 @@ def _read(name: str) -> str:
                 data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(f"{name}: larger than {MAX_BYTES // 2**20} MiB; cut out what counts")
-        return data.decode()
+        # PowerShell writes UTF-16, and other Windows tools a mark before UTF-8.
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return data.decode("utf-16" if wide else "utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror or error}; check the path") from error
     except UnicodeDecodeError as error:
@@ -223,10 +259,7 @@ def _nccl_topo(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[s
 def _nccl_graph(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:
     def read(text: str, source: str, host: str, first_rank: int | None) -> Fragment:
         graphs = nccl_graph.parse(text, source=source)
-        try:
-            return nccl_graph.implied(graphs, host=host, first_rank=first_rank or 0)
-        except GraphError as error:
-            raise GraphError(f"{source}: {error}") from error
+        return nccl_graph.implied(graphs, host=host, first_rank=first_rank or 0)
 
     return _of_hosts(args, before, read)
 

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
 
 import pytest
 from hypothesis import given
@@ -13,11 +15,13 @@ from trainmesh.decisions.calibration import LEAST, MOST, Calibration
 from trainmesh.decisions.compression import Sending, advice, better_codec
 from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead, waiting_s
 from trainmesh.decisions.judging import delivers, harm, quicker
+from trainmesh.decisions.links import Links
 from trainmesh.decisions.noticing import baseline, change, gap_s, probe_bytes, probe_s
 from trainmesh.decisions.planning import predicted_s, replan
 from trainmesh.decisions.regime import Regime, grouped, same_way
 from trainmesh.decisions.settings import Settings
 from trainmesh.measure import MeasuredStep
+from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Hop, PairTime, Plan, Tree
 
 MB = 1_000_000
@@ -406,3 +410,24 @@ def test_a_cost_is_read_from_a_note() -> None:
 def test_any_note_is_read_or_not(text: str) -> None:
     found = codec_cost(text)
     assert found is None or found.ratio >= 1
+
+
+@pytest.mark.parametrize("link_class", ["nvlink", "xgmi", "infiniband"])
+def test_links_that_a_tcp_probe_does_not_take_are_not_measured_by_one(link_class: str) -> None:
+    """On one host: the training's bytes go over NVLink or xGMI, a probe's through the kernel."""
+    graph = star([25.0] * 4)
+    ranks = {"host": range(4)}
+    assert Links(graph, ranks, "gloo").can_be_probed
+    assert not Links(graph, ranks, "cpu:gloo,cuda:nccl").can_be_probed
+    links = [replace(link, link_class=link_class) for link in graph.links]
+    before = LinkGraph(graph.nodes, links)
+    known = Links(before, {f"n{rank}": (rank,) for rank in range(4)}, "nccl")
+    pairs = [
+        PairTime(1, turn, src, dst, MB, 1e-2, 1e-4)
+        for turn, (src, dst) in enumerate(permutations(range(4), 2))
+    ]
+    known.probe(pairs)
+    assert known.now.links == before.links
+    tcp = Links(graph, {f"n{rank}": (rank,) for rank in range(4)}, "nccl")
+    tcp.probe(pairs)
+    assert tcp.now.links != graph.links

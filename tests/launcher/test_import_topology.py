@@ -138,6 +138,48 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert graph_of(tmp_path, "nvidia-smi", "-").world_size == 2
 
 
+def test_json_has_all_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "".join(f"spare{place} slots=0\n" for place in range(12))
+    (tmp_path / "hosts").write_text("n1 slots=2\nn2 slots=2\n" + lines)
+    output = str(tmp_path / "out.yaml")
+    assert imported("hostfile", str(tmp_path / "hosts"), "--output", output, "--json") == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    notes = found.pop("notes")
+    assert found == {
+        "kind": "hostfile",
+        "output": output,
+        "ranks": 4,
+        "nodes": 7,
+        "links": 12,
+        "classes": ["ethernet", "loopback"],
+    }
+    assert sum("has no slot" in note for note in notes) == 12
+    assert captured.err == ""
+    imported("hostfile", str(tmp_path / "hosts"), "--output", output)
+    assert capsys.readouterr().err.endswith("note: and 5 more\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_that_windows_wrote(tmp_path: Path, encoding: str) -> None:
+    for kind, name in (("nvidia-smi", "smi_vm_two_gpus.txt"), ("nccl-topo", "topo_vm_h200.xml")):
+        text = (DATA / name).read_text().replace("\n", "\r\n")
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert graph_of(tmp_path, kind, str(tmp_path / name)).world_size == 2
+    (tmp_path / "hosts").write_bytes("n1 slots=2\r\n".encode(encoding))
+    assert graph_of(tmp_path, "hostfile", str(tmp_path / "hosts")).world_size == 2
+
+
+def test_what_files_say_together_is_said_of_all_of_them(tmp_path: Path) -> None:
+    """Two hosts without NICs are not joined: no line of either is to blame."""
+    for name in ("a", "b"):
+        shutil.copy(DATA / "smi_a100_pcie_bridges.txt", tmp_path / f"{name}.txt")
+    files = [str(tmp_path / f"{name}.txt") for name in ("a", "b")]
+    with pytest.raises(ConfigError) as caught:
+        graph_of(tmp_path, "nvidia-smi", *files)
+    assert str(caught.value).startswith(f"{files[0]}, {files[1]}: no path from a/rank0 to b/rank8")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -146,6 +188,9 @@ def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["hostfile", "bad", "--sm", "80"], "--sm is for nvidia-smi, not hostfile"),
         (["nccl-topo", "one", "--class", "x"], "--class is for nccl-tests, not nccl-topo"),
         (["nccl-tests", "one", "--class", "x"], "--class needs --merge: which graph has that"),
+        (["hostfile", "hosts", "--json"], "--json needs --output: standard output has the"),
+        (["hostfile", "hosts"], "hosts:2: 'lots=8' is not known in a hostfile; write"),
+        (["nccl-topo", "none"], "none:2: no GPU in it; dump it from a rank of the job"),
         (["hostfile", "missing"], "missing: No such file or directory; check the path"),
         (["hostfile", "."], ".: Is a directory; check the path"),
         (["hostfile", "bad", "bad"], "a job has one hostfile; give one FILE"),
@@ -163,10 +208,12 @@ def test_a_mistake_is_one_line_and_the_output_stays(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad").write_text("<system>\n")
-    Path("binary").write_bytes(b"\xff\xfe")
+    Path("binary").write_bytes(b"\xff\x00")
     shutil.copy(DATA / "topo_vm_h200.xml", "one")
     Path("kept.yaml").write_text("mine")
-    if "--output" not in words:
+    Path("hosts").write_text("n1 slots=8\nn2 lots=8\n")
+    Path("none").write_text("\n<system><cpu/></system>\n")
+    if "--output" not in words and "--json" not in words:
         words = [*words, "--output", "kept.yaml"]
     with pytest.raises(ConfigError) as caught:
         imported(*words)

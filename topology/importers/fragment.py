@@ -45,6 +45,7 @@ class Pen:
         self._nodes: dict[str, Node] = {}
         self._links: dict[str, Link] = {}
         self._notes: dict[str, None] = {}
+        self._said: dict[str, list[str]] = {}
 
     def node(self, name: str, kind: Kind, rank: int | None = None) -> str:
         """Add a node unless it is there; returns its name."""
@@ -81,10 +82,18 @@ class Pen:
         """Each is kept once."""
         self._notes.update(dict.fromkeys(texts))
 
+    def say(self, text: str, where: str) -> None:
+        """A note about one place; places of which the same is said become one note, with the
+        first of them and their number."""
+        self._said.setdefault(text, []).append(where)
+
     def fragment(self) -> Fragment:
-        return Fragment(
-            tuple(self._nodes.values()), tuple(self._links.values()), tuple(self._notes)
+        said = (
+            f"{places[0]}: {text}" + (f" ({len(places)} times)" if len(places) > 1 else "")
+            for text, places in self._said.items()
         )
+        notes = (*said, *self._notes)
+        return Fragment(tuple(self._nodes.values()), tuple(self._links.values()), notes)
 
 
 def _side_by_side(a: Link, b: Link) -> Link:

@@ -5,9 +5,13 @@ Sources: NCCL 2.30, ``src/graph/topo.h`` (NVLink, CPU and network constants), ``
 (``kvDictPciGen``: 100 Mbit/s of a lane; the models of CPUs). Alphas are the latencies of one hop
 of a ring with the Simple protocol (``hwLatencies`` of ``tuning.cc``), the one that reaches these
 bandwidths. A hop crosses several links: half of its latency counts at each of its two ends.
+Of AMD's GPUs: RCCL of ROCm 7, ``topo.h`` (``*_XGMI_WIDTH`` by architecture) and ``tuning.cc``
+(``hwLat`` of the models for gfx90a and for gfx942).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from trainmesh.topology.nccl.tables import HOP_LATENCY, Hardware, NcclAlgorithm
 from trainmesh.types import LinkCost
@@ -16,6 +20,8 @@ __all__ = [
     "ASSUMED_NETWORK",
     "ASSUMED_PCIE",
     "ASSUMED_SYS",
+    "SAME_CHIP",
+    "Xgmi",
     "inter_cpu_GBps",
     "link_cost",
     "max_nvlinks",
@@ -24,6 +30,7 @@ __all__ = [
     "nvlink_cost",
     "pcie_GBps",
     "pcie_cost",
+    "xgmi_link",
 ]
 
 _HOP_US = {hardware: latency[NcclAlgorithm.RING][-1] for hardware, latency in HOP_LATENCY.items()}
@@ -31,6 +38,16 @@ _HOP_US = {hardware: latency[NcclAlgorithm.RING][-1] for hardware, latency in HO
 _NVLINK_GBps = ((100, 40.1), (90, 20.6), (87, 20.0), (86, 12.0), (70, 20.0), (60, 18.0))
 # Links that a GPU has: P100, V100, A100, H100, B200.
 _NVLINKS = ((90, 18), (80, 12), (70, 6), (0, 4))
+# One xGMI link and the latency of a hop, by the first letters of the GPU's architecture.
+_XGMI = (
+    ("gfx906", 24.0, 3.6),
+    ("gfx908", 24.0, 3.6),
+    ("gfx90a", 36.0, 3.6),
+    ("gfx94", 48.0, 2.1),
+    ("gfx95", 48.0, 2.1),
+    ("gfx125", 64.0, 2.1),
+)
+_OTHER_XGMI = (24.0, 3.6)
 # 10^8 bit/s of one lane, by GT/s; 8 GT/s where the speed is not known, as in NCCL.
 _PCIE_LANE = {"2.5": 15, "5": 30, "8": 60, "16": 120, "32": 240, "64": 480}
 _DEFAULT_LANE = 60
@@ -50,6 +67,25 @@ def nvlink_GBps(sm: int) -> float:
 def max_nvlinks(sm: int) -> int:
     """How many NVLinks such a GPU has at most."""
     return next(count for first, count in _NVLINKS if sm >= first)
+
+
+class Xgmi(NamedTuple):
+    """One xGMI link of an AMD GPU; ``is_known`` unless RCCL takes it for one of the oldest."""
+
+    GBps: float
+    hop_us: float
+    is_known: bool
+
+
+def xgmi_link(gcn: str) -> Xgmi:
+    """A link of a GPU with architecture ``gcn``: ``gfx942``, or the number that RCCL wrote
+    before (906, 908, 910 for gfx90a, 940 to 942)."""
+    name = f"gfx{gcn}" if gcn.isdecimal() else gcn.lower()
+    name = "gfx90a" if name == "gfx910" else name
+    for first, GBps, hop_us in _XGMI:
+        if name.startswith(first):
+            return Xgmi(GBps, hop_us, is_known=True)
+    return Xgmi(*_OTHER_XGMI, is_known=False)
 
 
 def pcie_GBps(gigatransfers: str, width: int) -> float:
@@ -102,6 +138,8 @@ def network_cost(GBps: float) -> LinkCost:
     return link_cost(GBps, _HOP_US[Hardware.NET] / 2)
 
 
+SAME_CHIP = _LOCAL_GBps
+"""Within one device: no limit that counts (LOC_BW)."""
 ASSUMED_PCIE = pcie_GBps("", 0)
 """PCIe 3 x16: 12."""
 ASSUMED_SYS = 10.0

@@ -16,14 +16,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
 
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import Kind
 from trainmesh.topology.importers.fragment import NETWORK, Fragment, Pen, rank_name
-from trainmesh.topology.importers.hardware import network_cost, nvlink_cost, pcie_cost
+from trainmesh.topology.importers.hardware import (
+    link_cost,
+    network_cost,
+    nvlink_cost,
+    pcie_cost,
+    xgmi_link,
+)
 from trainmesh.topology.importers.xml_tree import Element, parse_xml
 from trainmesh.types import MAX_RANKS, LinkCost
 
@@ -46,6 +52,8 @@ class Pattern(IntEnum):
 
 _Pair = tuple[str, str]
 CHAINS = frozenset({Pattern.BALANCED_TREE, Pattern.SPLIT_TREE, Pattern.TREE, Pattern.RING})
+KNOWN = {"graphs": ("graph",), "graph": ("channel",), "channel": ("net", "gpu")}
+"""What NCCL and RCCL write, by the element it stands in."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,9 @@ class FoundGraph:
     type_inter: str
     same_channels: bool
     channels: tuple[Channel, ...]
+    where: str
+    unknown: tuple[tuple[str, str], ...] = ()
+    """Of the first graph of a dump: what in all of the dump is not known, as words and place."""
 
 
 def parse(text: str, *, source: str) -> tuple[FoundGraph, ...]:
@@ -86,10 +97,11 @@ def parse(text: str, *, source: str) -> tuple[FoundGraph, ...]:
     Raises:
         GraphError: not such a dump; with source and line.
     """
-    graphs = tuple(map(_graph, parse_xml(text, source=source, root="graphs").all("graph")))
+    root = parse_xml(text, source=source, root="graphs")
+    graphs = tuple(map(_graph, root.all("graph")))
     if not graphs:
         raise GraphError(f"{source}: no <graph> in it; dump it from a rank of the job")
-    return graphs
+    return (replace(graphs[0], unknown=tuple(root.unknown(KNOWN))), *graphs[1:])
 
 
 def implied(graphs: Iterable[FoundGraph], *, host: str, first_rank: int = 0) -> Fragment:
@@ -102,18 +114,14 @@ def implied(graphs: Iterable[FoundGraph], *, host: str, first_rank: int = 0) -> 
         first_rank: A GPU is rank ``first_rank`` + its NVML index, unless the dump says its rank.
 
     Raises:
-        GraphError: the dump is of several hosts but says no ranks.
+        GraphError: the dump is of several hosts but says no ranks, or one rank of two GPUs; with
+            source and line.
     """
     pen = Pen()
     costs: dict[_Pair, LinkCost] = {}
     classes: dict[_Pair, str] = {}
     for graph in graphs:
-        loads: dict[_Pair, float] = defaultdict(float)
-        for channel in graph.channels if graph.pattern in CHAINS else ():
-            gpus = [_rank_node(gpu, pen, host, first_rank) for gpu in channel.gpus]
-            nets = [pen.node(f"{host}/net{net}", Kind.NIC) for net in channel.nets]
-            for src, dst, GBps in _hops(graph, gpus, nets):
-                loads[src, dst] += GBps
+        loads = _loads(graph, pen, host, first_rank)
         for (a, b), GBps in loads.items():
             pair = (min(a, b), max(a, b))
             cost, link_class = _cost(graph, (a, b), GBps)
@@ -124,6 +132,24 @@ def implied(graphs: Iterable[FoundGraph], *, host: str, first_rank: int = 0) -> 
             pen.node(NETWORK, Kind.SWITCH)
         pen.both_ways(a, b, cost, classes[a, b])
     return pen.fragment()
+
+
+def _loads(graph: FoundGraph, pen: Pen, host: str, first_rank: int) -> dict[_Pair, float]:
+    """GB/s over each link in all channels of ``graph``, whose ends are added to ``pen``."""
+    for words, where in graph.unknown:
+        pen.say(words, where)
+    if graph.pattern not in CHAINS:
+        pen.say("graph of NVLS or CollNet is left out: it says nothing of links", graph.where)
+        return {}
+    loads: dict[_Pair, float] = defaultdict(float)
+    for channel in graph.channels:
+        gpus = [_rank_node(gpu, pen, host, first_rank, graph.where) for gpu in channel.gpus]
+        if len(set(gpus)) != len(gpus):
+            raise GraphError(f"{graph.where}: two GPUs of a channel have one rank")
+        nets = [pen.node(f"{host}/net{net}", Kind.NIC) for net in channel.nets]
+        for src, dst, GBps in _hops(graph, gpus, nets):
+            loads[src, dst] += GBps
+    return loads
 
 
 def _hops(
@@ -147,12 +173,16 @@ def _cost(graph: FoundGraph, ends: _Pair, GBps: float) -> tuple[LinkCost, str]:
         return network_cost(GBps), "network"
     if num_gpus == 2 and graph.type_intra in ("NVL", "NVB"):
         return nvlink_cost(GBps, ends=2), "nvlink"
+    if num_gpus == 2 and graph.type_intra == "XGMI":
+        return link_cost(GBps, xgmi_link("").hop_us), "xgmi"
     return pcie_cost(GBps, ends=num_gpus), "pcie"
 
 
-def _rank_node(gpu: Gpu, pen: Pen, host: str, first_rank: int) -> str:
+def _rank_node(gpu: Gpu, pen: Pen, host: str, first_rank: int, where: str) -> str:
     if gpu.system and gpu.rank is None:
-        raise GraphError("the dump is of several hosts and says no ranks; dump it with NCCL 2.29")
+        raise GraphError(
+            f"{where}: the dump is of several hosts and says no ranks; dump it with NCCL 2.29"
+        )
     own = host if not gpu.system else f"{host}-{gpu.system + 1}"
     rank = first_rank + gpu.dev if gpu.rank is None else gpu.rank
     return pen.node(rank_name(own, rank), Kind.RANK, rank)
@@ -182,6 +212,7 @@ def _graph(element: Element) -> FoundGraph:
         type_inter=element.text("typeinter", ""),
         same_channels=bool(element.whole("samechannels", 0)),
         channels=channels,
+        where=element.where,
     )
 
 

@@ -1,4 +1,4 @@
-"""NCCL topology dumps (``NCCL_TOPO_DUMP_FILE``), and the topology files of cloud images.
+"""NCCL topology dumps (``NCCL_TOPO_DUMP_FILE``), RCCL's, and the topology files of cloud images.
 
 ::
 
@@ -13,12 +13,15 @@
 A GPU becomes the rank it had, a bridge a switch, a CPU (NUMA node) and the host nodes of kind
 host, a card with nets a NIC that leads to the network. As in NCCL, all NVSwitches are one (each
 GPU has links to every one of them) and bandwidths are NCCL's own (``hardware``). Unlike in NCCL,
-the CPUs of a host meet in the host's node, not each with each.
+the CPUs of a host meet in the host's node, not each with each. What is left out is said, once for
+each kind, with the first line and how many there are.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import MAX_NAME, Kind, Provenance
@@ -26,21 +29,32 @@ from trainmesh.topology.importers.fragment import NETWORK, Fragment, Pen, rank_n
 from trainmesh.topology.importers.hardware import (
     ASSUMED_NETWORK,
     inter_cpu_GBps,
-    link_cost,
     network_cost,
-    nvlink_cost,
-    nvlink_GBps,
     pcie_cost,
     pcie_GBps,
+)
+from trainmesh.topology.importers.nccl_links import (
+    GPU_CLASSES,
+    PlacedGpu,
+    bus_number,
+    draw_gpu_links,
+    draw_pci_links,
 )
 from trainmesh.topology.importers.xml_tree import Element, parse_xml
 from trainmesh.types import MAX_RANKS
 
 __all__ = ["parse"]
 
-GPU_CLASS, NIC_CLASS, CPU_CLASS = "0x03", "0x02", "0x068001"
-MAX_COUNT = 1_000
-"""Of the links in one <nvlink> or <c2c>."""
+NIC_CLASS = "0x02"
+AMD = "0x1002"
+KNOWN = {
+    "system": ("cpu",),
+    "cpu": ("pci", "nic"),
+    "pci": ("pci", "gpu", "nic", "pcilink"),
+    "gpu": ("nvlink", "xgmi", "c2c"),
+    "nic": ("net",),
+}
+"""What NCCL and RCCL write, by the element it stands in."""
 
 
 def parse(text: str, *, source: str, host: str, first_rank: int | None = None) -> Fragment:
@@ -60,32 +74,28 @@ def parse(text: str, *, source: str, host: str, first_rank: int | None = None) -
     return _Reader(system, host, first_rank).read()
 
 
-class _Gpu:
-    """A GPU of the job: its element (None in a cloud's file), bus id, host and local CPU."""
-
-    def __init__(self, device: Element, gpu: Element | None, host: str, cpu: str) -> None:
-        self.device, self.gpu, self.host, self.cpu = device, gpu, host, cpu
-        self.busid = _busid(device)
-        self.name = ""
-
-
 class _Reader:
     def __init__(self, system: Element, host: str, first_rank: int | None) -> None:
         self._system, self._host, self._first_rank = system, host, first_rank
         self._pen = Pen()
-        self._gpus: dict[int, _Gpu] = {}
+        self._gpus: dict[int, PlacedGpu] = {}
+        """By ``id`` of the PCI device's element; without names until they are numbered."""
         self._host_of: dict[str, str] = {}
         self._cpus: set[str] = set()
+        self._switches: dict[tuple[str, str], str] = {}
+        self._pci_links: list[tuple[str, str, Element]] = []
 
     def read(self) -> Fragment:
+        for words, where in self._system.unknown(KNOWN):
+            self._pen.say(words, where)
         for cpu in self._system.all("cpu"):
-            for device in _devices(cpu):
+            for device in self._devices(cpu):
                 self._find(device, self._host_name(cpu), self._cpu_name(cpu))
         self._number()
         for cpu in self._system.all("cpu"):
             self._cpu(cpu)
-        for gpu in self._gpus.values():
-            self._gpu_links(gpu)
+        draw_gpu_links(self._pen, list(self._gpus.values()), f"{self._host}/nvswitch")
+        draw_pci_links(self._pen, self._pci_links, self._switches)
         return self._pen.fragment()
 
     def _host_name(self, cpu: Element) -> str:
@@ -97,33 +107,54 @@ class _Reader:
     def _cpu_name(self, cpu: Element) -> str:
         return f"{self._host_name(cpu)}/numa{cpu.whole('numaid', 0)}"
 
+    def _devices(self, parent: Element) -> list[Element]:
+        """All PCI devices below ``parent``, the outer ones first. As in NCCL, what is below a
+        GPU or a NIC does not count."""
+        found = parent.all("pci")
+        for device in found:  # grows while it is gone through
+            if not _is_leaf(device):
+                found.extend(device.all("pci"))
+                continue
+            for below in device.all("pci"):
+                self._pen.say("PCI device below a GPU or NIC is left out", below.where)
+        return found
+
     def _find(self, device: Element, host: str, cpu: str) -> None:
-        gpus = device.all("gpu")
-        if not gpus and not device.text("class", "").startswith(GPU_CLASS):
+        if not _is_gpu(device):
             return
-        gpu = _Gpu(device, gpus[0] if gpus else None, host, cpu)
-        if self._gpus.setdefault(id(device), gpu) is gpu and len(gpus) > 1:
-            self._pen.notes([f"{device.where}: more than one rank on a GPU; the first is taken"])
+        gpus = device.all("gpu")
+        for further in gpus[1:]:
+            self._pen.say("more than one rank on a GPU; the first is taken", further.where)
+        bus = bus_number(device.text("busid"))
+        if any((gpu.host, gpu.bus) == (host, bus) for gpu in self._gpus.values()):
+            raise GraphError(f"{device.where}: bus id {device.text('busid')[:40]!r} is there twice")
+        gpu = PlacedGpu("", host, cpu, bus, gpus[0] if gpus else None, device.where)
+        self._gpus[id(device)] = gpu
 
     def _number(self) -> None:
         """Finds the rank of each GPU; those that have none beside others that do are not part of
         the job."""
-        found = list(self._gpus.values())
-        if not found:
+        if not self._gpus:
             raise GraphError(f"{self._system.where}: no GPU in it; dump it from a rank of the job")
-        ranked = {_rank(gpu): gpu for gpu in reversed(found) if _has_rank(gpu)}
-        if len(ranked) != sum(map(_has_rank, found)):
-            twice = next(gpu for gpu in found if _has_rank(gpu) and ranked[_rank(gpu)] is not gpu)
-            raise GraphError(f"{twice.device.where}: rank {_rank(twice)} is there twice")
-        if not ranked:
-            ranked = dict(enumerate(sorted(found, key=lambda gpu: (gpu.host, gpu.busid))))
-            self._pen.notes([f"{self._system.where}: no ranks; GPUs are numbered by bus id"])
-        self._gpus = {}
-        for place, (rank, gpu) in enumerate(sorted(ranked.items())):
+        ranks = {key: _rank(gpu) for key, gpu in self._gpus.items() if _has_rank(gpu)}
+        by_rank: dict[int, int] = {}
+        for key, rank in ranks.items():
+            if by_rank.setdefault(rank, key) != key:
+                raise GraphError(f"{self._gpus[key].where}: rank {rank} is there twice")
+        if not by_rank:
+            ordered = sorted(self._gpus, key=lambda key: self._gpus[key].place)
+            by_rank = dict(enumerate(ordered))
+            self._pen.say("no ranks; GPUs are numbered by bus id", self._system.where)
+        for key in (key for key in self._gpus if key not in by_rank.values()):
+            self._pen.say("GPU without a rank is left out: not of the job", self._gpus[key].where)
+        placed: dict[int, PlacedGpu] = {}
+        for place, (rank, key) in enumerate(sorted(by_rank.items())):
+            gpu = self._gpus[key]
             if self._first_rank is not None:
                 rank = self._first_rank + place
-            gpu.name = self._pen.node(rank_name(gpu.host, rank), Kind.RANK, rank)
-            self._gpus[id(gpu.device)] = gpu
+            name = self._pen.node(rank_name(gpu.host, rank), Kind.RANK, rank)
+            placed[key] = replace(gpu, name=name)
+        self._gpus = placed
 
     def _cpu(self, cpu: Element) -> None:
         host = self._pen.node(self._host_name(cpu), Kind.HOST)
@@ -140,8 +171,10 @@ class _Reader:
         for child in cpu.children:
             if child.tag == "pci":
                 self._device(child, name, host)
+            elif child.tag == "nic" and (nets := self._nets([child])):
+                self._nic(nets, name, host, None, Provenance.DISCOVERED)
             elif child.tag == "nic":
-                self._nic(child, child.where, name, host, None)
+                self._pen.say("NIC without a network is left out", child.where)
 
     def _device(self, device: Element, parent: str, host: str) -> None:
         """A PCI device and all below it; depth is bounded by ``parse_xml``."""
@@ -149,95 +182,100 @@ class _Reader:
         gpu = self._gpus.get(id(device))
         if gpu is not None:
             self._pen.both_ways(gpu.name, parent, pcie_cost(GBps, ends=1), "pcie", provenance)
+        if gpu is not None or _is_gpu(device):
             return
-        kind = device.text("class", "")
-        if device.all("gpu") or kind.startswith(GPU_CLASS):
+        if _is_leaf(device):
+            self._card(device, parent, host)
             return
-        nics = device.all("nic")
-        if nics or kind.startswith(NIC_CLASS):
-            self._nic(nics[0] if nics else None, device.where, parent, host, device)
-            return
-        name = self._pen.node(f"{host}/pci {device.text('busid')[:40]}", Kind.SWITCH)
+        busid = device.text("busid")
+        name = self._pen.node(f"{host}/pci {busid[:40]}", Kind.SWITCH)
+        self._switches[host, bus_number(busid)] = name
+        self._pci_links += [(host, name, link) for link in device.all("pcilink")]
         self._pen.both_ways(name, parent, pcie_cost(GBps, ends=0), "pcie", provenance)
         for child in device.all("pci"):
             self._device(child, name, host)
 
-    def _nic(
-        self, nic: Element | None, where: str, parent: str, host: str, device: Element | None
-    ) -> None:
-        """A card: one node, whose link to the network has the speed of all its ports."""
-        nets = [net for net in nic.all("net") if net.whole("net", 1)] if nic else []
-        if nic is not None and not nets:
-            return
+    def _card(self, device: Element, parent: str, host: str) -> None:
+        """A NIC on PCIe. In a cloud's file it has no nets: those are what NCCL finds later."""
+        nics = device.all("nic")
+        nets = self._nets(nics)
+        GBps, provenance = _pcie(device)
         if nets:
-            name = nets[0].text("name", f"net{nets[0].text('dev', '?')}")
-            speeds = [net.whole("speed", 0) for net in nets]
+            self._nic(nets, parent, host, GBps, provenance)
+        elif not nics:
+            name = f"nic {device.text('busid')[:40]}"
+            self._draw_nic(name, parent, host, (GBps, provenance), None, device.where)
         else:
-            name, speeds = f"nic {device.text('busid')}" if device else where, [0]
-        node = f"{host}/{name}"[:MAX_NAME]
-        known = all(speed > 0 for speed in speeds)
-        GBps = sum(speeds) / 8000 if known else ASSUMED_NETWORK
-        if not known:
-            self._pen.notes([f"{where}: NIC {name} has no speed; taken as {GBps:g} GB/s"])
-        provenance = Provenance.DISCOVERED if known else Provenance.ASSUMED
-        # A NIC without a PCI device is one of a virtual machine: nothing inside limits it.
-        inside, inner = _pcie(device) if device else (GBps, provenance)
-        self._pen.node(node, Kind.NIC)
+            self._pen.say("NIC without a network is left out", device.where)
+
+    def _nets(self, nics: Iterable[Element]) -> list[Element]:
+        """The nets that NCCL would use: newer dumps also list the parts of merged NICs, without a
+        number, and engines that serve one-sided messages only."""
+        nets = [net for nic in nics for net in nic.all("net")]
+        used = [net for net in nets if "dev" in net.attributes and net.whole("net", 1)]
+        for net in nets:
+            if net not in used:
+                self._pen.say(
+                    "net that NCCL does not use (no dev, or net=0) is left out", net.where
+                )
+        return used
+
+    def _nic(
+        self, nets: list[Element], parent: str, host: str, GBps: float | None, known: Provenance
+    ) -> None:
+        """A card: one node, whose link to the network has the speed of all its ports. One of a
+        virtual machine has no PCI device, and nothing inside limits it."""
+        speeds = [net.whole("speed", 0) for net in nets]
+        total = sum(speeds) / 8000 if all(speed > 0 for speed in speeds) else None
+        inside = (total or ASSUMED_NETWORK, known if total else Provenance.ASSUMED)
+        name = nets[0].text("name", f"net{nets[0].text('dev')}")
+        self._draw_nic(
+            name, parent, host, inside if GBps is None else (GBps, known), total, nets[0].where
+        )
+
+    def _draw_nic(
+        self,
+        name: str,
+        parent: str,
+        host: str,
+        inside: tuple[float, Provenance],
+        network_GBps: float | None,
+        where: str,
+    ) -> None:
+        node = self._pen.node(f"{host}/{name}"[:MAX_NAME], Kind.NIC)
+        if network_GBps is None:
+            self._pen.say(f"NIC without a speed; taken as {ASSUMED_NETWORK:g} GB/s", where)
+        own = Provenance.DISCOVERED if network_GBps else Provenance.ASSUMED
         self._pen.node(NETWORK, Kind.SWITCH)
-        self._pen.both_ways(node, parent, pcie_cost(inside, ends=0), "pcie", inner)
-        self._pen.both_ways(node, NETWORK, network_cost(GBps), "network", provenance)
-
-    def _gpu_links(self, gpu: _Gpu) -> None:
-        if gpu.gpu is None:
-            return
-        for c2c in gpu.gpu.all("c2c"):
-            GBps = c2c.whole("bw", 0) / 1000 * _count(c2c)
-            if GBps > 0:
-                self._pen.both_ways(gpu.name, gpu.cpu, link_cost(GBps), "c2c")
-        by_busid = {other.busid: other.name for other in self._gpus.values()}
-        for nvlink in gpu.gpu.all("nvlink"):
-            GBps = nvlink_GBps(gpu.gpu.whole("sm", 80)) * _count(nvlink)
-            target, kind = nvlink.text("target", "").lower(), nvlink.text("tclass", "")
-            if target in by_busid:
-                self._pen.one_way(gpu.name, by_busid[target], nvlink_cost(GBps, ends=2), "nvlink")
-            elif kind.startswith(GPU_CLASS):
-                self._pen.notes([f"{nvlink.where}: NVLink to a GPU outside the job is left out"])
-            elif kind.startswith(CPU_CLASS):
-                self._pen.both_ways(gpu.name, gpu.cpu, nvlink_cost(GBps, ends=1), "nvlink")
-            else:
-                switch = self._pen.node(f"{self._host}/nvswitch", Kind.SWITCH)
-                self._pen.both_ways(gpu.name, switch, nvlink_cost(GBps, ends=1), "nvlink")
+        self._pen.both_ways(node, parent, pcie_cost(inside[0], ends=0), "pcie", inside[1])
+        cost = network_cost(network_GBps or ASSUMED_NETWORK)
+        self._pen.both_ways(node, NETWORK, cost, "network", own)
 
 
-def _devices(parent: Element) -> list[Element]:
-    """All PCI devices below ``parent``, the outer ones first."""
-    found = parent.all("pci")
-    for device in found:  # grows while it is gone through
-        found.extend(device.all("pci"))
-    return found
+def _is_gpu(device: Element) -> bool:
+    """By class 0x12 there are other accelerators as well; AMD's are GPUs."""
+    kind = device.text("class", "")
+    classes = GPU_CLASSES if device.text("vendor", AMD).lower() == AMD else GPU_CLASSES[:1]
+    return bool(device.all("gpu")) or kind.startswith(classes)
 
 
-def _busid(device: Element) -> str:
-    return device.text("busid").lower()
+def _is_leaf(device: Element) -> bool:
+    """A GPU or a NIC: what is below it does not count."""
+    return (
+        _is_gpu(device) or bool(device.all("nic")) or device.text("class", "").startswith(NIC_CLASS)
+    )
 
 
-def _has_rank(gpu: _Gpu) -> bool:
-    return gpu.gpu is not None and "rank" in gpu.gpu.attributes
+def _has_rank(gpu: PlacedGpu) -> bool:
+    return gpu.element is not None and "rank" in gpu.element.attributes
 
 
-def _rank(gpu: _Gpu) -> int:
-    assert gpu.gpu is not None  # noqa: S101 - for the type checker
-    rank = gpu.gpu.whole("rank")
+def _rank(gpu: PlacedGpu) -> int:
+    assert gpu.element is not None  # noqa: S101 - for the type checker
+    rank = gpu.element.whole("rank")
     if not 0 <= rank < MAX_RANKS:
-        raise gpu.gpu.wrong("rank", f"0 to {MAX_RANKS - 1}")
+        raise gpu.element.wrong("rank", f"0 to {MAX_RANKS - 1}")
     return rank
-
-
-def _count(links: Element) -> int:
-    count = links.whole("count", 1)
-    if not 0 < count <= MAX_COUNT:
-        raise links.wrong("count", f"1 to {MAX_COUNT}")
-    return count
 
 
 def _pcie(device: Element) -> tuple[float, Provenance]:

@@ -9,6 +9,7 @@ elements and attributes only; text between them means nothing to it and is skipp
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
@@ -67,6 +68,16 @@ class Element:
         if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{0,12})?", word, re.ASCII):
             raise self.wrong(name, "a number that is not negative")
         return float(word)
+
+    def unknown(self, known: Mapping[str, Collection[str]]) -> Iterator[tuple[str, str]]:
+        """What stands in or below it and is not ``known`` (tags by the tag they stand in), as
+        words and place; what is below such an element is not looked at."""
+        for child in self.children:
+            if child.tag in known.get(self.tag, ()):
+                yield from child.unknown(known)
+            else:
+                words = f"<{child.tag[:40]}> in <{self.tag[:40]}> is not known and left out"
+                yield words, child.where
 
     def wrong(self, name: str, wanted: str) -> GraphError:
         """The complaint about an attribute."""

@@ -15,7 +15,7 @@ from trainmesh.types import ClassFit, LinkCost, PairTime
 
 __all__ = ["Links"]
 
-NOT_TCP = {"nccl": ("infiniband", "roce", "nvlink")}
+NOT_TCP = {"nccl": ("infiniband", "roce", "nvlink", "xgmi")}
 """Link classes on which a backend moves its bytes by other means than a probe's TCP."""
 CHANGED = 1.5 * PAIR_TOLERANCE
 """A link counts as slow, or as changed, if its bandwidth is off by more than this share."""

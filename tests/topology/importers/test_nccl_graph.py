@@ -45,8 +45,30 @@ def test_ranks_and_hosts_as_newer_versions_write_them() -> None:
     assert graph.channels[0].gpus == (Gpu(0, 0, 4), Gpu(10, 0, 5), Gpu(3, 1, 6))
     found = implied([graph], host="h")
     assert {node.name for node in found.nodes} == {"h/rank4", "h/rank5", "h-2/rank6"}
-    with pytest.raises(GraphError, match="several hosts and says no ranks"):
+    with pytest.raises(GraphError, match=r"\Ax:1: the dump is of several hosts and says no ranks"):
         implied(parse(dump.replace(' rank="6"', ""), source="x"), host="h")
+    for twice in ('"5"', '"4"'):
+        with pytest.raises(GraphError, match=r"\Ax:1: two GPUs of a channel have one rank"):
+            implied(
+                parse(dump.replace('x100000000000003" rank="6"', f'xb" rank={twice}'), source="x"),
+                host="h",
+            )
+
+
+def test_what_a_dump_says_beside_rings_and_trees_is_said() -> None:
+    dump = (
+        '<graphs version="1">\n<graph id="0" pattern="4" nchannels="1" speedintra="48" '
+        'speedinter="48" typeintra="XGMI" typeinter="PIX">\n<channel><gpu dev="0"/><gpu dev="1"/>'
+        '<switch dev="9"/></channel>\n</graph>\n<graph id="3" pattern="5" nchannels="0"/>\n'
+        "<tuning/>\n</graphs>"
+    )
+    found = implied(parse(dump, source="x"), host="h")
+    assert {link.link_class for link in found.links} == {"xgmi"}
+    assert found.notes == (
+        "x:3: <switch> in <channel> is not known and left out",
+        "x:6: <tuning> in <graphs> is not known and left out",
+        "x:5: graph of NVLS or CollNet is left out: it says nothing of links",
+    )
 
 
 RING = (
