@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
+from trainmesh.decisions.asked import in_force, unmet
+from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.replicas import Replicas
+from trainmesh.decisions.settings import NO_CODEC, Settings
 from trainmesh.format import count
 from trainmesh.launcher.analysis_types import (
+    UNKNOWN,
     BucketStats,
     NodeRanks,
     PlanOutcome,
@@ -23,7 +27,7 @@ from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.topology.cost import busbw_bytes_per_s
-from trainmesh.types import Algorithm, Collective, Hello, Plan, StepReport
+from trainmesh.types import Algorithm, Asked, Collective, Hello, Hint, Plan, StepReport
 
 __all__ = ["analyse", "split_of"]
 
@@ -49,6 +53,9 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
     complete = [item for item in steps if len(item[2]) == world_size]
     reports = [report for _, _, group in steps for report in group.values()]
     times_s = [_step_time_s(group) for _, _, group in steps]
+    plans = _plans(sample, steps, complete)
+    num_steps = max(start.num_steps.values(), default=0)
+    asked = _asked(sample, plans)
     return RunAnalysis(
         world_size=world_size,
         nodes=_nodes(nodes),
@@ -57,7 +64,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         job=next((hint.job for hint in sample.hints.values()), ""),
         num_starts=sample.num_starts,
         num_modules=len(start.modules),
-        num_steps=max(start.num_steps.values(), default=0),
+        num_steps=num_steps,
         last_step=start.last_step,
         duration_s=max((end - begin for begin, end in start.span_ns.values()), default=0) / 1e9,
         step_time=Spread.of(times_s) if times_s else None,
@@ -66,8 +73,10 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         buckets=_bucket_stats(complete, start.hellos),
         skew=rank_skew([group for _, _, group in complete], clocks, nodes),
         num_clocks=len(set(clocks.values())),
-        plans=_plans(sample, steps, complete),
+        plans=plans,
         choice=sample.choice,
+        asked=asked,
+        unmet=unmet(asked, num_steps),
         fits=tuple(sample.fits.values()),
         graph=sample.graph,
         link_sources=_link_sources(sample.graph),
@@ -76,7 +85,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         series=_series(steps),
         lines=sample.lines,
         corrupt_lines=corrupt_lines,
-        missing=_missing(sample, world_size, reports, complete, corrupt_lines),
+        missing=_missing(sample, world_size, reports, complete, corrupt_lines, plans),
     )
 
 
@@ -190,7 +199,7 @@ def _plans(sample: RunSample, steps: Steps, complete: Steps) -> tuple[PlanOutcom
         own = [item for item in steps if item[1] == epoch]
         measured = [step for _, step in _measured([i for i in complete if i[1] == epoch])]
         effect = _switch_effect(before, measured) if before and measured else None
-        outcomes.append(_outcome(epoch, _plan_of(sample, epoch), own, measured, effect))
+        outcomes.append(_outcome(epoch, sample, own, measured, effect))
         before = measured
     return tuple(outcomes)
 
@@ -207,34 +216,55 @@ def _switch_effect(before: list[MeasuredStep], after: list[MeasuredStep]) -> Swi
     )
 
 
-def _plan_of(sample: RunSample, epoch: int) -> Plan | None:
-    """The plan of ``epoch``; for epoch 0 native as the first choice has predicted it."""
-    if epoch in sample.hints:
-        return sample.hints[epoch].plan
-    candidates = sample.first_choice.candidates if epoch == 0 and sample.first_choice else ()
-    return next((plan for plan in candidates if plan.algorithm == Algorithm.NATIVE), None)
+def _asked(sample: RunSample, plans: Sequence[PlanOutcome]) -> tuple[Asked, ...]:
+    """What steps say of it as well, as a record may end before its last words."""
+    asked = sample.asked
+    for outcome in plans:
+        if outcome.epoch in sample.hints:
+            regime = Regime.of(sample.hints[outcome.epoch])
+            asked = in_force(asked, regime, outcome.first_step)
+    return asked
+
+
+def _predicted(sample: RunSample, hint: Hint | None, algorithm: str) -> Plan | None:
+    """What was predicted of a hint's plan; of native, which carries no prediction of its own where
+    it was not chosen among others, what the first choice has predicted of it uncompressed."""
+    if hint is not None and hint.plan.predicted_s:
+        return hint.plan
+    if algorithm != Algorithm.NATIVE or sample.first_choice is None:
+        return None
+    plans = sample.first_choice.candidates
+    return next((plan for plan in plans if plan.algorithm == Algorithm.NATIVE), None)
 
 
 def _outcome(
     epoch: int,
-    plan: Plan | None,
+    sample: RunSample,
     steps: Steps,
     measured: Sequence[MeasuredStep],
     effect: SwitchEffect | None,
 ) -> PlanOutcome:
-    unknown = Algorithm.NATIVE.value if epoch == 0 else "not known"
+    hint = sample.hints.get(epoch)
+    unknown = UNKNOWN if epoch else Algorithm.NATIVE.value
+    algorithm = hint.plan.algorithm if hint is not None else unknown
+    fusion_bytes, codec = (hint.fusion_bytes, hint.codec) if hint is not None else (0, NO_CODEC)
+    plan = _predicted(sample, hint, algorithm)
     step_time_s = median(_step_time_s(group) for _, _, group in steps)
     step_transfer_s = median(step.transfer_s for step in measured) if measured else None
     of_size = [
         seconds
         for step in measured
-        for nbytes, seconds in step.transfers
-        if plan is not None and nbytes == plan.nbytes
+        for nbytes, seconds in (step.services if fusion_bytes else step.transfers)
+        if plan is not None and nbytes == plan.nbytes and codec == NO_CODEC
     ]
     measured_s = median(of_size) if of_size else None
+    if plan is not None and (hint is None or plan is not hint.plan) and measured_s is None:
+        plan = None  # it was predicted for other bytes than these
     return PlanOutcome(
         epoch=epoch,
-        algorithm=plan.algorithm if plan is not None else unknown,
+        algorithm=algorithm,
+        fusion_bytes=fusion_bytes,
+        codec=codec,
         plan=plan,
         first_step=steps[0][0],
         last_step=steps[-1][0],
@@ -283,6 +313,7 @@ def _missing(
     reports: Sequence[StepReport],
     complete: Steps,
     corrupt_lines: int,
+    plans: Sequence[PlanOutcome],
 ) -> tuple[str, ...]:
     found = []
     if corrupt_lines:
@@ -299,12 +330,36 @@ def _missing(
         )
     if sample.graph is None:
         found.append("The record holds no link graph, so there is no picture of it.")
-    if sample.choice is None:
-        found.append(
-            "No plans were compared: that needs all ranks and some measured steps, so the "
-            "backend's own all-reduce ran throughout."
-        )
+    if sample.choice is None and world_size > 1:
+        ran = " and ".join(dict.fromkeys(plan.name for plan in plans))
+        what = f" What ran: {ran}." if ran else ""
+        found.append(f"No plans were compared: {_why_no_choice(sample, complete)}.{what}")
     return tuple(found)
+
+
+def _why_no_choice(sample: RunSample, complete: Steps) -> str:
+    hellos = sample.start.hellos
+    world_size = max((hello.world_size for hello in hellos.values()), default=0)
+    kept = next((event.text for event in sample.events if event.kind == "hook_kept"), None)
+    if not hellos or len(hellos) < world_size:
+        return f"only {len(hellos)} of {world_size or 'the'} ranks introduced themselves"
+    if not Replicas.of(hellos).follows_plans:
+        return (
+            "gradients are not all-reduced by all ranks (FSDP2 without replicas reduce-scatters "
+            "them), and plans are made for all-reduces"
+        )
+    if kept is not None:
+        return f"the script's own communication hook is kept ({kept}), which no plan replaces"
+    by_epoch = Counter(epoch for _, epoch, _ in complete)
+    most = max(by_epoch.values(), default=0)
+    if most < Settings.min_steps:
+        return (
+            f"that takes {Settings.min_steps} measured steps of all ranks in a row, and the job "
+            f"had {most} before it ended or changed"
+        )
+    if any(item.value == Algorithm.NATIVE for item in sample.asked):
+        return "native was asked for"
+    return "the coordinator did not get to it before the job ended"
 
 
 def _missing_steps(

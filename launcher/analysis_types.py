@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from trainmesh.types import Choice, ClassFit, Event, Plan
+from trainmesh.decisions.regime import regime_words
+from trainmesh.types import Asked, Choice, ClassFit, Event, Plan
 
 __all__ = [
     "BucketStats",
@@ -23,6 +24,7 @@ __all__ = [
     "Spread",
     "SwitchEffect",
     "TimeSplit",
+    "UNKNOWN",
 ]
 
 
@@ -129,16 +131,23 @@ class SwitchEffect(Struct, frozen=True, kw_only=True):
         return self.transfer_before_s / self.transfer_after_s if timed else 1.0
 
 
-class PlanOutcome(Struct, frozen=True, kw_only=True):
-    """A plan that was in force, predicted and measured.
+UNKNOWN = "not known"
+"""The algorithm of an epoch whose hint the record does not hold."""
 
-    ``measured_s`` is the median transfer of buckets of the plan's size, to be compared with
-    ``plan.predicted_s``. ``step_transfer_s`` is the median over steps of all their buckets'
+
+class PlanOutcome(Struct, frozen=True, kw_only=True):
+    """A plan that was in force with a fusion size and a codec, predicted and measured.
+
+    ``plan`` is None where nothing was predicted. ``measured_s`` is the median time of collectives
+    of the plan's size, to be compared with ``plan.predicted_s``; None with a codec, of whose time
+    the prediction knows nothing. ``step_transfer_s`` is the median over steps of all their buckets'
     transfers. ``switch`` is None for the first plan and where there were no complete steps.
     """
 
     epoch: int
     algorithm: str
+    fusion_bytes: int = 0
+    codec: str = "none"
     plan: Plan | None
     first_step: int
     last_step: int
@@ -149,6 +158,13 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     measured_s: float | None = None
     measured_efficiency: float | None = None
     switch: SwitchEffect | None = None
+
+    @property
+    def name(self) -> str:
+        """As in ``ring, fused to 8.00 MB, bf16``."""
+        if self.algorithm == UNKNOWN:
+            return "a plan that the record does not hold"
+        return regime_words(self.algorithm, self.fusion_bytes, self.codec)
 
 
 class SeriesPoint(Struct, frozen=True, array_like=True):
@@ -192,6 +208,10 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     """Host clocks; where there are more than one they were aligned by the ends of all-reduces."""
     plans: tuple[PlanOutcome, ...]
     choice: Choice | None
+    asked: tuple[Asked, ...] = ()
+    """What the user asked for, and since when it was in force or why it can't be had."""
+    unmet: tuple[str, ...] = ()
+    """A sentence for each of these that was never in force."""
     fits: tuple[ClassFit, ...]
     graph: dict[str, object] | None
     link_sources: dict[str, int]

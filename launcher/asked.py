@@ -111,5 +111,7 @@ def unmet_lines(settings: LaunchSettings, status: Path) -> tuple[str, ...]:
         last = decode(status.read_bytes(), JobStatus, what="status")
     except (OSError, WireError):
         why = "the coordinator has left no status, so whether it was in force is not known"
-        return tuple(f"{name(item)} was asked for: {why}" for item in wanted)
+        return tuple(
+            f"{name(item)} was asked for: {why}" for item in wanted if item.since_step is None
+        )
     return unmet(last.asked, last.num_steps)

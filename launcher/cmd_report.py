@@ -80,7 +80,7 @@ def _show_plans(run: RunAnalysis, output: Output) -> None:
         rows.append(
             [
                 str(outcome.epoch),
-                outcome.algorithm,
+                outcome.name,
                 f"{outcome.first_step}-{outcome.last_step}",
                 duration(outcome.step_time_s),
                 duration(plan.bound_s) if plan is not None else "-",

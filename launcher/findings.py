@@ -44,7 +44,8 @@ class Headline(Struct, frozen=True, kw_only=True):
 def headline(run: RunAnalysis) -> Headline:
     """Sum up ``run``."""
     title, tone = _title(run)
-    return Headline(title=title, tone=tone, points=tuple(_points(run)), advice=_advice(run))
+    points = tuple(text for text in _points(run) if text != f"{title}.")
+    return Headline(title=title, tone=tone, points=points, advice=_advice(run))
 
 
 def _title(run: RunAnalysis) -> tuple[str, Tone]:
@@ -52,15 +53,17 @@ def _title(run: RunAnalysis) -> tuple[str, Tone]:
         return "Nothing was measured", Tone.BAD
     if run.world_size == 1:
         return "One rank: there was nothing to communicate", Tone.NEUTRAL
-    if any(event.kind == "revert" for event in run.events):
-        return "A plan was tried, did not help, and was taken back", Tone.NEUTRAL
+    if run.unmet:
+        return _capital(run.unmet[0]), Tone.BAD
     first, last = run.plans[0], run.plans[-1]
+    if last.name == first.name and any(event.kind == "revert" for event in run.events):
+        return "What was tried did not help, and was taken back", Tone.NEUTRAL
     if last is not first:
         return _switch_title(run.plans)
     if last.epoch:
-        return f"The job ran {last.algorithm} throughout", Tone.NEUTRAL
+        return f"The job ran {last.name} throughout", Tone.NEUTRAL
     if run.choice is None:
-        return "The job was measured; no plans were compared", Tone.NEUTRAL
+        return f"The job was measured under {last.name}; no plans were compared", Tone.NEUTRAL
     if run.choice.chosen != Algorithm.NATIVE:
         return f"{_capital(run.choice.chosen)} was chosen, but the ranks never took it up", Tone.BAD
     return "The backend's own all-reduce was the plan to keep", Tone.GOOD
@@ -68,7 +71,7 @@ def _title(run: RunAnalysis) -> tuple[str, Tone]:
 
 def _switch_title(plans: tuple[PlanOutcome, ...]) -> tuple[str, Tone]:
     last = plans[-1]
-    moved = f"All ranks moved to {last.algorithm} at step {last.first_step}"
+    moved = f"All ranks moved to {last.name} at step {last.first_step}"
     if last.switch is None:
         return moved, Tone.NEUTRAL
     speedup = prod(plan.switch.transfer_speedup for plan in plans if plan.switch is not None)
@@ -83,6 +86,7 @@ def _switch_title(plans: tuple[PlanOutcome, ...]) -> tuple[str, Tone]:
 
 
 def _points(run: RunAnalysis) -> Iterator[str]:
+    yield from (f"{_capital(text)}." for text in run.unmet)
     if run.step_time is not None:
         time = run.step_time
         text = (
@@ -112,7 +116,7 @@ def _plan_points(last: PlanOutcome) -> Iterator[str]:
         return
     predicted_s = last.plan.predicted_s
     yield (
-        f"For a bucket of {size(last.plan.nbytes)} {last.algorithm} was predicted to take "
+        f"For a bucket of {size(last.plan.nbytes)} {last.name} was predicted to take "
         f"{duration(predicted_s)} and took {duration(last.measured_s)}; no algorithm can take "
         f"less than {duration(last.plan.bound_s)} on the link graph."
     )
@@ -157,7 +161,7 @@ def _advice(run: RunAnalysis) -> str:
     late = _lateness_advice(run.skew, run.split.exposed_s)
     if late is not None:
         return late
-    if run.link_sources.get("assumed"):
+    if run.link_sources.get("assumed") and len(run.nodes) > 1:
         return "Declare the links with --topology, so that plans can be compared on them."
     return (
         f"If all communication were hidden, steps would be {1 / (1 - share):.2f}x as fast at most. "

@@ -139,7 +139,7 @@ def _tiles(run: RunAnalysis) -> str:
     tiles = [
         ("step time, median", duration(run.step_time.median_s)),
         ("waiting for communication", percent(run.split.exposed_share) if run.split else "-"),
-        ("plan at the end", last.algorithm),
+        ("plan at the end", last.name),
         ("measured efficiency", percent(efficiency) if efficiency is not None else "-"),
     ]
     inner = "".join(
@@ -193,13 +193,13 @@ def _split_bar(label: str, split: TimeSplit) -> Bar:
 
 
 def _plan_name(plan: PlanOutcome) -> str:
-    return f"{plan.algorithm} (epoch {plan.epoch})"
+    return f"{plan.name} (epoch {plan.epoch})"
 
 
 def _steps(run: RunAnalysis) -> str:
     if len(run.series) < 2:
         return ""
-    marks = [(float(plan.first_step), plan.algorithm) for plan in run.plans[1:][-12:]]
+    marks = [(float(plan.first_step), plan.name) for plan in run.plans[1:][-12:]]
     times = [(float(point.step), point.step_time_s) for point in run.series]
     parts = [
         _note("Thin: each step, median over ranks. Thick: moving median. Dashed: a plan switch."),
@@ -316,7 +316,7 @@ def _beside_candidates(choice: Choice) -> list[str]:
 def _buckets(run: RunAnalysis) -> str:
     if not run.buckets:
         return ""
-    names = {plan.epoch: plan.algorithm for plan in run.plans}
+    names = {plan.epoch: plan.name for plan in run.plans}
     ends = {run.buckets[0].epoch, run.buckets[-1].epoch}
     shown = [bucket for bucket in run.buckets if bucket.epoch in ends]
     others = [bucket for bucket in run.buckets if bucket.epoch not in ends]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from trainmesh.types import Choice, ClassFit, Event, Hello, Hint, RecordLine, StepReport
+from trainmesh.types import Asked, Choice, ClassFit, Event, Hello, Hint, RecordLine, StepReport
 
 __all__ = ["MAX_EVENTS", "RunSample", "Start", "StepSample", "collect"]
 
@@ -114,6 +114,7 @@ class RunSample:
     choice: Choice | None = None
     fits: dict[str, ClassFit] = field(default_factory=dict)
     graph: dict[str, object] | None = None
+    asked: tuple[Asked, ...] = ()
     events: list[Event] = field(default_factory=list)
     events_omitted: int = 0
     lines: int = 0
@@ -143,6 +144,8 @@ class _Collector:
             sample.fits[line.fit.link_class] = line.fit
         elif line.graph is not None:
             sample.graph = line.graph
+        elif line.asked is not None:
+            sample.asked = line.asked
 
     def _greet(self, hello: Hello) -> None:
         """A rank that comes again as another process means that all were started again."""

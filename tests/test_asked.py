@@ -107,9 +107,8 @@ def test_what_a_job_begins_with_is_not_waited_for(settings: dict[str, str]) -> N
     job = Job(**settings)
     job.greet(*four())
     assert job.decide().hint is None
-    assert job.coordinator.status(0.0).asked == ()
+    assert {item.since_step for item in job.coordinator.status(0.0).asked} <= {0}
     assert job.end() == []
-    assert job.lines == []
 
 
 NO_RING = "ring was asked for and can't run here: it takes 3 ranks or more, not 2"

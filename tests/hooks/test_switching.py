@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.torchjob import run_job
+from trainmesh.hooks.agreement import is_round
 
 pytestmark = pytest.mark.torch
 
@@ -14,6 +15,19 @@ def test_random_switches_with_hints_at_random_delays(
     tmp_path: Path, world_size: int, switches: int
 ) -> None:
     check(tmp_path, world_size, switches, timeout_s=100)
+
+
+@pytest.mark.parametrize(
+    ("cadence", "rounds"),
+    [
+        (1, list(range(1, 40))),
+        (5, [1, 2, 4, *range(5, 40, 5)]),
+        (16, [1, 2, 4, 8, 16, 32]),
+        (1024, [1, 2, 4, 8, 16, 32]),
+    ],
+)
+def test_the_first_rounds_come_sooner(cadence: int, rounds: list[int]) -> None:
+    assert [step for step in range(1, 40) if is_round(step, cadence)] == rounds
 
 
 @pytest.mark.soak

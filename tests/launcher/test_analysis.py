@@ -20,7 +20,7 @@ from trainmesh.launcher.analysis import analyse, split_of
 from trainmesh.launcher.analysis_types import Spread
 from trainmesh.launcher.findings import Tone, headline
 from trainmesh.launcher.run_sample import MAX_EVENTS, StepSample, collect
-from trainmesh.types import BucketTiming, RecordLine, StepReport
+from trainmesh.types import Asked, BucketTiming, Collective, RecordLine, StepReport
 
 
 def test_the_run_is_described() -> None:
@@ -280,3 +280,157 @@ def test_little_waiting_needs_no_advice_on_the_network() -> None:
             told = report(rank, step)
             quick.append(RecordLine(step=replace(told, end_ns=told.begin_ns + 1_000 * MS)))
     assert "Look at compute" in headline(analysed([*lines()[:4], *quick])).advice
+
+
+def in_one_epoch(epoch: int, numbers: range = range(NUM_STEPS)) -> list[RecordLine]:
+    return [
+        RecordLine(step=replace(report(rank, step), epoch=epoch))
+        for step in numbers
+        for rank in range(4)
+    ]
+
+
+OWN = range(NUM_STEPS, NUM_STEPS + 6)
+BF16 = replace(
+    HINT, codec="bf16", plan=replace(HINT.plan, algorithm="native", order=(0, 1, 2, 3),
+    predicted_s=0.0, bound_s=0.0, nbytes=0),
+)  # fmt: skip
+
+
+def test_a_row_is_a_plan_a_fusion_size_and_a_codec() -> None:
+    """A native hint that only brings a codec carries no prediction: no bound of 0, and the gain
+    is not native's."""
+    fused = replace(HINT, epoch=2, fusion_bytes=5_000_000)
+    record = [
+        *(line for line in lines() if line.hint is None and line.choice is None),
+        RecordLine(hint=BF16),
+        RecordLine(hint=fused),
+        *in_one_epoch(2, range(NUM_STEPS, NUM_STEPS + 5)),
+    ]
+    run = analysed(record)
+    assert [(row.epoch, row.name) for row in run.plans] == [
+        (0, "native"),
+        (1, "native, bf16"),
+        (2, "ring, fused to 5.00 MB"),
+    ]
+    assert (run.plans[1].plan, run.plans[1].measured_efficiency) == (None, None)
+    found = headline(analysed([line for line in record if not (line.step and line.step.epoch > 1)]))
+    assert found.title == (
+        "All ranks moved to native, bf16 at step 10, and communication became 2.75x as fast"
+    )
+
+
+def test_what_is_predicted_is_not_held_against_what_a_codec_measured() -> None:
+    """The ring of the record with bf16: its plan's bytes are those on the wire."""
+    record = [line for line in lines() if line.hint is None]
+    ring = analysed([*record, RecordLine(hint=replace(HINT, codec="bf16"))]).plans[1]
+    assert ring.name == "ring, bf16"
+    assert (ring.measured_s, ring.measured_efficiency) == (None, None)
+    assert ring.step_transfer_s == pytest.approx(0.008)
+
+
+def test_an_epoch_without_its_hint_is_named_for_what_it_is() -> None:
+    record = [line for line in lines() if line.hint is None]
+    assert headline(analysed(record)).title.startswith(
+        "All ranks moved to a plan that the record does not hold at step 10"
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (
+            [*lines()[:5], *steps(range(8))],
+            "that takes 16 measured steps of all ranks in a row, and the job had 6 before it ended "
+            "or changed. What ran: native.",
+        ),
+        (
+            [*lines()[:5], RecordLine(hint=BF16), *in_one_epoch(1, range(12))],
+            "16 measured steps of all ranks in a row, and the job had 10 before it ended or "
+            "changed. What ran: native, bf16.",
+        ),
+        (
+            [
+                *(
+                    RecordLine(hello=replace(hello(rank), collective=Collective.REDUCE_SCATTER))
+                    for rank in range(4)
+                ),
+                *in_one_epoch(0),
+            ],
+            "gradients are not all-reduced by all ranks",
+        ),
+        (
+            [*lines()[:5], event("hook_kept", 0, "rank 0: mine"), *in_one_epoch(0)],
+            "the script's own communication hook is kept (rank 0: mine)",
+        ),
+        ([*lines()[:3], *in_one_epoch(0)], "only 3 of 4 ranks introduced themselves"),
+        (
+            [
+                *lines()[:5],
+                RecordLine(asked=(Asked(knob="plan", value="native", since_step=0),)),
+                *in_one_epoch(0),
+            ],
+            "native was asked for",
+        ),
+        ([*lines()[:5], *in_one_epoch(0)], "the coordinator did not get to it"),
+    ],
+)
+def test_why_no_plans_were_compared(record: list[RecordLine], words: str) -> None:
+    [text] = [text for text in analysed(record).missing if "compared" in text]
+    assert text.startswith("No plans were compared: ")
+    assert words in text
+
+
+def test_one_rank_has_no_plans_to_compare() -> None:
+    alone = [RecordLine(step=report(0, step, world_size=1)) for step in range(6)]
+    run = analysed([RecordLine(hello=hello(0, world_size=1)), *alone])
+    assert not [text for text in run.missing if "compared" in text]
+
+
+def test_what_was_asked_for_and_never_came_is_the_headline() -> None:
+    wish = Asked(knob="plan", value="tree")
+    run = analysed([*lines(), RecordLine(asked=(wish,))])
+    assert run.unmet == ("tree was asked for but never in force: the job ended after 20 steps",)
+    found = headline(run)
+    assert (found.title, found.tone) == (f"T{run.unmet[0][1:]}", Tone.BAD)
+    no_way = replace(wish, refusal="one rank has nobody to send to")
+    assert analysed([*lines(), RecordLine(asked=(wish,)), RecordLine(asked=(no_way,))]).unmet == (
+        "tree was asked for and can't run here: one rank has nobody to send to",
+    )
+
+
+def test_steps_show_what_was_in_force_even_if_nobody_said_so() -> None:
+    run = analysed([RecordLine(asked=(Asked(knob="plan", value="ring"),)), *lines()])
+    assert [item.since_step for item in run.asked] == [SWITCH_STEP]
+    assert run.unmet == ()
+
+
+def test_on_one_node_nobody_is_told_to_declare_links() -> None:
+    quiet = [
+        RecordLine(step=replace(told, buckets=tuple(_punctual(told))))
+        for told in (report(rank, step) for step in range(9) for rank in range(4))
+    ]
+    for node, declares in (("host-a", False), (None, True)):
+        hellos = [RecordLine(hello=hello(rank, node=node)) for rank in range(4)]
+        found = headline(analysed([*hellos, RecordLine(graph=graph("assumed")), *quiet]))
+        assert ("Declare the links" in found.advice) is declares
+
+
+def _punctual(told: StepReport) -> list[BucketTiming]:
+    """The buckets, as if no rank were late."""
+    late_ns = told.buckets[0].arrival_ns - told.begin_ns - 30 * MS
+    return [
+        replace(b, arrival_ns=b.arrival_ns - late_ns, start_ns=b.start_ns - late_ns)
+        for b in told.buckets
+    ]
+
+
+def test_only_what_was_taken_back_is_called_so() -> None:
+    """The ring is taken back, and afterwards bf16 stays."""
+    away = RecordLine(hint=replace(BF16, epoch=2, codec="none"))
+    coded = RecordLine(hint=replace(BF16, epoch=3))
+    tried = [*lines(), away, event("revert", 20, "ring: back to native"), *in_one_epoch(2, OWN)]
+    title = headline(analysed(tried)).title
+    assert title == "What was tried did not help, and was taken back"
+    stays = [*tried, coded, *in_one_epoch(3, range(OWN.stop, OWN.stop + 6))]
+    assert headline(analysed(stays)).title.startswith("All ranks moved to native, bf16 at step 26")

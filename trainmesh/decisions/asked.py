@@ -23,15 +23,20 @@ __all__ = [
 
 
 def asked_for(only: str | None, fusion_bytes: int | None, compression: str) -> tuple[Asked, ...]:
-    """What these settings fix beside what a job begins with (native, no fusion, no codec)."""
+    """What these settings fix; native, with which a job begins, is in force from step 0."""
     found = []
-    if only not in (None, Algorithm.NATIVE):
-        found.append(Asked(knob=Knob.PLAN, value=only))
+    if only is not None:
+        found.append(_fresh(Knob.PLAN, only))
     if fusion_bytes:
-        found.append(Asked(knob=Knob.FUSION, value=str(fusion_bytes)))
+        found.append(_fresh(Knob.FUSION, str(fusion_bytes)))
     if compression not in (AUTO, NO_CODEC):
-        found.append(Asked(knob=Knob.CODEC, value=compression))
+        found.append(_fresh(Knob.CODEC, compression))
     return tuple(found)
+
+
+def _fresh(knob: str, value: str) -> Asked:
+    is_native = knob == Knob.PLAN and value == Algorithm.NATIVE
+    return Asked(knob=knob, value=value, since_step=0 if is_native else None)
 
 
 def refused(asked: Iterable[Asked], why: str, regime: Regime | None = None) -> tuple[Asked, ...]:
@@ -56,7 +61,7 @@ def in_force(asked: Iterable[Asked], regime: Regime, step: int) -> tuple[Asked, 
 
 def anew(asked: Iterable[Asked]) -> tuple[Asked, ...]:
     """``asked`` when the processes begin again."""
-    return tuple(Asked(knob=item.knob, value=item.value) for item in asked)
+    return tuple(_fresh(item.knob, item.value) for item in asked)
 
 
 def sentence(item: Asked) -> str:

@@ -1,0 +1,44 @@
+"""A short job: it waits at step 0 until a plan has reached its node, then takes 12 steps of three
+micro-steps (no_sync), each of which takes 5 ms of forward."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from trainmesh.rundir import ENV_RUN_DIR, RunDir
+
+MICRO_STEPS, STEPS, FORWARD_S, PATIENCE_S = 3, 12, 0.005, 60.0
+
+
+class Slow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(FORWARD_S)
+        return x
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    model = DDP(nn.Sequential(nn.Linear(8, 8), Slow()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    hint = RunDir(Path(os.environ[ENV_RUN_DIR])).hint
+    for step in range(STEPS):
+        with model.no_sync():
+            for _ in range(MICRO_STEPS - 1):
+                model(torch.ones(2, 8)).sum().backward()
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while step == 0 and not hint.exists() and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
