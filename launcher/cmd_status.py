@@ -20,6 +20,8 @@ __all__ = ["add_arguments", "asked_words", "run"]
 
 WATCH_EVERY_S = 1.0
 MAX_EVENTS = 10
+OLD_S = 10.0
+"""A coordinator writes its status about once a second."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +49,16 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
     if not statuses:
         output.text("no job is running")
     for status in statuses:
+        output.text(*(f"warning: job {status.job}: {text}" for text in status.troubles))
+        age_s = max(0.0, now_unix_s - status.updated_unix_s)
+        if age_s > OLD_S and status.world_size and not status.troubles:
+            output.text(
+                f"warning: job {status.job}: what follows is {age_s:.0f} s old: its coordinator "
+                "has ended, or can't write to etcd"
+            )
         if not status.world_size:
             output.text(f"job {status.job}: starting, no rank has reported yet")
             continue
-        age_s = max(0.0, now_unix_s - status.updated_unix_s)
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
             f"{duration(status.step_time_s)} a step, "

@@ -7,7 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from msgspec.structs import replace
+
 from trainmesh.errors import ConfigError, TrainmeshError, WireError
+from trainmesh.launcher.troubles import read_troubles
 from trainmesh.rundir import RunDir, live_runs
 from trainmesh.store import Store, job_prefix
 from trainmesh.types import JobStatus
@@ -107,8 +110,11 @@ def _on_this_machine() -> list[JobStatus]:
     found: dict[str, JobStatus] = {}
     for run, info in live_runs():
         status = _read(run)
-        if status is not None or info.job not in found:
-            found[info.job] = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
+        if status is None and info.job in found:
+            continue
+        status = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
+        texts = tuple(trouble.text for trouble in read_troubles(run.troubles))
+        found[info.job] = replace(status, troubles=texts)
     return list(found.values())
 
 

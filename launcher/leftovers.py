@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trainmesh.errors import ConfigError
 from trainmesh.rundir import remove_empty_logs
 
 __all__ = ["kill_workers", "log_directory"]
@@ -33,11 +34,20 @@ def kill_workers(marker: str) -> None:
 def log_directory(chosen: str | None, made: Callable[[str], object]) -> Iterator[str]:
     """Torchrun's log directory: the chosen one, else a temporary one as torchrun makes it, which
     is removed at the end if no log or error file in it holds anything. ``made`` is told its path,
-    so that a later launch can remove it if this one is killed."""
+    so that a later launch can remove it if this one is killed.
+
+    Raises:
+        ConfigError: there is no temporary directory.
+    """
     if chosen is not None:
         yield chosen
         return
-    path = tempfile.mkdtemp(prefix="torchelastic_")
+    try:
+        path = tempfile.mkdtemp(prefix="torchelastic_")
+    except OSError as error:
+        raise ConfigError(
+            f"torchrun needs a temporary directory: {error.strerror}; set TMPDIR, or pass --log-dir"
+        ) from error
     made(path)
     try:
         yield path

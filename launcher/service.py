@@ -6,22 +6,37 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import trainmesh
+from trainmesh.etcd_words import log_reason
 
-__all__ = ["Process", "PythonProcess", "Service", "last_line", "restart_delay_s"]
+__all__ = [
+    "MAX_RESTARTS",
+    "RESTART_WINDOW_S",
+    "Process",
+    "PythonProcess",
+    "Service",
+    "last_words",
+    "log_size",
+    "restart_delay_s",
+]
 
 NICENESS = 5
 """Training comes first where the CPUs are busy."""
 STOP_S = 4.0
 """Agent and coordinator end within 3 s of SIGTERM; after this they are killed."""
 MAX_RESTARTS = 5
+"""After so many ends in a row it is said, once, that the process keeps ending."""
 RESTART_WINDOW_S = 60.0
-MAX_DELAY_S = 5.0
+"""One that has run for so long is well again."""
+FIRST_DELAY_S = 0.2
+MAX_DELAY_S = 60.0
+"""A process that keeps ending costs at most one start a minute."""
+MAX_HEARD_BYTES = 65_536
 
 
 class Process(Protocol):
@@ -39,6 +54,10 @@ class Process(Protocol):
         """End it; bounded, does nothing if it has ended."""
         ...
 
+    def heard(self) -> list[bytes]:
+        """The lines it has written for the launcher since the last call; does not wait."""
+        ...
+
 
 @dataclass(frozen=True)
 class Service:
@@ -51,29 +70,38 @@ class Service:
 
 class PythonProcess:
     """``python -m module`` in a session of its own. It ends on SIGTERM, and by itself when the
-    launcher is gone: its standard input is a pipe that only the launcher holds open."""
+    launcher is gone: its standard input is a pipe that only the launcher holds open. Its standard
+    output is a pipe too, for what the launcher is to know (``trainmesh.health``)."""
 
     def __init__(self, module: str, environment: Mapping[str, str], log: Path) -> None:
         self._module = module
         self._environment = python_environment(environment)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
 
     def start(self) -> None:
         self.stop()
+        self._unread = b""
         with self._log.open("ab") as log:
             # -P and a working directory without modules: one of the user's that is called like
             # one of the standard library's is not imported by mistake.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=subprocess.PIPE,
                 stderr=log,
+                bufsize=0,
                 env=self._environment,
                 cwd=self._log.parent,
                 start_new_session=True,
             )
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
+        if self._process.stdout is not None:
+            os.set_blocking(self._process.stdout.fileno(), False)
+        try:
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
+        except ProcessLookupError:
+            pass  # it has ended already
 
     def poll(self) -> int | None:
         return self._process.poll() if self._process is not None else None
@@ -88,8 +116,21 @@ class PythonProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def heard(self) -> list[bytes]:
+        pipe = self._process.stdout if self._process is not None else None
+        if pipe is None or pipe.closed:
+            return []
+        try:
+            data = os.read(pipe.fileno(), MAX_HEARD_BYTES)
+        except BlockingIOError:
+            return []
+        *lines, rest = (self._unread + data).split(b"\n")
+        self._unread = rest[:MAX_HEARD_BYTES]
+        return lines
 
 
 def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -101,28 +142,27 @@ def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def restart_delay_s(ends_s: Sequence[float], now_s: float) -> float | None:
-    """Seconds to wait before a process that has ended is started again.
-
-    Args:
-        ends_s: When it has ended so far, this time included (monotonic seconds).
-        now_s: Now, on the same clock.
-
-    Returns:
-        A delay that doubles with each recent end; None if there were too many of them.
-    """
-    recent = sum(now_s - end_s < RESTART_WINDOW_S for end_s in ends_s)
-    if recent > MAX_RESTARTS:
-        return None
-    return min(MAX_DELAY_S, 0.1 * 2.0**recent)
+def restart_delay_s(quick_ends: int) -> float:
+    """Seconds to wait before a process is started again that has ended ``quick_ends`` times in a
+    row within a minute of its start: doubles each time up to a minute, and never gives up."""
+    return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(quick_ends - 1, 30))
 
 
-def last_line(log: Path) -> str:
-    """The last line that is not empty at the end of a log; "" if there is none."""
+def last_words(log: Path, begin: int) -> str:
+    """Why the owner of ``log`` has ended, as what it has written from byte ``begin`` on says; ""
+    if it says nothing."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 4_096))
-            lines = file.read().decode(errors="replace").split("\n")
+            file.seek(max(begin, log.stat().st_size - MAX_HEARD_BYTES))
+            text = file.read(MAX_HEARD_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+    return log_reason(text)[:300]
+
+
+def log_size(log: Path) -> int:
+    """Bytes in ``log``; 0 if there is none."""
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0

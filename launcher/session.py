@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import structs
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from trainmesh.errors import TrainmeshError
+from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher import asked, leftovers, signals, torchrun
 from trainmesh.launcher.settings import LaunchSettings, services, worker_environment
 from trainmesh.launcher.supervisor import Supervisor, say
+from trainmesh.launcher.troubles import Troubles
 from trainmesh.rundir import (
-    ENV_RUN_DIR,
     RunDir,
     RunInfo,
     sweep,
@@ -27,56 +29,83 @@ from trainmesh.rundir import (
 __all__ = ["run"]
 
 PROGRESS_STOP_S = 2.0
+MARK = "TRAINMESH_WORKERS_OF"
+"""A variable of the workers by which the launcher knows them."""
 
 
 def run(args: Namespace, settings: LaunchSettings) -> int:
-    """Start the control plane in the background, run torchrun, end and remove everything.
+    """Start the control plane in the background, run torchrun, end and remove everything. What
+    stands in the control plane's way is said, and training goes on without it.
 
     Returns:
         Torchrun's exit code.
     """
     try:
-        with (
-            signals.raising(),
-            _run_directory(settings) as (run_dir, supervisor),
-            leftovers.log_directory(args.log_dir, run_dir.note_logs) as logs,
-        ):
-            return _run_workers(
-                Namespace(**{**vars(args), "log_dir": logs}), settings, run_dir, supervisor
-            )
+        with signals.raising(), ExitStack() as stack:
+            plane = _control_plane(settings, stack)
+            note = plane.run_dir.note_logs if plane is not None else _forget
+            logs = stack.enter_context(leftovers.log_directory(args.log_dir, note))
+            args = Namespace(**{**vars(args), "log_dir": logs})
+            if plane is None:
+                return _run_workers(args, worker_environment(settings, None))
+            return _run_measured(args, settings, plane)
     except SignalException as error:  # after torchrun's end, and before we took its handlers away
         return torchrun.stopped(error)
 
 
-def _run_workers(
-    args: Namespace, settings: LaunchSettings, run_dir: RunDir, supervisor: Supervisor
-) -> int:
+@dataclass(frozen=True)
+class _ControlPlane:
+    run_dir: RunDir
+    supervisor: Supervisor
+    troubles: Troubles
+
+
+def _control_plane(settings: LaunchSettings, stack: ExitStack) -> _ControlPlane | None:
+    """The launch's run directory and the processes that will work in it; None if they can't be
+    had, which is said."""
+    try:
+        return stack.enter_context(_run_directory(settings))
+    except (ConfigError, OSError) as error:
+        say(f"warning: {error}; training goes on as under torchrun, without plans and a report")
+        return None
+
+
+def _run_measured(args: Namespace, settings: LaunchSettings, plane: _ControlPlane) -> int:
+    run_dir = plane.run_dir
     progress = _ProgressThread(run_dir, args.progress)
-    environment = worker_environment(settings, run_dir)
+    try:
+        plane.supervisor.start()
+        progress.start()
+        return _run_workers(args, worker_environment(settings, run_dir))
+    finally:
+        signals.hold()
+        progress.stop()
+        plane.supervisor.stop()
+        for text in asked.unmet_lines(settings, run_dir.status):
+            if text not in progress.warned:
+                say(text)
+        if args.report is not None:
+            plane.troubles.record(run_dir.record)
+            _write_report(run_dir.record, args.report)
+
+
+def _run_workers(args: Namespace, environment: dict[str, str]) -> int:
+    marker = f"{MARK}={secrets.token_hex(8)}"
+    environment = {**environment, **dict([marker.split("=")])}
     if args.no_python:
         path = [str(torchrun.SITE), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     try:
-        supervisor.start()
-        progress.start()
         signals.check()
         with _environment(environment):
             return torchrun.run(args)
     finally:
         signals.hold()
-        progress.stop()
-        supervisor.stop()
-        leftovers.kill_workers(f"{ENV_RUN_DIR}={run_dir.path}")
-        for text in asked.unmet_lines(settings, run_dir.status):
-            if text not in progress.warned:
-                say(text)
-        if args.report is not None:
-            _write_report(run_dir.record, args.report)
+        leftovers.kill_workers(marker)
 
 
 @contextmanager
-def _run_directory(settings: LaunchSettings) -> Iterator[tuple[RunDir, Supervisor]]:
-    """The launch's run directory and the supervisor of the processes that work in it."""
+def _run_directory(settings: LaunchSettings) -> Iterator[_ControlPlane]:
     info = RunInfo(
         job=settings.job,
         pid=os.getpid(),
@@ -87,9 +116,29 @@ def _run_directory(settings: LaunchSettings) -> Iterator[tuple[RunDir, Superviso
     try:
         url, started = services(settings, run_dir)
         run_dir.publish(structs.replace(info, etcd=url))
-        yield run_dir, Supervisor(started, prepare=sweep)
+        troubles = Troubles(run_dir.troubles, say)
+        supervisor = Supervisor(started, sweep, troubles, lambda: _restore(run_dir))
+        yield _ControlPlane(run_dir, supervisor, troubles)
     finally:
         run_dir.remove()
+
+
+def _restore(run_dir: RunDir) -> bool:
+    """See that the run directory is there; whether it had to be made again."""
+    try:
+        gone = run_dir.restore()
+    except OSError:
+        return False  # once a second again; the processes that miss it say so
+    if gone:
+        say(
+            f"warning: somebody has removed {run_dir.path}; it was made again, and what was "
+            "measured before is lost"
+        )
+    return gone
+
+
+def _forget(path: str) -> None:
+    """There is no run directory in which to keep ``path``."""
 
 
 @contextmanager

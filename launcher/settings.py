@@ -58,10 +58,11 @@ def node_name(args: Namespace, num_nodes: int) -> str:
     return f"{host}-{args.node_rank if args.rdzv_backend == 'static' else os.getpid()}"
 
 
-def worker_environment(settings: LaunchSettings, run: RunDir) -> dict[str, str]:
-    """What workers find in their environment beside torchrun's variables."""
+def worker_environment(settings: LaunchSettings, run: RunDir | None) -> dict[str, str]:
+    """What workers find in their environment beside torchrun's variables. Without a run directory
+    they are hooked as those of other nodes are, but report to nobody."""
     return {
-        ENV_RUN_DIR: str(run.path),
+        ENV_RUN_DIR: str(run.path) if run is not None else "",
         "TRAINMESH_JOB": settings.job,
         "TRAINMESH_NODE": settings.node,
         "TRAINMESH_CADENCE": str(settings.cadence),

@@ -1,7 +1,7 @@
 """Owns the control-plane processes of this node: embedded etcd, coordinator, agent.
 
 They are started, watched and ended by one thread, so that workers never wait for them. One that
-crashes is started again; one that keeps crashing is left alone. Training goes on in any case.
+ends is started again, ever more slowly. Training goes on in any case.
 """
 
 from __future__ import annotations
@@ -11,11 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from trainmesh.launcher.service import Service, last_line, restart_delay_s
+from trainmesh.errors import WireError
+from trainmesh.health import Health
+from trainmesh.launcher.service import (
+    MAX_RESTARTS,
+    RESTART_WINDOW_S,
+    Service,
+    last_words,
+    log_size,
+    restart_delay_s,
+)
+from trainmesh.launcher.troubles import Troubles
+from trainmesh.wire import decode
 
 __all__ = ["Keeper", "Supervisor", "say"]
 
 POLL_S = 0.1
+CHECK_EVERY_S = 1.0
 STOP_S = 20.0
 """More than the stop times of all services together."""
 
@@ -31,11 +43,22 @@ class Supervisor:
     Args:
         services: In the order in which they start; they end in the reverse order.
         prepare: Called in the supervisor's thread before the first one starts.
+        troubles: Where it is kept what is wrong.
+        restore: Called about once a second; true if it has made the place in which the services
+            work anew, so that they have to start again.
     """
 
-    def __init__(self, services: Sequence[Service], prepare: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        prepare: Callable[[], object],
+        troubles: Troubles,
+        restore: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._prepare = prepare
-        self._keepers = [Keeper(service) for service in services]
+        self._restore = restore
+        self._troubles = troubles
+        self._keepers = [Keeper(service, troubles) for service in services]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -51,36 +74,75 @@ class Supervisor:
 
     def _run(self) -> None:
         self._prepare()
+        next_check_s = 0.0
         try:
             while not self._stopping.is_set():
+                now_s = time.monotonic()
+                if now_s >= next_check_s:
+                    next_check_s = now_s + CHECK_EVERY_S
+                    self._check(now_s)
                 for keeper in self._keepers:
-                    keeper.look(time.monotonic())
+                    keeper.look(now_s)
                 self._stopping.wait(POLL_S)
         finally:
             for keeper in reversed(self._keepers):
                 keeper.service.process.stop()
+            self._troubles.look(time.monotonic(), at_end=True)
+
+    def _check(self, now_s: float) -> None:
+        self._troubles.look(now_s)
+        if self._restore():
+            for keeper in self._keepers:
+                keeper.start_again(now_s)
 
 
 class Keeper:
-    """Starts one service, and again when it has ended, until it has ended too often."""
+    """Starts one service, and again whenever it has ended."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, troubles: Troubles) -> None:
         self.service = service
+        self._troubles = troubles
         self._running = False
-        self._due_s: float | None = 0.0
-        """When it is to be started (monotonic seconds); None if it is left alone."""
-        self._ends_s: list[float] = []
+        self._started_s = 0.0
+        self._log_begin = 0
+        self._due_s = 0.0
+        """When it is to be started (monotonic seconds)."""
+        self._quick_ends = 0
+        self._abouts: set[str] = set()
+        """What it has told of."""
 
     def look(self, now_s: float) -> None:
         """Do what is due at ``now_s``."""
-        if self._running:
-            code = self.service.process.poll()
-            if code is not None:
-                self._ended(f"ended with {_exit_words(code)}", now_s)
-        elif self._due_s is not None and now_s >= self._due_s:
-            self._start(now_s)
+        if not self._running:
+            if now_s >= self._due_s:
+                self._start(now_s)
+            return
+        for line in self.service.process.heard():
+            self._hear(line, now_s)
+        code = self.service.process.poll()
+        if code is not None:
+            self._ended(f"ended with {_exit_words(code)}", now_s)
+        elif self._quick_ends and now_s - self._started_s >= RESTART_WINDOW_S:
+            self._quick_ends = 0
+            self._troubles.set(self.service.name, self.service.name, "", now_s)
+
+    def start_again(self, now_s: float) -> None:
+        """End it, and start it at the next ``look``."""
+        self.service.process.stop()
+        self._running = False
+        self._due_s = now_s
+
+    def _hear(self, line: bytes, now_s: float) -> None:
+        try:
+            told = decode(line, Health, what=self.service.name)
+        except WireError:
+            return  # something that a library has printed
+        self._abouts.add(told.about)
+        self._troubles.set(told.about, self.service.name, told.text, now_s)
 
     def _start(self, now_s: float) -> None:
+        self._started_s = now_s
+        self._log_begin = log_size(self.service.log)
         try:
             self.service.process.start()
             self._running = True
@@ -89,18 +151,20 @@ class Keeper:
 
     def _ended(self, how: str, now_s: float) -> None:
         self._running = False
-        self._ends_s.append(now_s)
-        delay_s = restart_delay_s(self._ends_s, now_s)
-        self._due_s = None if delay_s is None else now_s + delay_s
-        words = last_line(self.service.log)
+        if now_s - self._started_s >= RESTART_WINDOW_S:
+            self._quick_ends = 0
+        self._quick_ends += 1
+        self._due_s = now_s + restart_delay_s(self._quick_ends)
+        name = self.service.name
+        for about in self._abouts:
+            self._troubles.set(about, name, "", now_s)
+        words = last_words(self.service.log, self._log_begin)
         why = f": {words}" if words else ""
-        if delay_s is None:
-            say(
-                f"warning: the {self.service.name} {how} once too often and is left alone; "
-                f"training goes on without new plans{why}"
-            )
-        else:
-            say(f"the {self.service.name} {how} and is started again{why}")
+        if self._quick_ends <= MAX_RESTARTS:
+            say(f"the {name} {how} and is started again{why}")
+            return
+        text = f"the {name} keeps ending and is tried again about once a minute, without new plans"
+        self._troubles.set(name, name, f"{text}; training goes on; it {how}{why}", now_s)
 
 
 def _exit_words(code: int) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from trainmesh.control import ControlEnvironment, Stop, run_with_store
-from trainmesh.errors import PlanError, WireError
+from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
+from trainmesh.errors import PlanError, TrainmeshError, WireError
+from trainmesh.health import HealthReporter
 from trainmesh.probe_agent import Prober
 from trainmesh.rundir import socket_address, write_atomically
 from trainmesh.store import Change, Lease, Store, job_prefix
@@ -102,13 +103,16 @@ class Inbox:
 class Uplink:
     """The agent's side of the store: publishes the inbox, brings hints and status down."""
 
-    def __init__(self, environment: ControlEnvironment, inbox: Inbox) -> None:
+    def __init__(
+        self, environment: ControlEnvironment, inbox: Inbox, health: HealthReporter
+    ) -> None:
         self._node = environment.node
         self._job = environment.job
         self._etcd = environment.etcd
         self._run = environment.run
         self._prefix = job_prefix(environment.job)
         self._inbox = inbox
+        self._health = health
         self._prober: Prober | None = None
         # Grows from one agent process of a node to the next.
         self._sequence = time.time_ns() // 1_000_000
@@ -131,6 +135,8 @@ class Uplink:
             while not stop.is_set() and not lease.lost:
                 if self._inbox.news.wait(PUBLISH_EVERY_S):
                     self._inbox.news.clear()
+                if not self._run.socket.exists():
+                    raise TrainmeshError(f"somebody has removed {self._run.socket}")
                 self._publish(store)
             if stop.is_set():
                 self._inbox.closed.wait(timeout=1.0)
@@ -153,7 +159,7 @@ class Uplink:
 
     def _apply(self, key: str, value: bytes) -> None:
         if key == f"{self._prefix}status":
-            write_atomically(self._run.status, value[:MAX_BYTES])
+            self._write(self._run.status, value[:MAX_BYTES])
         elif key == f"{self._prefix}hint":
             try:
                 hint = decode(value, Hint, what=key)
@@ -161,9 +167,13 @@ class Uplink:
             except (WireError, PlanError) as error:
                 print(f"hint refused: {error}", file=sys.stderr, flush=True)
                 return
-            write_atomically(self._run.hint, value)
+            self._write(self._run.hint, value)
         elif key == f"{self._prefix}probe/request" and self._prober is not None:
             self._prober.see(value)
+
+    def _write(self, path: Path, value: bytes) -> None:
+        with self._health.writing(path):
+            write_atomically(path, value)
 
     def _publish(self, store: Store) -> None:
         reports, dropped = self._inbox.take()
@@ -190,20 +200,32 @@ def _batches(reports: list[RankReport]) -> list[list[RankReport]]:
     return batches
 
 
-def receive(path: Path, inbox: Inbox, stop: Stop) -> None:
-    """Read datagrams into ``inbox`` until ``stop``."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inlet:
+def listen(path: Path) -> socket.socket:
+    """The socket into which ranks send their reports.
+
+    Raises:
+        TrainmeshError: it can't be made.
+    """
+    inlet = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        path.unlink(missing_ok=True)
         with socket_address(path) as address:
             inlet.bind(address)
-        inlet.setblocking(False)
-        while not stop.is_set():
-            if select.select([inlet], [], [], 0.1)[0]:
-                _drain(inlet, inbox)
-        _drain(inlet, inbox)
+    except OSError as error:
+        inlet.close()
+        raise TrainmeshError(f"ranks can't be heard at {path}: {error.strerror}") from error
+    inlet.setblocking(False)
+    return inlet
+
+
+def receive(inlet: socket.socket, inbox: Inbox, stop: Stop) -> None:
+    """Read datagrams into ``inbox`` until ``stop``."""
+    while not stop.is_set():
+        if select.select([inlet], [], [], 0.1)[0]:
+            _drain(inlet, inbox)
+    _drain(inlet, inbox)
     inbox.closed.set()
     inbox.news.set()
-    path.unlink(missing_ok=True)
 
 
 def _drain(inlet: socket.socket, inbox: Inbox) -> None:
@@ -218,20 +240,25 @@ def _drain(inlet: socket.socket, inbox: Inbox) -> None:
             inbox.reject()
 
 
+def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:
+    """Work until ``stop``."""
+    inbox = Inbox()
+    uplink = Uplink(environment, inbox, health)
+    path = environment.run.socket
+    with listen(path) as inlet:
+        reader = threading.Thread(target=receive, args=(inlet, inbox, stop), name="inlet")
+        reader.start()
+        try:
+            run_with_store(environment, stop, health, lambda store: uplink.session(store, stop))
+        finally:
+            stop.set()
+            reader.join()
+            path.unlink(missing_ok=True)
+
+
 def main() -> int:
     """Entry point of the agent process."""
-    environment = ControlEnvironment.read()
-    inbox = Inbox()
-    uplink = Uplink(environment, inbox)
-    with Stop() as stop:
-        inlet = threading.Thread(
-            target=receive, args=(environment.run.socket, inbox, stop), name="inlet"
-        )
-        inlet.start()
-        run_with_store(environment, stop, lambda store: uplink.session(store, stop))
-        stop.set()
-        inlet.join()
-    return 0
+    return run_process(serve)
 
 
 if __name__ == "__main__":

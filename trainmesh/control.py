@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from trainmesh.errors import ConfigError, StoreError
+from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.etcd import connect
 from trainmesh.etcd_address import security_from_environment
+from trainmesh.health import STORE, HealthReporter
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.store import Store
 from trainmesh.types import MAX_INT
 
-__all__ = ["ControlEnvironment", "Stop", "run_with_store"]
+__all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
 
 MAX_BACKOFF_S = 3.0
+CHECK_TTL_S = 5
+"""Of a lease that is given back at once."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,13 @@ class Stop:
 
 
 def run_with_store(
-    environment: ControlEnvironment, stop: Stop, session: Callable[[Store], None]
+    environment: ControlEnvironment,
+    stop: Stop,
+    health: HealthReporter,
+    session: Callable[[Store], None],
 ) -> None:
     """Call ``session`` with a connected store, again with a new one whenever it fails, until
-    ``stop``. Says on stderr when the store goes away and when it comes back, once each."""
+    ``stop``. Tells the launcher while the store can't be used, and the log when that changes."""
     backoff_s, failing = 0.1, False
     while True:
         try:
@@ -146,10 +152,11 @@ def run_with_store(
                 **security_from_environment(),
             )
             try:
-                store.get("/trainmesh/alive")
+                store.lease(CHECK_TTL_S).close()  # a write: an etcd that is full still reads
                 if failing:
                     print("the store answers again", file=sys.stderr, flush=True)
                 backoff_s, failing = 0.1, False
+                health.set(STORE, "")
                 session(store)
             finally:
                 store.close()
@@ -157,6 +164,27 @@ def run_with_store(
             if not failing:
                 print(f"store: {error}", file=sys.stderr, flush=True)
             failing = True
+            health.set(STORE, f"{error}; training goes on, without new plans")
         if stop.wait(backoff_s * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
             return
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+def run_process(body: Callable[[ControlEnvironment, Stop, HealthReporter], None]) -> int:
+    """The life of a control process: ``body``, until the launcher ends it.
+
+    Returns:
+        The exit code. What has ended it early is one line on stderr.
+    """
+    try:
+        environment = ControlEnvironment.read()
+        with Stop() as stop:
+            body(environment, stop, HealthReporter())
+    except TrainmeshError as error:
+        print(f"trainmesh: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"trainmesh: error: {where}{error.strerror}", file=sys.stderr)
+        return 1
+    return 0

@@ -7,7 +7,6 @@ from construction to ``stop``, so its URL is good before it runs and between two
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from trainmesh.errors import ConfigError, StoreError
+from trainmesh.etcd_words import log_reason
 
 __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 
@@ -131,6 +131,10 @@ class EmbeddedEtcd:
                 start_new_session=True,
             )
 
+    def heard(self) -> list[bytes]:
+        """Nothing: etcd doesn't know its launcher."""
+        return []
+
     def wait_ready(self, timeout_s: float) -> None:
         """Return once it answers.
 
@@ -167,17 +171,7 @@ class EmbeddedEtcd:
             return False
 
     def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return _plain(lines[-1])[:300] if lines else "it said nothing"
-
-
-def _plain(line: str) -> str:
-    """Message and error of one of etcd's log lines, which are JSON; others as they are."""
-    try:
-        fields = json.loads(line)
-        return ": ".join(str(fields[name]) for name in ("msg", "error") if name in fields)
-    except (ValueError, TypeError):
-        return line
+        return log_reason(self._log.read_text(errors="replace"))[:300] or "it said nothing"
 
 
 def _reserve_port(host: str) -> socket.socket:

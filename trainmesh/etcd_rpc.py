@@ -20,6 +20,7 @@ from etcd3 import etcdrpc as rpc  # noqa: E402
 from grpc import RpcError, StatusCode  # noqa: E402
 
 from trainmesh.errors import ConfigError, LeaseLost, StoreError  # noqa: E402
+from trainmesh.etcd_words import plain_reason  # noqa: E402
 
 __all__ = ["Connection", "RpcError", "explain", "jittered_s", "prefix_end", "rpc"]
 
@@ -164,17 +165,13 @@ class Connection:
 
 
 def explain(error: RpcError, timeout_s: float) -> str:
-    """What went wrong in one line, in plain words where gRPC's own need a decoder."""
-    details = " ".join((error.details() or str(error.code().value[1])).split())[:200]
-    if "Connection refused" in details:
-        return "nothing listens on this port"
-    if "Domain name not found" in details:
-        return "there is no host of this name"
+    """What went wrong in one line, in plain words where gRPC's and etcd's need a decoder."""
+    details = " ".join((error.details() or str(error.code().value[1])).split())
     if error.code() is StatusCode.UNIMPLEMENTED or "parsing HTTP/2" in details:
         return "what answers there is not etcd v3 (or it wants https instead of http)"
     if error.code() is StatusCode.DEADLINE_EXCEEDED or "SETTINGS frame" in details:
         return f"no answer within {timeout_s:g} s"
-    return details
+    return plain_reason(details)
 
 
 def _left_s(deadline_s: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainmesh.errors import StoreError
 from trainmesh.etcd_rpc import Connection, RpcError, explain, jittered_s, prefix_end, rpc
+from trainmesh.etcd_words import plain_reason
 from trainmesh.store import Change, WatchCallback
 
 __all__ = ["EtcdWatch"]
@@ -104,7 +105,7 @@ class EtcdWatch:
             return False
         if reply.canceled:
             # etcd says "permission denied" here when it only has forgotten our token.
-            self._trouble = reply.cancel_reason
+            self._trouble = plain_reason(reply.cancel_reason)
             self._connection.renew_token(self._connection.timeout_s)
             return False
         if reply.created:

@@ -105,6 +105,22 @@ class OwnedDirectory:
         self._locks.append(folder)
         _try_lock(folder, fcntl.LOCK_SH)
 
+    def restore(self) -> bool:
+        """Make it anew if somebody has removed it, as some do with what is old in /tmp.
+
+        Returns:
+            Whether the directory was gone.
+
+        Raises:
+            OSError: it can't be made.
+        """
+        gone = not self.path.is_dir()
+        if gone or not (self.path / "lock").exists():
+            self.release()
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.take()
+        return gone
+
     def release(self) -> None:
         """Give up the ownership; the directory stays."""
         while self._locks:
@@ -203,9 +219,10 @@ def _said_clearly() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f" in {error.filename}" if error.filename else ""
         raise ConfigError(
-            f"can't make a run directory under {runs_root()}: {error.strerror}; set "
-            "XDG_RUNTIME_DIR to a writable directory"
+            f"can't make a run directory{where}: {error.strerror}; set XDG_RUNTIME_DIR to a "
+            "writable directory"
         ) from error
 
 

@@ -8,6 +8,7 @@
     hint.json      the newest Hint; ranks look at it once a step
     status.json    the newest JobStatus; the launcher's progress line reads it
     record.jsonl   RecordLines written by the coordinator; the report is made from it
+    troubles.json  what is wrong with these processes, kept by the launcher
     etcd/          data of the embedded etcd
     *.log          output of etcd, agent and coordinator
 
@@ -64,11 +65,13 @@ class RunDir(OwnedDirectory):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        self._published: RunInfo | None = None
         self.owner = path / "owner.json"
         self.socket = path / "agent.sock"
         self.hint = path / "hint.json"
         self.status = path / "status.json"
         self.record = path / "record.jsonl"
+        self.troubles = path / "troubles.json"
         self.etcd_data = path / "etcd"
 
     @classmethod
@@ -91,13 +94,23 @@ class RunDir(OwnedDirectory):
 
     def publish(self, info: RunInfo) -> None:
         """Write owner.json; again once more is known."""
+        self._published = info
         write_atomically(self.owner, encode(info))
 
+    def restore(self) -> bool:
+        gone = super().restore()
+        if self._published is not None and not self.owner.exists():
+            self.publish(self._published)
+        return gone
+
     def note_logs(self, path: str) -> None:
-        """Keep in owner.json where torchrun's temporary logs are."""
-        info = self.info()
-        if info is not None:
-            self.publish(structs.replace(info, log_dir=path))
+        """Keep in owner.json where torchrun's temporary logs are, if the disk takes it."""
+        if self._published is None:
+            return
+        try:
+            self.publish(structs.replace(self._published, log_dir=path))
+        except OSError:
+            pass  # without it a later launch leaves these logs where they are
 
     def info(self) -> RunInfo | None:
         """The owner, or None if the file is missing or damaged."""

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 
-from trainmesh.control import ControlEnvironment, Stop, run_with_store
+from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.coordinator import Coordinator, Effects, Settings
-from trainmesh.errors import FencedOut, TrainmeshError, WireError
+from trainmesh.errors import FencedOut, WireError
+from trainmesh.health import HealthReporter
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import write_atomically
 from trainmesh.store import Change, Entry, Store, job_prefix
@@ -217,17 +218,16 @@ def _now() -> float:
     return time.time()
 
 
+def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:
+    """Work until ``stop``."""
+    with RecordWriter(environment.run.record, health) as record:
+        shell = Shell(environment, record)
+        run_with_store(environment, stop, health, lambda store: shell.session(store, stop))
+
+
 def main() -> int:
     """Entry point of the coordinator process."""
-    try:
-        environment = ControlEnvironment.read()
-        with Stop() as stop, RecordWriter(environment.run.record) as record:
-            shell = Shell(environment, record)
-            run_with_store(environment, stop, lambda store: shell.session(store, stop))
-    except TrainmeshError as error:
-        print(f"trainmesh: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_process(serve)
 
 
 if __name__ == "__main__":

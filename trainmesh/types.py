@@ -376,6 +376,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ranks: tuple[RankStatus, ...] = ()
     events: tuple[Event, ...] = ()
     dropped: Natural = 0
+    troubles: tuple[Text, ...] = ()
+    """What is wrong with the control plane, as the launcher on this machine knows it."""
 
 
 class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):

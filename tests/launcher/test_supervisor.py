@@ -1,16 +1,21 @@
 """Services are kept running, within limits, and ended."""
 
+import errno
 import os
 import signal
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.launchjob import wait_for
-from trainmesh.launcher.service import PythonProcess, Service, last_line, restart_delay_s
-from trainmesh.launcher.supervisor import Keeper, Supervisor
+from trainmesh.health import Health, HealthReporter
+from trainmesh.launcher.service import PythonProcess, Service, last_words, restart_delay_s
+from trainmesh.launcher.supervisor import Keeper, Supervisor, say
+from trainmesh.launcher.troubles import Troubles, read_troubles
+from trainmesh.wire import decode, encode
 
 
 @pytest.fixture
@@ -20,12 +25,12 @@ def modules(tmp_path: Path) -> Path:
     stay = """
         import os, signal, sys
         def end(*_):
-            print("end", flush=True)
+            print("end", file=sys.stderr)
             sys.exit()
         signal.signal(signal.SIGTERM, end)
-        print("begin", os.getpid(), flush=True)
+        print("begin", os.getpid(), file=sys.stderr)
         os.read(0, 1)
-        print("end of input", flush=True)
+        print("end of input", file=sys.stderr)
     """
     (folder / "stay.py").write_text(textwrap.dedent(stay))
     (folder / "crash.py").write_text("raise SystemExit('no reason')")
@@ -43,37 +48,35 @@ def pids(log: Path) -> list[int]:
     return [int(line.split()[1]) for line in text.splitlines() if line.startswith("begin ")]
 
 
+def supervisor_of(*services: Service, restore: Callable[[], bool] = lambda: False) -> Supervisor:
+    troubles = Troubles(services[0].log.parent / "troubles.json", say)
+    return Supervisor(services, lambda: None, troubles, restore)
+
+
 @pytest.mark.parametrize(
-    ("ends_s", "now_s", "expected"),
-    [
-        ([10.0], 10.0, 0.2),
-        ([10.0, 11.0], 11.0, 0.4),
-        ([10.0, 11.0, 12.0, 13.0, 14.0], 14.0, 3.2),
-        ([10.0, 11.0, 12.0, 13.0, 14.0, 15.0], 15.0, None),
-        ([10.0, 11.0, 12.0, 13.0, 14.0, 75.0], 75.0, 0.2),
-    ],
+    ("quick_ends", "expected_s"),
+    [(1, 0.2), (2, 0.4), (5, 3.2), (6, 6.4), (9, 51.2), (10, 60.0), (100_000, 60.0)],
 )
-def test_restart_delays(ends_s: list[float], now_s: float, expected: float | None) -> None:
-    delay_s = restart_delay_s(ends_s, now_s)
-    assert delay_s == (None if expected is None else pytest.approx(expected))
+def test_restart_delays(quick_ends: int, expected_s: float) -> None:
+    assert restart_delay_s(quick_ends) == pytest.approx(expected_s)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", ""), ("\n\n", ""), ("a\nb\n\n", "b"), ("x" * 10_000, "x" * 300)],
 )
-def test_last_line(tmp_path: Path, text: str, expected: str) -> None:
+def test_last_words(tmp_path: Path, text: str, expected: str) -> None:
     log = tmp_path / "log"
-    log.write_text(text)
-    assert last_line(log) == expected
-    assert last_line(tmp_path / "missing") == ""
+    log.write_text(f"of its last life\n{text}")
+    assert last_words(log, 17) == expected
+    assert last_words(tmp_path / "missing", 0) == ""
 
 
 def test_what_is_killed_is_started_again(
     modules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stay = service("stay", modules, tmp_path)
-    supervisor = Supervisor([stay], prepare=lambda: None)
+    supervisor = supervisor_of(stay)
     supervisor.start()
     try:
         wait_for(lambda: len(pids(stay.log)) == 1)
@@ -88,28 +91,138 @@ def test_what_is_killed_is_started_again(
     assert lines[0].startswith("trainmesh: the stay ended with signal 9 and is started again: ")
 
 
-def test_what_keeps_crashing_is_left_alone(
-    modules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    crash = service("crash", modules, tmp_path)
-    keeper = Keeper(crash)
-    for now_s in range(0, 50, 5):  # starts and ends alternate; delays are shorter than 5 s
-        keeper.look(now_s)
-        wait_for(lambda: crash.process.poll() is not None)
-        keeper.look(now_s)
-    crash.process.stop()
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 6
-    assert lines[0] == (
-        "trainmesh: the crash ended with exit code 1 and is started again: no reason"
-    )
-    assert lines[-1].startswith("trainmesh: warning: the crash ended with exit code 1 once too")
-    assert crash.log.read_text().count("no reason") == 6
+class Scripted:
+    """A process that ends when the test says so."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.code: int | None = None
+        self.lines: list[bytes] = []
+
+    def start(self) -> None:
+        self.starts += 1
+        self.code = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None:
+        self.code = 0
+
+    def heard(self) -> list[bytes]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+class Looked:
+    """A keeper of a scripted process, and what is said, on a clock of the test's."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.said: list[str] = []
+        self.path = tmp_path / "troubles.json"
+        self.record = tmp_path / "record.jsonl"
+        self.process = Scripted()
+        self.troubles = Troubles(self.path, self.said.append)
+        self.keeper = Keeper(Service("agent", tmp_path / "log", self.process), self.troubles)
+        self.now_s = 0.0
+
+    def run(self, seconds: int, *, dies: bool = False) -> None:
+        for _ in range(seconds * 10):
+            if dies and self.process.starts:
+                self.process.code = 1
+            self.keeper.look(self.now_s)
+            self.troubles.look(self.now_s)
+            self.now_s += 0.1
+
+
+def test_what_keeps_ending_is_said_and_tried_again_for_ever(tmp_path: Path) -> None:
+    looked = Looked(tmp_path)
+    looked.run(10, dies=True)
+    assert 4 <= looked.process.starts <= 7
+    before = looked.process.starts
+    looked.run(3600, dies=True)
+    assert 55 <= looked.process.starts - before <= 66, "about once a minute, and never given up"
+    (said,) = looked.said
+    assert said.startswith("warning: the agent keeps ending and is tried again about once a")
+    assert [trouble.text for trouble in read_troubles(looked.path)] == [
+        said.removeprefix("warning: ")
+    ]
+    looked.run(60 + 61)  # it is started, and lives
+    assert looked.said[1:] == [f"over: {said.removeprefix('warning: ')}"]
+    assert read_troubles(looked.path) == []
+    looked.record.write_text("torn")
+    looked.troubles.record(looked.record)
+    lines = looked.record.read_text().splitlines()
+    assert lines[0] == "torn"
+    assert ["keeps ending" in line for line in lines[1:]] == [True, True]
+
+
+def test_what_a_process_tells_is_said_when_it_lasts(tmp_path: Path) -> None:
+    looked = Looked(tmp_path)
+    looked.run(1)
+    looked.process.lines = [b"a library's words", encode(Health(about="store", text="full"))]
+    looked.run(3)
+    looked.process.lines = [encode(Health(about="store", text=""))]
+    looked.run(10)
+    assert looked.said == [], "a short interruption is nobody's concern"
+    looked.process.lines = [encode(Health(about="store", text="full"))]
+    looked.run(10)
+    looked.process.lines = [encode(Health(about="store", text="full of it"))]
+    looked.run(10)
+    assert looked.said == ["warning: full"], "said once"
+    looked.process.code = 1
+    looked.run(2)
+    assert looked.said[1:] == ["over: full"], "a new process tells anew"
+
+
+def test_a_place_made_anew_starts_everything_again(modules: Path, tmp_path: Path) -> None:
+    stay = service("stay", modules, tmp_path)
+    gone = threading.Event()
+
+    def restore() -> bool:
+        if not gone.is_set():
+            return False
+        gone.clear()
+        return True
+
+    supervisor = supervisor_of(stay, restore=restore)
+    supervisor.start()
+    try:
+        wait_for(lambda: len(pids(stay.log)) == 1)
+        gone.set()
+        wait_for(lambda: len(pids(stay.log)) == 2)
+    finally:
+        supervisor.stop()
+
+
+def test_a_health_reporter_tells_changes_and_never_blocks() -> None:
+    reading, writing = os.pipe()
+    reporter = HealthReporter(writing)
+    for text in ("full", "full", "", "", "full"):
+        reporter.set("store", text)
+    with pytest.raises(ZeroDivisionError), reporter.writing(Path("x")):
+        raise ZeroDivisionError
+    with reporter.writing(Path("x")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    lines = os.read(reading, 65_536).splitlines()
+    told = [decode(line, Health, what="line") for line in lines]
+    assert [(each.about, each.text) for each in told] == [
+        ("store", "full"),
+        ("store", ""),
+        ("store", "full"),
+        ("files", "can't write x: No space left on device"),
+    ]
+    for number in range(100_000):
+        reporter.set("store", str(number))
+    os.close(reading)
+    reporter.set("store", "nobody reads")
+    os.close(writing)
+    reporter.set("store", "closed")
 
 
 def test_services_end_in_the_reverse_order(modules: Path, tmp_path: Path) -> None:
     first, second = (service("stay", modules, tmp_path, name) for name in ("first", "second"))
-    supervisor = Supervisor([first, second], prepare=lambda: None)
+    supervisor = supervisor_of(first, second)
     supervisor.start()
     wait_for(lambda: pids(first.log) and pids(second.log))
     supervisor.stop()
@@ -118,8 +231,8 @@ def test_services_end_in_the_reverse_order(modules: Path, tmp_path: Path) -> Non
     assert not any(thread.name == "supervisor" for thread in threading.enumerate())
 
 
-def test_stop_without_start() -> None:
-    Supervisor([], prepare=lambda: None).stop()
+def test_stop_without_start(modules: Path, tmp_path: Path) -> None:
+    supervisor_of(service("stay", modules, tmp_path)).stop()
 
 
 def test_a_service_has_its_own_session_and_a_lower_priority(modules: Path, tmp_path: Path) -> None:
@@ -143,4 +256,5 @@ def test_a_service_ends_when_its_owner_is_gone(modules: Path, tmp_path: Path) ->
     assert stay.process._process.stdin is not None
     stay.process._process.stdin.close()  # what the kernel does for a dead owner
     wait_for(lambda: stay.process.poll() is not None)
+    stay.process.stop()
     assert "end of input" in stay.log.read_text()

@@ -1,0 +1,118 @@
+"""What is wrong with the control plane now: said once, shown by ``trainmesh status``, reported.
+
+Training goes on in any case, so nobody would notice otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec import Struct
+
+from trainmesh.errors import WireError
+from trainmesh.record import is_torn
+from trainmesh.rundir import write_atomically
+from trainmesh.types import Event, RecordLine
+from trainmesh.wire import decode, encode
+
+__all__ = ["Trouble", "Troubles", "read_troubles"]
+
+SAY_AFTER_S = 5.0
+"""An etcd or an agent that is started again is back sooner, and has said so itself."""
+MAX_EVENTS = 50
+
+
+class Trouble(Struct, frozen=True, kw_only=True):
+    """Something that is wrong since ``since_unix_s``."""
+
+    text: str
+    since_unix_s: float
+
+
+@dataclass
+class _Open:
+    """What is wrong with one subject: who says so, and in which words."""
+
+    since_s: float
+    since_unix_s: float
+    texts: dict[str, str] = field(default_factory=dict)
+    said: str = ""
+
+
+class Troubles:
+    """Keeps what is wrong by its subject (``store``, ``files``, a process's name).
+
+    Args:
+        path: Where the troubles are kept for ``trainmesh status``.
+        say: Prints one line.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._say = say
+        self._open: dict[str, _Open] = {}
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+
+    def set(self, about: str, who: str, text: str, now_s: float) -> None:
+        """``who`` finds ``text`` wrong with ``about``; an empty text: nothing any more."""
+        if text:
+            known = self._open.setdefault(about, _Open(now_s, time.time()))
+            known.texts[who] = text
+        elif about in self._open:
+            self._open[about].texts.pop(who, None)
+
+    def look(self, now_s: float, *, at_end: bool = False) -> None:
+        """Say what has lasted, and what is over; at the end also what is new."""
+        changed = False
+        for about, known in list(self._open.items()):
+            text = next(iter(known.texts.values()), "")
+            if not text:
+                del self._open[about]
+                if known.said:
+                    self._tell(f"over: {known.said}")
+                    changed = True
+            elif not known.said and (at_end or now_s - known.since_s >= SAY_AFTER_S):
+                known.said = text
+                self._tell(f"warning: {text}")
+                changed = True
+        if changed:
+            self._publish()
+
+    def record(self, path: Path) -> None:
+        """Append what was said to a run's record, for its report, once nobody else writes it."""
+        lines = b"".join(encode(RecordLine(event=event)) + b"\n" for event in self._events)
+        if not lines:
+            return
+        try:
+            with path.open("ab") as file:
+                file.write(b"\n" + lines if is_torn(path) else lines)
+        except OSError:
+            pass  # it has been said on stderr
+
+    def _tell(self, text: str) -> None:
+        self._say(text)
+        text = text.removeprefix("warning: ")
+        self._events.append(Event(unix_s=time.time(), step=0, kind="warning", text=text))
+
+    def _publish(self) -> None:
+        known = [
+            Trouble(text=each.said, since_unix_s=each.since_unix_s)
+            for each in self._open.values()
+            if each.said
+        ]
+        try:
+            write_atomically(self._path, encode(known))
+        except OSError:
+            pass  # the directory is full or gone: that is one of the troubles, and has been said
+
+
+def read_troubles(path: Path) -> list[Trouble]:
+    """What ``Troubles`` has written to ``path``; nothing if it has not."""
+    try:
+        return decode(path.read_bytes(), list[Trouble], what=str(path))
+    except (OSError, WireError):
+        return []

