@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,9 @@ class Machine:
         command = ["debootstrap", "--variant=minbase", f"--include={INSTALLED}", RELEASE]
         _done([*command, str(self.root), *_mirror()])
         shutil.copy("/etc/resolv.conf", self.root / "etc/resolv.conf")
+        # What Debian's installer writes, and debootstrap does not.
+        names = f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost\n"
+        (self.root / "etc/hosts").write_text(names)
         authorities = Path("/etc/ssl/certs/ca-certificates.crt")
         if authorities.exists():
             shutil.copy(authorities, self.root / "etc/ssl/certs/ca-certificates.crt")
