@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import sys
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
 
 __all__ = ["add_arguments", "run"]
+
+FEW_OPEN_FILES = 4096
+"""Below this a router says how few requests it can hold: each takes two sockets."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         _say(f"{args.config}: fine")
         return 0
+    _raise_open_files()
     logs = Logs("control")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -44,6 +49,19 @@ def run(args: argparse.Namespace) -> int:
     finally:
         logs.close()
     return 0
+
+
+def _raise_open_files() -> None:
+    """Let this process and its workers have as many files open as they may.
+
+    A shell begins with 1 024 for the sake of programs that call select(2), which we don't; 500
+    requests at once would be refused.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
+        _say(f"only {hard} files may be open, for {hard // 2} requests at once; raise ulimit -Hn")
 
 
 async def _serve(service: type, watcher: object) -> None:

@@ -60,6 +60,7 @@ PACKAGES = {
             "of the router's benchmark",
             lambda: Path("/usr/include/openssl/ssl.h").exists(),
         ),
+        Package("curl", "curl", "of offers of HTTP/2", _program("curl")),
         Package("libgomp1", "libgomp.so.1", "with llama.cpp's server", _library("libgomp.so.1")),
     )
 }

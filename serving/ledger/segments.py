@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from trainmesh.errors import ConfigError
 from trainmesh.rundir import job_slug
 from trainmesh.serving.config.types import Config
 
@@ -42,9 +43,19 @@ def segments(folder: Path, worker: int | None = None) -> list[Segment]:
 
 
 def state_root() -> Path:
-    """What routers leave behind for people to read: ``$XDG_STATE_HOME/trainmesh/serve``."""
+    """What routers leave behind for people to read: ``$XDG_STATE_HOME/trainmesh/serve``.
+
+    Raises:
+        ConfigError: it is not set, and the user has no home (an id without a name, and no HOME).
+    """
     base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "trainmesh" / "serve"
+    try:
+        root = Path(base) if base else Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise ConfigError(
+            "no home directory for the ledger; set XDG_STATE_HOME, or ledger.dir in serve.yaml"
+        ) from error
+    return root / "trainmesh" / "serve"
 
 
 def ledger_dir(config: Config) -> Path:

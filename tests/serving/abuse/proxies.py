@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 from tests.serving.abuse.framing import Ambiguous, Incomplete, read_requests
 from tests.serving.tap import LoopThread, close_server, free_port
 
-__all__ = ["Backend", "backend", "haproxy", "nginx", "reachable"]
+__all__ = ["Backend", "backend", "haproxy", "need_proxy", "nginx"]
 
 ANSWER = b'{"object":"chat.completion","choices":[]}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
@@ -121,14 +123,20 @@ listen one
         yield port
 
 
-def reachable(program: str) -> str | None:
+def need_proxy(program: str) -> None:
+    """Skip where it isn't here."""
+    if not _reachable(program):
+        pytest.skip(f"needs {program}: make setup unpacks it where apt-get finds it; or install it")
+
+
+def _reachable(program: str) -> str | None:
     """Where it is: unpacked by ``make setup``, or installed."""
     return shutil.which(program, path=f"{UNPACKED}/usr/sbin:/usr/local/sbin:/usr/sbin:/usr/bin")
 
 
 @contextmanager
 def _running(program: str, *arguments: str, port: int) -> Iterator[None]:
-    path = reachable(program)
+    path = _reachable(program)
     assert path, f"{program} is not installed"
     libraries = UNPACKED / "usr/lib" / f"{os.uname().machine}-linux-gnu"
     process = subprocess.Popen(

@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 
 import pytest
 
+from tests.needs import need_open_files
 from tests.serving.abuse.proxies import Backend, backend
 from tests.serving.abuse.requests import BODY
 from tests.serving.running import RunningRouter, ask, running_router, until
@@ -355,6 +356,7 @@ def test_five_hundred_at_once_are_all_answered(router: RunningRouter) -> None:
         async with asyncio.timeout(30):
             return await asyncio.gather(*(one() for _ in range(500)))
 
+    need_open_files(2 * 500 + 200)  # here are the clients and the endpoint
     for _ in range(2):
         assert set(asyncio.run(all_of_them())) == {200}
     with flat(router):

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from tests.serving.abuse.framing import Ambiguous, Incomplete, Request, read_requests
-from tests.serving.abuse.proxies import backend, haproxy, nginx, reachable
+from tests.serving.abuse.proxies import backend, haproxy, need_proxy, nginx
 from tests.serving.abuse.requests import BODY, CASES, Case, mark
 from tests.serving.abuse.sender import Reply, send_all
 from tests.serving.running import running_router
@@ -69,8 +69,7 @@ def peer(
     request: pytest.FixtureRequest, taps: LoopThread, tmp_path_factory: pytest.TempPathFactory
 ) -> Outcome:
     name: str = request.param
-    if not reachable(name):
-        pytest.skip(f"needs {name}: make setup unpacks it where apt-get finds it; or install it")
+    need_proxy(name)
     return outcome(taps, tmp_path_factory.mktemp(name), PEERS[name])
 
 

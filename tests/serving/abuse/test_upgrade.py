@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.abuse.proxies import nginx, reachable
+from tests.needs import need
+from tests.serving.abuse.proxies import need_proxy, nginx
 from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.running import RunningRouter, running_router
 
@@ -57,8 +58,7 @@ def posted(connection: HTTPConnection, body: bytes, headers: dict[str, str]) -> 
 def test_nobody_gets_another_users_answer_behind_a_proxy_that_passes_offers_on(
     served: tuple[RunningRouter, Backend], tmp_path: Path
 ) -> None:
-    if not reachable("nginx"):
-        pytest.skip("nginx is not here: make setup could not fetch it, and it is not installed")
+    need_proxy("nginx")
     router, endpoint = served
     endpoint.asked.clear()
     hidden = chat_of("hidden")
@@ -82,21 +82,19 @@ def test_nobody_gets_another_users_answer_behind_a_proxy_that_passes_offers_on(
 
 
 def test_curl_that_offers_http2_is_answered_once(served: tuple[RunningRouter, Backend]) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("curl is not installed")
+    need("curl")
     router, endpoint = served
     endpoint.asked.clear()
     # Twice in one call: over one connection.
     one = ["--http2", "-d", chat_of("curl"), "-H", "Content-Type: application/json"]
     url = router.url + PATH
     done = subprocess.run(
-        [curl, "-sS", "-w", "\n%{http_code} %{num_connects}\n", *one, url, "--next",
+        ["curl", "-sS", "-w", "\n%{http_code} %{num_connects}\n", *one, url, "--next",
          "-sS", "-w", "\n%{http_code} %{num_connects}\n", *one, url],
         capture_output=True, timeout=30, check=True, text=True,
     )  # fmt: skip
     assert done.stdout.splitlines() == ['{"for": "curl"}', "200 1", '{"for": "curl"}', "200 0"]
-    offered = "HTTP2" in subprocess.run([curl, "-V"], capture_output=True, text=True).stdout
+    offered = "HTTP2" in subprocess.run(["curl", "-V"], capture_output=True, text=True).stdout
     assert offered, "this curl has no HTTP/2, so it offered nothing"
 
 
@@ -129,7 +127,7 @@ def test_javas_own_client_is_answered(
         else ""
     )
     if java is None or "jdk.compiler" not in modules:
-        pytest.skip("no Java that runs source files; install default-jdk-headless")
+        pytest.skip("needs a JDK: as root, apt-get install -y default-jdk-headless")
     router, endpoint = served
     endpoint.asked.clear()
     source = tmp_path / "Ask.java"

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import resource
 import socket
 import subprocess
 import sys
@@ -201,3 +203,34 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "in use" in done.stderr
+
+
+def test_an_ordinary_shells_limit_of_open_files_is_raised() -> None:
+    """500 requests at once once got 502s from a router started with the usual 1 024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
+            pids = [router.process.pid, *router.workers()]
+            assert len(pids) > 1
+            limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+            assert limits == [(hard, hard)] * len(pids)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_low_limit_of_open_files_is_said(tmp_path: Path) -> None:
+    config = {"version": 1, "models": {"one": {"endpoints": [{"url": "http://127.0.0.1:1"}]}}}
+    (tmp_path / "serve.yaml").write_text(
+        json.dumps({**config, "listen": "203.0.113.1:1", "insecure": True})
+    )
+    command = [sys.executable, "-m", "trainmesh", "serve", "--config", tmp_path / "serve.yaml"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 2048; exec "$@"', "sh", *command],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        text=True,
+        check=False,
+    )
+    assert "only 2048 files may be open, for 1024 requests at once; raise ulimit" in done.stderr
