@@ -221,16 +221,17 @@ def test_an_ordinary_shells_limit_of_open_files_is_raised() -> None:
 
 def test_a_low_limit_of_open_files_is_said(tmp_path: Path) -> None:
     config = {"version": 1, "models": {"one": {"endpoints": [{"url": "http://127.0.0.1:1"}]}}}
-    (tmp_path / "serve.yaml").write_text(
-        json.dumps({**config, "listen": "203.0.113.1:1", "insecure": True})
-    )
-    command = [sys.executable, "-m", "trainmesh", "serve", "--config", tmp_path / "serve.yaml"]
-    done = subprocess.run(
-        ["sh", "-c", 'ulimit -n 2048; exec "$@"', "sh", *command],
-        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
-        capture_output=True,
-        timeout=60,
-        text=True,
-        check=False,
-    )
+    file = tmp_path / "serve.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends at once
+        file.write_text(json.dumps({**config, "listen": f"127.0.0.1:{taken.getsockname()[1]}"}))
+        command = [sys.executable, "-m", "trainmesh", "serve", "--config", str(file)]
+        done = subprocess.run(
+            ["sh", "-c", 'ulimit -n 2048; exec "$@"', "sh", *command],
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            capture_output=True,
+            timeout=60,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
     assert "only 2048 files may be open, for 1024 requests at once; raise ulimit" in done.stderr
