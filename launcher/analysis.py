@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
 from trainmesh.decisions.asked import in_force, unmet
+from trainmesh.decisions.planning import executors_of
 from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.replicas import Replicas
 from trainmesh.decisions.settings import NO_CODEC, Settings
@@ -228,10 +229,15 @@ def _asked(sample: RunSample, plans: Sequence[PlanOutcome]) -> tuple[Asked, ...]
 
 def _predicted(sample: RunSample, hint: Hint | None, algorithm: str) -> Plan | None:
     """What was predicted of a hint's plan; of native, which carries no prediction of its own where
-    it was not chosen among others, what the first choice has predicted of it uncompressed."""
+    it was not chosen among others, what the first choice has predicted of it uncompressed. None
+    where native is predicted as what the backend does not run."""
+    is_native = algorithm == Algorithm.NATIVE
+    backends = {hello.backend for hello in sample.start.hellos.values()}
+    if is_native and not all(executors_of(b, asked=True).native_is_ring for b in backends):
+        return None
     if hint is not None and hint.plan.predicted_s:
         return hint.plan
-    if algorithm != Algorithm.NATIVE or sample.first_choice is None:
+    if not is_native or sample.first_choice is None:
         return None
     plans = sample.first_choice.candidates
     return next((plan for plan in plans if plan.algorithm == Algorithm.NATIVE), None)

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from trainmesh.decisions.planning import executors_of
 from trainmesh.errors import GraphError
 from trainmesh.format import count, duration, percent, rate, size
 from trainmesh.launcher import charts
@@ -228,6 +229,7 @@ def _plans(run: RunAnalysis) -> str:
     shown = run.plans[-MAX_ROWS:]
     parts = [_table(head, [_plan_row(plan) for plan in shown], "tnnnnnnnn")]
     compared = {plan.reason for plan in run.choice.candidates} if run.choice is not None else set()
+    is_ring = executors_of(run.backend, asked=True).native_is_ring
     parts += [
         _note(f"{_plan_name(plan)}: {plan.plan.reason}.")
         for plan in shown[-8:]
@@ -236,7 +238,8 @@ def _plans(run: RunAnalysis) -> str:
     if run.choice is not None:
         rows = [
             [
-                plan.algorithm + (" (chosen)" if plan.algorithm == run.choice.chosen else ""),
+                candidate_name(plan, native_is_ring=is_ring)
+                + (" (chosen)" if plan.algorithm == run.choice.chosen else ""),
                 duration(plan.predicted_s),
                 rate(plan.algbw_bytes_per_s),
                 percent(plan.efficiency),

@@ -434,3 +434,10 @@ def test_only_what_was_taken_back_is_called_so() -> None:
     assert title == "What was tried did not help, and was taken back"
     stays = [*tried, coded, *in_one_epoch(3, range(OWN.stop, OWN.stop + 6))]
     assert headline(analysed(stays)).title.startswith("All ranks moved to native, bf16 at step 26")
+
+
+def test_native_is_not_held_against_a_ring_that_the_backend_does_not_run() -> None:
+    hellos = [RecordLine(hello=replace(hello(rank), backend="nccl")) for rank in range(4)]
+    native, ring = analysed([*hellos, *lines()[4:]]).plans
+    assert (native.plan, native.measured_efficiency) == (None, None)
+    assert ring.plan is not None
