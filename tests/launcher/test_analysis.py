@@ -4,6 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launcher.records import (
+    CHOICE,
     HINT,
     MS,
     NUM_STEPS,
@@ -440,4 +441,14 @@ def test_native_is_not_held_against_a_ring_that_the_backend_does_not_run() -> No
     hellos = [RecordLine(hello=replace(hello(rank), backend="nccl")) for rank in range(4)]
     native, ring = analysed([*hellos, *lines()[4:]]).plans
     assert (native.plan, native.measured_efficiency) == (None, None)
+    assert ring.plan is not None
+
+
+def test_a_prediction_for_other_bytes_is_not_shown_for_native() -> None:
+    """The first choice was made under bf16: for half of a bucket's bytes."""
+    halves = tuple(replace(plan, nbytes=2_000_000) for plan in CHOICE.candidates)
+    half = replace(CHOICE, nbytes=2_000_000, candidates=halves)
+    record = [RecordLine(choice=half) if line.choice is not None else line for line in lines()]
+    native, ring = analysed(record).plans
+    assert (native.plan, native.measured_s) == (None, None)
     assert ring.plan is not None

@@ -179,6 +179,7 @@ def test_without_guests_there_are_the_built_in_planners() -> None:
         ("sharded", star([1] * 65), "allreduce", "for 3 to 64 ranks, not for 65"),
         ("sharded", star([1, 1, 1]), "allgather", "for allreduce only"),
         ("tree", star([1, 1, 1]), "reduce_scatter", "for allreduce only"),
+        ("tree", racks([0, 2, 1, 3], uplink=1, per_rack=2), "allgather", "for allreduce only"),
         ("tree", star([1]), "allreduce", "nobody to send to"),
         ("forest", star([1]), "allreduce", "nobody to send to"),
         ("forest", star([1] * 65), "allreduce", "up to 64 ranks"),
@@ -192,7 +193,8 @@ def test_without_guests_there_are_the_built_in_planners() -> None:
 def test_why_an_algorithm_can_t_be_had(
     algorithm: str, graph: LinkGraph, collective: str, words: str
 ) -> None:
-    """The planner leaves out just what is refused, and native stays with that reason."""
+    """The planner leaves out just what is refused, and native stays with that reason, even where
+    (two racks) something else would be faster."""
     request = Request(NBYTES, Collective(collective))
     refusal = why_not(algorithm, graph, request)
     assert refusal is not None
