@@ -27,6 +27,7 @@ __all__ = ["GPU_CLASSES", "PlacedGpu", "bus_number", "draw_gpu_links", "draw_pci
 GPU_CLASSES = ("0x03", "0x12")
 """PCI classes of display controllers and, for MI300 and later, of processing accelerators."""
 CPU_CLASS = "0x068001"
+SWITCHED_GCN = "gfx125"
 MAX_COUNT = 1_000
 """Of the links in one element."""
 
@@ -89,13 +90,20 @@ class _Link:
             self._say("to a GPU outside the job is left out")
         elif kind.startswith(CPU_CLASS):
             self._pen.both_ways(own, self._gpu.cpu, self._cost(ends=1), self._link.tag)
-        elif self._link.tag == "xgmi":
+        elif self._link.tag == "xgmi" and not self._is_switched:
             self._say(f"to a device of class {kind[:20] or 'unknown'!r} is left out")
         else:
             if not kind:
                 self._say("does not say where it leads; taken as one to the NVSwitches")
             self._pen.node(switch, Kind.SWITCH)
             self._pen.both_ways(own, switch, self._cost(ends=1), self._link.tag)
+
+    @property
+    def _is_switched(self) -> bool:
+        """Only the newest of AMD's GPUs have switches (UALink); of others RCCL takes a far end
+        that it can't see, as in a virtual machine, for one."""
+        assert self._gpu.element is not None  # noqa: S101 - for the type checker
+        return self._gpu.element.text("gcn", "").startswith(SWITCHED_GCN)
 
     def _cost(self, *, ends: int) -> LinkCost:
         assert self._gpu.element is not None  # noqa: S101 - for the type checker

@@ -166,7 +166,9 @@ def fragment(machine: Machine, *, host: str, first_rank: int = 0) -> Fragment:
     for gpu, name in zip(machine.gpus, names, strict=True):
         for busid, count in gpu.peers:
             GBps = count * nvlink_GBps(gpu.sm)
-            if busid in by_busid:
+            if busid == gpu.busid:
+                pen.notes([f"{count} NVLinks of {name} lead to itself and are left out"])
+            elif busid in by_busid:
                 pen.one_way(name, by_busid[busid], nvlink_cost(GBps, ends=2), "nvlink")
             elif busid:
                 pen.notes([f"{count} NVLinks of {name} lead to a GPU that is not visible here"])

@@ -146,6 +146,16 @@ def test_xgmi_of_an_unknown_architecture_is_said() -> None:
     )
 
 
+def test_xgmi_to_a_switch_is_one_where_there_are_switches() -> None:
+    dump = text("topo_rccl_four_mi300x.xml").replace(
+        '00000000:c1:00.0" count="1" tclass="0x120000"', '1" count="2" tclass="0x068000"'
+    )
+    hidden = parse(dump, source="x", host="h")
+    assert hidden.notes == ("x:8: xGMI to a device of class '0x068000' is left out (3 times)",)
+    seen = merge(parse(dump.replace("gfx942", "gfx1250"), source="x", host="h"))
+    assert GBps(seen, "h/rank2->h/nvswitch") == 128.0
+
+
 def test_a_link_of_a_gpu_to_itself_is_left_out_with_a_word() -> None:
     found = parse(text("topo_vm_self_nvlink.xml"), source="nc.xml", host="h")
     assert found.notes == (

@@ -126,6 +126,15 @@ def test_a_gpu_that_is_not_visible_is_noted() -> None:
     assert merge(found).world_size == 1
 
 
+def test_a_gpu_that_is_the_far_end_of_its_own_links_is_noted() -> None:
+    """As in some virtual machines, whose dumps show the same."""
+    busids = ("00000001:00:00.0", "00000002:00:00.0")
+    gpus = tuple(Gpu("A", busid, 80, 4, 16, ((busid, 12),)) for busid in busids)
+    found = fragment(Machine(gpus, ()), host="h")
+    assert "12 NVLinks of h/rank1 lead to itself and are left out" in found.notes
+    assert {link.link_class for link in merge(found).links} == {"pcie"}
+
+
 def test_ranks_begin_where_they_are_told() -> None:
     gpus = tuple(Gpu("A", f"{index}", 80, 4, 16, (("", 12),)) for index in range(2))
     found = fragment(Machine(gpus, ((0, 1, Nearness.PIX),)), host="b", first_rank=2)
