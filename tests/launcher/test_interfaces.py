@@ -143,6 +143,15 @@ def test_a_container_has_one_end_of_a_pair(machine: Machine) -> None:
     assert machine.found()["eth0"].reach is Reach.DEFAULT_ROUTE
 
 
+def test_a_pair_with_both_ends_here_leads_nowhere(machine: Machine) -> None:
+    machine.add("veth0", "10.0.9.1", files={"ifindex": 7, "iflink": 8})
+    machine.add("veth1", "10.0.9.2", files={"ifindex": 8, "iflink": 7})
+    assert machine.suggested() == []
+    # Numbers are those of each namespace: another interface here may have the far end's.
+    machine.add("eth0", "10.0.8.2", files={"ifindex": 9, "iflink": 8})
+    assert machine.suggested() == ["eth0"]
+
+
 def test_ipv6_only(machine: Machine) -> None:
     machine.add("eth0", "2001:db8::7", peer_elsewhere=True)
     machine.add("fake", "fd00::8")

@@ -100,6 +100,9 @@ def test_what_can_not_be_told_is_said() -> None:
         "m:3: which of CPU Affinity, NUMA Affinity, GPU NUMA ID is blank can't be told; the NUMA "
         "nodes of such rows are not used",
     )
+    # Two rows alike in their places: without the columns below each other that means nothing.
+    alike = re.sub(r"[\t ]+", " ", written(2, 0, [("0-31", "0", "2"), ("0-31", "", "10")]))
+    assert read_matrix(alike, source="m").numa == {"GPU0": "0", "GPU1": ""}
     of_two_nodes = read_matrix(written(1, 0, [("0-7", "0-1", "N/A")]), source="m")
     assert of_two_nodes.numa == {"GPU0": ""}
 
