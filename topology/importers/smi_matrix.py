@@ -223,13 +223,11 @@ class _Reader:
         return None if "" in found or len(found) < len(words) else found
 
     def _lines_up(self, record: _Record) -> bool:
-        """Whether the cells stand below their columns' names, so that places mean something."""
-        names = [at for _, at in _words(self._header.text)[: len(self._columns) + 1]]
+        """Whether the cells stand below their columns' names, so that places mean something; an X
+        stands one further to the right."""
+        names = [at for _, at in _words(self._header.text)[: len(self._columns)]]
         cells = [at for _, at in _words(record.text)[1 : 1 + len(self._columns)]]
-        return all(
-            first <= at < after
-            for first, at, after in zip(names, cells, [*names[1:], cells[-1] + 1], strict=False)
-        )
+        return all(at - name in (0, 1) for name, at in zip(names, cells, strict=True))
 
     @cached_property
     def _column_at(self) -> dict[int, str]:
