@@ -111,7 +111,7 @@ def test_what_a_job_begins_with_is_not_waited_for(settings: dict[str, str]) -> N
     assert job.end() == []
 
 
-NO_RING = "ring was asked for and can't run here: it takes 3 ranks or more, not 2"
+NO_RING = "--plan ring was asked for and can't run here: it takes 3 ranks or more, not 2"
 
 
 @pytest.mark.parametrize(
@@ -121,17 +121,21 @@ NO_RING = "ring was asked for and can't run here: it takes 3 ranks or more, not 
         (
             {"only": "hierarchical"},
             four(node="one"),
-            ["hierarchical was asked for and can't run here: the links divide the 4 ranks into no"],
+            ["--plan hierarchical was asked for and can't run here: the links divide"],
         ),
         (
             {"only": "ring", "compression": "bf16"},
             four(collective=Collective.REDUCE_SCATTER),
             [
                 f"{name} was asked for and can't run here: this job's gradients are not all-reduced"
-                for name in ("ring", "bf16")
+                for name in ("--plan ring", "--compression bf16")
             ],
         ),
-        ({"compression": "bf16"}, [hello(0, world_size=1)], ["bf16 was asked for and can't run"]),
+        (
+            {"compression": "bf16"},
+            [hello(0, world_size=1)],
+            ["--compression bf16 was asked for and can't run"],
+        ),
     ],
 )
 def test_what_can_t_be_had_is_said_once(
@@ -157,9 +161,10 @@ def test_fusion_and_codecs_are_not_for_replicas_and_that_is_said() -> None:
     assert hint is not None
     assert (hint.plan.algorithm, hint.fusion_bytes, hint.codec) == ("tree", 0, "none")
     assert job.texts("warning") == [
-        "fusion to 8.00 MB was asked for and can't run here: fusion is for DDP, and this job is "
+        "--fusion 8.00 MB was asked for and can't run here: fusion is for DDP, and this job is "
         "FSDP2's",
-        "bf16 was asked for and can't run here: compression is for DDP, and this job is FSDP2's",
+        "--compression bf16 was asked for and can't run here: compression is for DDP, and this job "
+        "is FSDP2's",
     ]
 
 
@@ -170,12 +175,12 @@ def test_a_job_that_ends_too_soon_says_so() -> None:
     job.train(range(7))
     assert job.end() == [
         f"{name} was asked for but never in force: the job ended after 7 steps"
-        for name in ("ring", "bf16")
+        for name in ("--plan ring", "--compression bf16")
     ]
 
 
 def test_a_job_in_which_no_rank_came_says_so_too() -> None:
-    ended = "ring was asked for but never in force: the job ended after 0 steps"
+    ended = "--plan ring was asked for but never in force: the job ended after 0 steps"
     assert Job(only="ring").end() == [ended]
 
 
@@ -189,7 +194,7 @@ def test_why_the_ranks_never_had_it_is_said() -> None:
         job.greet(*four())
         job.decide()
         job.note(kind, text, epoch=1)
-        assert job.end() == [f"bf16 was asked for and can't run here: {words}"]
+        assert job.end() == [f"--compression bf16 was asked for and can't run here: {words}"]
 
 
 def test_links_that_are_measured_may_allow_what_was_refused() -> None:

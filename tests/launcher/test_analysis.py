@@ -391,12 +391,14 @@ def test_one_rank_has_no_plans_to_compare() -> None:
 def test_what_was_asked_for_and_never_came_is_the_headline() -> None:
     wish = Asked(knob="plan", value="tree")
     run = analysed([*lines(), RecordLine(asked=(wish,))])
-    assert run.unmet == ("tree was asked for but never in force: the job ended after 20 steps",)
+    assert run.unmet == (
+        "--plan tree was asked for but never in force: the job ended after 20 steps",
+    )
     found = headline(run)
-    assert (found.title, found.tone) == (f"T{run.unmet[0][1:]}", Tone.BAD)
+    assert (found.title, found.tone) == (run.unmet[0], Tone.BAD)
     no_way = replace(wish, refusal="one rank has nobody to send to")
     assert analysed([*lines(), RecordLine(asked=(wish,)), RecordLine(asked=(no_way,))]).unmet == (
-        "tree was asked for and can't run here: one rank has nobody to send to",
+        "--plan tree was asked for and can't run here: one rank has nobody to send to",
     )
 
 

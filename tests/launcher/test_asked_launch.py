@@ -39,8 +39,8 @@ def test_a_job_that_never_had_it_says_so_in_its_last_line_and_report() -> None:
         told = json.loads((report / "report.json").read_text())
     said = [line for line in done.stderr.splitlines() if "tree was asked for" in line]
     assert len(said) == 1
-    assert said[0].startswith("trainmesh: tree was asked for")
+    assert said[0].startswith("trainmesh: --plan tree was asked for")
     if told["run"]["unmet"]:  # a coordinator that was up before the script had ended
         assert said[0] == f"trainmesh: {told['run']['unmet'][0]}"
         assert "never in force: the job ended after 0 steps" in said[0]
-        assert "ree was asked for but never in force" in json.dumps(told["headline"])
+        assert "tree was asked for but never in force" in json.dumps(told["headline"])

@@ -82,8 +82,10 @@ def unmet(asked: Iterable[Asked], num_steps: int) -> tuple[str, ...]:
 
 
 def name(item: Asked) -> str:
-    """As in ``ring``, ``fusion to 8.00 MB``, ``bf16``."""
-    return f"fusion to {size(int(item.value))}" if item.knob == Knob.FUSION else item.value
+    """As the launch was told: ``--plan ring``, ``--fusion 8.00 MB``, ``--compression bf16``."""
+    flag = {Knob.CODEC: "compression"}.get(Knob(item.knob), item.knob)
+    value = size(int(item.value)) if item.knob == Knob.FUSION else item.value
+    return f"--{flag} {value}"
 
 
 def _is_in(item: Asked, regime: Regime) -> bool:
