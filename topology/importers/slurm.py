@@ -152,8 +152,8 @@ def _notes(
         in_job = len(expand(job, what=NODELISTS[0])) if job else len(slots)
         if in_job != len(slots):
             yield (
-                f"{STEP_NODELIST}: these are the {count(len(slots), 'node')} of this step; the "
-                f"job has {in_job}"
+                f"{STEP_NODELIST}: the step has {count(len(slots), 'node')} of the job's {in_job}; "
+                "only these count"
             )
     if ranks_per_node is not None:
         return

@@ -109,7 +109,7 @@ def test_a_step_on_fewer_nodes_than_its_job() -> None:
     found = slurm.from_environment(STEP)
     assert found.hosts == {"n2": (0, 1), "n3": (2,)}
     assert found.notes == (
-        "SLURM_STEP_NODELIST: these are the 2 nodes of this step; the job has 4",
+        "SLURM_STEP_NODELIST: the step has 2 nodes of the job's 4; only these count",
     )
     one = STEP | {
         "SLURM_STEP_NODELIST": "n3",
