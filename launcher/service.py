@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 NICENESS = 5
-"""Training comes first where the CPUs are busy."""
+"""Added to the job's own (which ``nice`` or a batch system may have raised): training comes first
+where the CPUs are busy."""
 STOP_S = 4.0
 """Agent and coordinator end within 3 s of SIGTERM; after this they are killed."""
 MAX_RESTARTS = 5
@@ -99,7 +100,9 @@ class PythonProcess:
         if self._process.stdout is not None:
             os.set_blocking(self._process.stdout.fileno(), False)
         try:
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            # The kernel takes what is beyond the lowest priority as that.
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, own + NICENESS)
         except ProcessLookupError:
             pass  # it has ended already
 

@@ -48,6 +48,7 @@ install_torch() {
 }
 
 install_latest() {
+  install --upgrade pip  # an old one knows no --group
   install --upgrade --group build
   install --upgrade --index-url "$TORCH_INDEX" torch 2>/dev/null \
     || echo "setup: $TORCH_INDEX has no torch or can't be reached; taking pip's, with CUDA" >&2

@@ -30,7 +30,9 @@ class Package:
 
 
 def _program(*names: str) -> Callable[[], bool]:
-    return lambda: all(map(shutil.which, names))
+    # Debian has tc in /usr/sbin, which an ordinary user's PATH leaves out.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    return lambda: all(shutil.which(name, path=path) for name in names)
 
 
 def _library(name: str) -> Callable[[], bool]:

@@ -72,7 +72,9 @@ class Machine:
         is also in the log."""
         home = "/root" if user == "root" else HOME
         directory = home if user == "root" else f"{HOME}/trainmesh"
-        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+        if user == "root":
+            path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = [f"HOME={home}", f"USER={user}", f"LOGNAME={user}", f"PATH={path}"]
         proxies = [f"{k}={v}" for k, v in os.environ.items() if k.lower().endswith("_proxy")]
         inside = f"cd {directory} 2>/dev/null || cd; ulimit -Sn {OPEN_FILES}; {command}"

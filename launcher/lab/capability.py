@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.lab.cable import Cables, Ending
 from trainmesh.launcher.lab.namespaces import CONTROL, Namespaces
+from trainmesh.launcher.lab.tools import find_tool, with_system_path
 
 __all__ = ["Capability", "capabilities", "missing"]
 
@@ -38,7 +38,7 @@ def capabilities() -> list[Capability]:
         Capability(
             f"program {program}",
             "makes namespaces" if program == "unshare" else "makes devices",
-            shutil.which(program) is not None,
+            find_tool(program) is not None,
             f"apt-get install {package}",
         )
         for program, package in PACKAGES.items()
@@ -97,7 +97,7 @@ def _devices(namespaces: Namespaces) -> list[Capability]:
         process = namespaces.start(
             CONTROL,
             command.split(),
-            environment=os.environ,
+            environment=with_system_path(os.environ),
             directory=Path("/"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

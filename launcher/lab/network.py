@@ -23,6 +23,7 @@ from trainmesh.launcher.lab.shape import (
     change_commands,
     first_commands,
 )
+from trainmesh.launcher.lab.tools import with_system_path
 
 __all__ = [
     "CONTROL_ADDRESS",
@@ -218,7 +219,7 @@ class Network:
                 self._namespaces.start(
                     host,
                     [program, "-batch", "-"],
-                    environment=os.environ,
+                    environment=with_system_path(os.environ),
                     directory=Path("/"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launchjob import wait_for
+from tests.launchjob import ROOT, wait_for
 from trainmesh.health import Health, HealthReporter
 from trainmesh.launcher.service import PythonProcess, Service, last_words, restart_delay_s
 from trainmesh.launcher.supervisor import Keeper, Supervisor, say
@@ -245,6 +247,14 @@ def test_a_service_has_its_own_session_and_a_lower_priority(modules: Path, tmp_p
         assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5
     finally:
         stay.process.stop()
+
+
+def test_a_job_that_is_niced_already_is_no_exception() -> None:
+    """As an ordinary user it once ended at the start: nobody else may lower a niceness again."""
+    this = f"{__file__}::test_a_service_has_its_own_session_and_a_lower_priority"
+    command = ["nice", "-n", "7", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, this], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_service_ends_when_its_owner_is_gone(modules: Path, tmp_path: Path) -> None:
