@@ -4,24 +4,30 @@ Every ``cadence`` steps, and sooner in the first of them (``is_round``), each ra
 (epoch, digest, -epoch, -digest) of the newest hint that it has checked and that is due to one MAX
 all-reduce on a group of its own; a rank without one contributes zeros. The result is read at the
 next step's first bucket, the same step on every rank. If the maxima equal the negated minima, every
-rank holds the same hint. No rank ever skips its turn, so a rank that has not seen the hint costs a
-delay and never a hang.
+rank holds the same hint, to the last field that changes what is sent. No rank ever skips its turn,
+so a rank that has not seen the hint costs a delay and never a hang.
 
 Carrying the hint out (making process groups) may still fail on one rank, so it is followed by a
 vote: only if every rank is ready does any rank use it.
 (KungFu, OSDI 2020, agrees on digests like this; etcd's raft calls the due hint a proposal.)
+
+When the ranks make the group, they also draw the number of their *world*: a hint is for one world,
+so that one left over from an earlier start of the processes is never taken for theirs.
 """
 
 from __future__ import annotations
 
+import secrets
+
 import torch
 import torch.distributed as dist
 
+from trainmesh.hooks.context import RankContext
 from trainmesh.hooks.probing import measure_pairs, one_of_each_node
-from trainmesh.types import Hint, PairTime
+from trainmesh.types import MAX_INT, Hint, PairTime
 from trainmesh.wire import hint_digest
 
-__all__ = ["Agreement", "Verdict", "is_round"]
+__all__ = ["Agreement", "Verdict", "found", "is_round"]
 
 
 def is_round(step: int, cadence: int) -> bool:
@@ -29,6 +35,35 @@ def is_round(step: int, cadence: int) -> bool:
     the first one at 1, 2, 4, 8, ..., so that what was asked for at the launch need not wait. A
     function of the step alone, and so the same on every rank."""
     return step % cadence == 0 or (step < cadence and step & (step - 1) == 0)
+
+
+def found(
+    parent: dist.ProcessGroup | None,
+    group: dist.ProcessGroup | None,
+    context: RankContext,
+    device: torch.device,
+    *,
+    counts_steps: bool = True,
+) -> Agreement | None:
+    """An agreement on ``group``, if every rank of the job could make one; they call this
+    together. The ranks join the world that they draw here.
+
+    Args:
+        parent: A group of all ranks of the job, in their order; None: the default group.
+        device: Where ``parent`` takes its tensors from.
+        counts_steps: As in ``Agreement``.
+
+    Raises:
+        RuntimeError: a rank is gone or the group timed out.
+    """
+    drawn = secrets.randbits(62) + 1 if context.hello.rank == 0 else MAX_INT
+    ballot = torch.tensor([int(group is not None), drawn], device=device)
+    dist.all_reduce(ballot, dist.ReduceOp.MIN, group=parent)
+    ready, world = ballot.tolist()
+    context.join(world)
+    if group is None or not ready:
+        return None
+    return Agreement(group, context.cadence, context.hello.node, counts_steps=counts_steps)
 
 
 class Verdict:
@@ -43,10 +78,17 @@ class Verdict:
 
 
 class Agreement:
-    """The rounds of one DDP module on one rank. ``group`` is a gloo group of all its ranks."""
+    """The rounds of one DDP module on one rank. ``group`` is a gloo group of all its ranks.
 
-    def __init__(self, group: dist.ProcessGroup, cadence: int, node: str) -> None:
+    ``counts_steps``: the module's steps are those that a hint's ``effective_step`` counts. To
+    another one, which may have been made much later, every hint is due at once.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup, cadence: int, node: str, *, counts_steps: bool = True
+    ) -> None:
         self._group = group
+        self._counts_steps = counts_steps
         self._cadence = cadence
         self._node = node
         self._members: list[int] | None = None
@@ -56,7 +98,7 @@ class Agreement:
         """Take part in a round if ``step`` has one; returns at once."""
         if not is_round(step, self._cadence):
             return
-        if candidate is not None and candidate.effective_step > step:
+        if candidate is not None and self._counts_steps and candidate.effective_step > step:
             candidate = None
         own = (candidate.epoch, hint_digest(candidate)) if candidate is not None else (0, 0)
         vector = torch.tensor([*own, -own[0], -own[1]], dtype=torch.int64)

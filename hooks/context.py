@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import sys
 from pathlib import Path
 
 import torch.distributed as dist
+from msgspec.structs import replace
 
 from trainmesh.client import connect
 from trainmesh.types import Collective, Hello, Hint, Note
@@ -42,6 +44,7 @@ class RankContext:
             backend=backend,
             device=device,
             restart=_number("TORCHELASTIC_RESTART_COUNT", 0),
+            world=0 if dist.get_world_size() > 1 else secrets.randbits(62) + 1,
             collective=collective,
             replicas=replicas,
         )
@@ -49,18 +52,33 @@ class RankContext:
         self.job = os.environ.get(ENV_JOB, "")
         self.reporter, self._hints = connect(self.hello)
         self._newest: Hint | None = None
+        self._split_epoch = 0
         self._complaint: str | None = None
 
+    def join(self, world: int) -> None:
+        """All ranks have drawn ``world`` together, the number of this start of the processes."""
+        if not self.hello.world:
+            self.hello = replace(self.hello, world=world)
+            self.reporter.greet(self.hello)
+
     def newest_hint(self) -> Hint | None:
-        """The newest valid hint for this job that has reached this rank."""
+        """The newest valid hint for this job and this world that has reached this rank."""
         hint = self._hints.poll()
-        if hint is not None and hint.job == self.job:
+        if hint is not None and (hint.job, hint.world) == (self.job, self.hello.world):
             self._newest = hint
         if self._hints.error != self._complaint:
             self._complaint = self._hints.error
             if self._complaint:
                 self.note("rejected", self._complaint)
         return self._newest
+
+    def note_split(self, step: int) -> None:
+        """Not every rank holds the hint that this one holds; noted once an epoch."""
+        epoch = self._newest.epoch if self._newest is not None else 0
+        if epoch and epoch != self._split_epoch:
+            self._split_epoch = epoch
+            text = "not every rank holds the same hint yet; the plan in force stays"
+            self.note("mismatch", text, step=step, epoch=epoch)
 
     def note(self, kind: str, text: str, *, step: int = 0, epoch: int = 0) -> None:
         self.reporter.note(

@@ -17,7 +17,7 @@ from torch.nn.parallel.distributed import DistributedDataParallel
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks import loss
-from trainmesh.hooks.agreement import Agreement
+from trainmesh.hooks.agreement import Agreement, found
 from trainmesh.hooks.coding_cost import CodingCosts, times_codecs
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.executor import Fabric
@@ -46,6 +46,7 @@ class Dispatcher:
         context: RankContext,
         active_ranks: ActiveRanks,
     ) -> None:
+        self._number = number
         self._context = context
         self._fabric = Fabric(module.process_group)
         self._native = NativeExecutor(None, self._fabric)
@@ -62,7 +63,6 @@ class Dispatcher:
         """Epoch of the newest hint that all ranks held and some rank could not carry out."""
         self._unusable: Hint | None = None
         """The newest hint that only this rank refused; a good one of its epoch may follow."""
-        self._split_epoch = 0
         self._coding = CodingCosts(context) if times_codecs(context.hello, number) else None
 
     def forward(self) -> None:
@@ -125,11 +125,8 @@ class Dispatcher:
             group = self._fabric.new_group(ranks, backend="gloo")
         except RuntimeError as error:
             self._warn(f"no group for the agreement: {error}")
-        ballot = torch.tensor([int(group is not None)], device=device)
-        parent.allreduce([ballot], dist.ReduceOp.MIN).wait()
-        if group is None or not ballot.item():
-            return None
-        return Agreement(group, self._context.cadence, self._context.hello.node)
+        is_first = self._number == 0
+        return found(parent, group, self._context, device, counts_steps=is_first)
 
     def _agree(self, agreement: Agreement) -> None:
         try:
@@ -137,7 +134,7 @@ class Dispatcher:
             if verdict is not None and verdict.hint is not None:
                 self._switch(agreement, verdict.hint)
             elif verdict is not None and verdict.split:
-                self._report_split()
+                self._context.note_split(self._step)
             agreement.propose(self._step, self._candidate())
         except RuntimeError as error:
             # A peer is gone or silent; the training's own collectives will say so.
@@ -190,14 +187,6 @@ class Dispatcher:
             step=self._step,
             epoch=hint.epoch,
         )
-
-    def _report_split(self) -> None:
-        hint = self._context.newest_hint()
-        epoch = hint.epoch if hint is not None else 0
-        if epoch and epoch != self._split_epoch:
-            self._split_epoch = epoch
-            text = "not every rank holds the same hint yet; the plan in force stays"
-            self._context.note("mismatch", text, step=self._step, epoch=epoch)
 
     def _warn(self, text: str) -> None:
         say(text)

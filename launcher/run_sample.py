@@ -151,7 +151,8 @@ class _Collector:
         """A rank that comes again as another process means that all were started again."""
         known = self._newest.hellos
         if known.get(hello.rank, hello) != hello or any(
-            other.world_size != hello.world_size for other in known.values()
+            (other.world, other.world_size) != (hello.world, hello.world_size)
+            for other in known.values()
         ):
             self._newest = Start()
         if not self._newest.hellos:

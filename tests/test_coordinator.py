@@ -211,9 +211,9 @@ def test_a_coordinator_that_finds_a_hint_continues_its_epochs() -> None:
     job = Job()
     plan = Plan(algorithm="ring", world_size=WORLD, order=(0, 2, 1, 3))
     found = Hint(job="job", epoch=7, effective_step=3, plan=plan, reason="earlier")
-    job.coordinator.hint_seen(found, job.now_s)
     older = Hint(job="job", epoch=6, effective_step=3, plan=plan, reason="old")
     job.coordinator.hint_seen(older, job.now_s)
+    job.coordinator.hint_seen(found, job.now_s)
     job.greet()
     job.epoch = 7
     job.hints.append(found)

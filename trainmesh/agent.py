@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
-from trainmesh.errors import PlanError, TrainmeshError, WireError
+from trainmesh.errors import PlanError, StoreError, TrainmeshError, WireError
 from trainmesh.health import HealthReporter
 from trainmesh.probe_agent import Prober
 from trainmesh.rundir import socket_address, write_atomically
@@ -35,6 +35,8 @@ LEASE_TTL_S = 10
 DETAILED_STEPS_A_REPORT = 8
 MAX_WAITING_REPORTS = 4_096
 MAX_DATAGRAM_BYTES = 256 * 1024
+APPLIED = ("status", "hint", "probe/request")
+"""The job's keys that an agent acts on."""
 
 
 def thin(reports: list[RankReport], keep: int) -> list[RankReport]:
@@ -67,7 +69,8 @@ class Inbox:
         self.news = threading.Event()
         """Set when a process has introduced itself: nothing is planned before the coordinator
         knows all of them, so that is published at once."""
-        self._greeted: set[int] = set()
+        self._greeted: set[tuple[int, int]] = set()
+        """Process and world."""
         self._lock = threading.Lock()
         self._reports: deque[RankReport] = deque()
         self._dropped = 0
@@ -79,8 +82,9 @@ class Inbox:
                 self._reports.popleft()
                 self._dropped += 1
             self._reports.append(report)
-            if report.hello is not None and report.hello.pid not in self._greeted:
-                self._greeted.add(report.hello.pid)
+            hello = report.hello
+            if hello is not None and (hello.pid, hello.world) not in self._greeted:
+                self._greeted.add((hello.pid, hello.world))
                 self.news.set()
 
     def reject(self) -> None:
@@ -99,6 +103,14 @@ class Inbox:
                     self._last_dropped[report.hello.pid] = report.dropped
             return reports, dropped
 
+    def put_back(self, reports: list[RankReport], dropped: int) -> None:
+        """What ``take`` gave could not be published; it is the oldest that there is."""
+        with self._lock:
+            room = max(0, MAX_WAITING_REPORTS - len(self._reports))
+            kept = reports[max(0, len(reports) - room) :] if room else []
+            self._reports.extendleft(reversed(kept))
+            self._dropped += dropped + len(reports) - len(kept)
+
 
 class Uplink:
     """The agent's side of the store: publishes the inbox, brings hints and status down."""
@@ -114,20 +126,34 @@ class Uplink:
         self._inbox = inbox
         self._health = health
         self._prober: Prober | None = None
+        self._info = AgentInfo(node=self._node, pid=os.getpid(), started_unix_s=time.time())
+        self._is_deleted = threading.Event()
+        """Somebody has deleted this agent's entry, although it lives."""
+        self._must_list = threading.Event()
+        """The watch has lost changes."""
+        self._applied: dict[str, int] = {}
+        """By key, the revision that was applied last in this session."""
+        self._written = 0
+        """Revision of the last write in this session."""
         # Grows from one agent process of a node to the next.
         self._sequence = time.time_ns() // 1_000_000
 
     def session(self, store: Store, stop: Stop) -> None:
         """Serve until ``stop`` or the lease is lost (then the caller comes again)."""
         lease = store.lease(LEASE_TTL_S)
-        info = AgentInfo(node=self._node, pid=os.getpid(), started_unix_s=time.time())
-        store.put(f"{self._prefix}agents/{self._node}", encode(info), lease)
+        self._is_deleted.clear()
+        self._must_list.clear()
+        self._applied.clear()
+        self._written = self._register(store, lease)
         self._prober = Prober(self._node, self._etcd, store, lease, self._job)
         try:
             self._serve(store, lease, stop)
         finally:
             self._prober.close()
             lease.close()
+
+    def _register(self, store: Store, lease: Lease) -> int:
+        return store.put(f"{self._prefix}agents/{self._node}", encode(self._info), lease)
 
     def _serve(self, store: Store, lease: Lease, stop: Stop) -> None:
         watch = store.watch(self._prefix, self._changed, start_revision=self._refresh(store) + 1)
@@ -137,6 +163,13 @@ class Uplink:
                     self._inbox.news.clear()
                 if not self._run.socket.exists():
                     raise TrainmeshError(f"somebody has removed {self._run.socket}")
+                if self._is_deleted.is_set():
+                    self._is_deleted.clear()
+                    self._register(store, lease)
+                if self._must_list.is_set():
+                    self._must_list.clear()
+                    self._applied.clear()
+                    self._refresh(store)
                 self._publish(store)
             if stop.is_set():
                 self._inbox.closed.wait(timeout=1.0)
@@ -147,20 +180,28 @@ class Uplink:
     def _refresh(self, store: Store) -> int:
         entries, revision = store.list(self._prefix)
         for entry in entries:
-            self._apply(entry.key, entry.value)
+            self._apply(entry.key, entry.value, entry.mod_revision)
         return revision
 
     def _changed(self, changes: list[Change]) -> None:
         for change in changes:
-            if change.value is not None:
-                self._apply(change.key, change.value)
+            if change.resync:
+                self._must_list.set()
+            elif change.value is not None:
+                self._apply(change.key, change.value, change.revision)
             elif change.key == f"{self._prefix}probe/request" and self._prober is not None:
                 self._prober.see(None)
+            elif change.key == f"{self._prefix}agents/{self._node}":
+                self._is_deleted.set()
 
-    def _apply(self, key: str, value: bytes) -> None:
-        if key == f"{self._prefix}status":
+    def _apply(self, key: str, value: bytes, revision: int) -> None:
+        name = key.removeprefix(self._prefix)
+        if name not in APPLIED or revision < self._applied.get(name, 0):  # older than the watch's
+            return
+        self._applied[name] = revision
+        if name == "status":
             self._write(self._run.status, value[:MAX_BYTES])
-        elif key == f"{self._prefix}hint":
+        elif name == "hint":
             try:
                 hint = decode(value, Hint, what=key)
                 validate(hint.plan, hint.plan.world_size)
@@ -168,7 +209,7 @@ class Uplink:
                 print(f"hint refused: {error}", file=sys.stderr, flush=True)
                 return
             self._write(self._run.hint, value)
-        elif key == f"{self._prefix}probe/request" and self._prober is not None:
+        elif self._prober is not None:
             self._prober.see(value)
 
     def _write(self, path: Path, value: bytes) -> None:
@@ -176,14 +217,29 @@ class Uplink:
             write_atomically(path, value)
 
     def _publish(self, store: Store) -> None:
+        """Send what has come in; what can't be sent is kept for the next time.
+
+        Raises:
+            StoreError: it can't be sent, or the store has lost what it held before.
+        """
         reports, dropped = self._inbox.take()
-        for batch in _batches(thin(reports, DETAILED_STEPS_A_REPORT)):
+        batches = _batches(thin(reports, DETAILED_STEPS_A_REPORT))
+        while batches:
             self._sequence += 1
             report = NodeReport(
-                node=self._node, sequence=self._sequence, reports=tuple(batch), dropped=dropped
+                node=self._node, sequence=self._sequence, reports=tuple(batches[0]), dropped=dropped
             )
-            store.put(f"{self._prefix}reports/{self._node}", encode(report))
+            try:
+                revision = store.put(f"{self._prefix}reports/{self._node}", encode(report))
+            except StoreError:
+                self._inbox.put_back([one for batch in batches for one in batch], dropped)
+                raise
+            del batches[0]
             dropped = 0
+            if revision < self._written:
+                self._inbox.put_back([one for batch in batches for one in batch], dropped)
+                raise StoreError("the store went back: it was emptied or restored")
+            self._written = revision
 
 
 def _batches(reports: list[RankReport]) -> list[list[RankReport]]:

@@ -32,6 +32,10 @@ FLUSH_EVERY_S = 0.5
 class Reporter(Protocol):
     """Where a rank's measurements go."""
 
+    def greet(self, hello: Hello) -> None:
+        """From now on the rank is ``hello``."""
+        ...
+
     def step(self, report: StepReport) -> None: ...
 
     def note(self, note: Note) -> None: ...
@@ -45,6 +49,9 @@ class Reporter(Protocol):
 
 class NullReporter:
     """Goes nowhere: the script runs without a run directory."""
+
+    def greet(self, hello: Hello) -> None:
+        pass
 
     def step(self, report: StepReport) -> None:
         pass
@@ -73,6 +80,10 @@ class SocketReporter:
         self._pairs: deque[PairTime] = deque(maxlen=MAX_WAITING_PAIRS)
         self._dropped = 0
         self._next_flush_s = 0.0
+
+    def greet(self, hello: Hello) -> None:
+        self._hello = hello
+        self.flush()  # what was asked for need not wait for a step
 
     def step(self, report: StepReport) -> None:
         if len(self._steps) >= MAX_WAITING_STEPS:
@@ -164,6 +175,4 @@ def connect(hello: Hello) -> tuple[Reporter, HintFile]:
     if not path:
         return NullReporter(), HintFile(None)
     run = RunDir(Path(path))
-    reporter = SocketReporter(run.socket, hello)
-    reporter.flush()  # the introduction: what was asked for need not wait for a step
-    return reporter, HintFile(run.hint)
+    return SocketReporter(run.socket, hello), HintFile(run.hint)

@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from trainmesh.compression import NOTE_KIND, codec_cost
 from trainmesh.decisions import asked, refusals
 from trainmesh.decisions.links import Links
-from trainmesh.decisions.pilot import Pilot, Turn
+from trainmesh.decisions.pilot import Pilot, Proposal, Turn
 from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.settings import Settings
+from trainmesh.hints import Hints
 from trainmesh.jobview import JobView
 from trainmesh.topology.document import dump
 from trainmesh.topology.graph import LinkGraph, host_graph
@@ -33,12 +36,14 @@ from trainmesh.types import (
     RankReport,
     RecordLine,
 )
+from trainmesh.worlds import World, Worlds
 
 __all__ = ["Coordinator", "Effects", "Settings"]
 
 MAX_EVENTS = 50
-MAX_HINTS = 8
-"""Remembered: the one in force, and those that overtook it before all ranks had switched."""
+MAX_STEPS_AWAITED = 4096
+"""After this many steps a hint that ranks could have taken up is given up: four times as many as
+the longest cadence of their agreements."""
 
 
 @dataclass
@@ -58,23 +63,28 @@ class Coordinator:
         self._job = job
         self._settings = settings
         self._declared = declared
+        self._worlds = Worlds()
         self._view = JobView()
         self._pilot: Pilot | None = None
         """None until all ranks are known."""
+        self._proven: tuple[tuple[object, ...], Regime] | None = None
+        """What had proved itself when the last world ended, and where its ranks were."""
+        self._recorded: dict[int, Hello] = {}
         self._graphs: tuple[LinkGraph, LinkGraph] | None = None
         """All links of the job, and what a plan has of them."""
         self._asked = asked.asked_for(settings.only, settings.fusion_bytes, settings.compression)
         self._told_asked: tuple[Asked, ...] = ()
         """As it stands in the record."""
         self._is_urgent = False
-        self._hints: dict[int, Hint] = {}
-        self._hint: Hint | None = None
+        self._hints = Hints(job)
         self._epoch = 0
+        """In force on all ranks, as far as is known."""
         self._choice: Choice | None = None
         self._fits: tuple[ClassFit, ...] = ()
         self._events: deque[Event] = deque(events, maxlen=MAX_EVENTS)
         self._dropped = 0
         self._graph: LinkGraph | None = None
+        self._is_used_up_said = False
         self.document: dict[str, object] | None = None
         """The link graph as a topology document; None until all ranks are known."""
 
@@ -86,21 +96,11 @@ class Coordinator:
             self._take(rank_report, now_unix_s, effects)
         return effects
 
-    def hint_seen(self, hint: Hint, now_unix_s: float) -> Effects:
-        """The store holds ``hint`` now, whoever put it there."""
+    def hint_seen(self, hint: Hint | None, now_unix_s: float) -> Effects:
+        """The store holds ``hint`` now, whoever put it there; None: it holds none, or garbage."""
         effects = Effects()
-        if self._hint is not None and hint.epoch <= self._hint.epoch:
-            return effects
-        self._hint = hint
-        self._hints[hint.epoch] = hint
-        for old in sorted(self._hints)[:-MAX_HINTS]:
-            if old != self._epoch:
-                del self._hints[old]
-        effects.lines.append(RecordLine(hint=hint))
-        if not hint.probe_bytes:
-            text = f"plan of epoch {hint.epoch} from step {hint.effective_step}: {hint.reason}"
-            self._log(effects, now_unix_s, "plan", text)
-        self._await_hint()
+        if self._hints.stored(hint):
+            self._await_hint(now_unix_s, effects)
         return effects
 
     def decide(self, now_unix_s: float) -> Effects:
@@ -108,20 +108,17 @@ class Coordinator:
         effects = Effects()
         if self._pilot is None:
             return effects
+        self._give_up_waiting(self._pilot, now_unix_s, effects)
         turn = self._pilot.turn(self._view.window, now_unix_s)
         self._note_turn(turn, now_unix_s, effects)
-        if turn.proposal is not None:
-            regime = turn.proposal.regime
-            effects.hint = Hint(
-                job=self._job,
-                epoch=self._hint.epoch + 1 if self._hint is not None else 1,
-                effective_step=self._view.step + 1,
-                plan=regime.plan,
-                reason=turn.proposal.reason,
-                fusion_bytes=regime.fusion_bytes,
-                codec=regime.codec,
-                probe_bytes=turn.proposal.probe_bytes,
-            )
+        if self._hints.are_used_up:
+            if not self._is_used_up_said:
+                self._is_used_up_said = True
+                self._log(effects, now_unix_s, "warning", "no epoch is left for another plan")
+        elif turn.proposal is not None:
+            effects.hint = self._hint_of(turn.proposal)
+        else:
+            effects.hint = self._hints.to_store_again(self._epoch)
         return effects
 
     def is_urgent(self) -> bool:
@@ -145,7 +142,7 @@ class Coordinator:
 
     def status(self, now_unix_s: float) -> JobStatus:
         """What is known now."""
-        in_force = self._hints.get(self._epoch)
+        in_force = self._hints.of_epoch(self._epoch)
         return JobStatus(
             job=self._job,
             updated_unix_s=now_unix_s,
@@ -161,7 +158,7 @@ class Coordinator:
             fusion_bytes=in_force.fusion_bytes if in_force is not None else 0,
             codec=in_force.codec if in_force is not None else "none",
             asked=self._asked,
-            hint=self._hint,
+            hint=self._hints.newest,
             choice=self._choice,
             fits=self._fits,
             ranks=self._view.statuses(),
@@ -170,13 +167,18 @@ class Coordinator:
         )
 
     def _take(self, report: RankReport, now_unix_s: float, effects: Effects) -> None:
-        if report.hello is not None:
-            self._greet(report.hello, now_unix_s, effects)
+        hello = report.hello
+        if hello is not None and not self._greet(hello, now_unix_s, effects):
+            return
+        is_current = hello is None or self._worlds.is_current(hello)
         for note in report.notes:
-            self._see_note(note, now_unix_s, effects)
+            self._see_note(note, is_current, now_unix_s, effects)
+        if not is_current and self._pilot is not None:
+            return  # ranks of another start, which isn't complete
         for step in report.steps:
             effects.lines.append(RecordLine(step=step))
             self._view.see_step(step)
+            self._hints.see_epoch(step.epoch)
         measured = self._view.window.steps
         if measured and measured[-1].epoch > self._epoch:  # their notes came before our time
             self._switch(measured[-1].epoch, measured[-1].step, now_unix_s, effects)
@@ -184,43 +186,104 @@ class Coordinator:
         if self._pilot is not None and self._graphs is not None:
             self._pilot.pairs(self._view.replicas.pairs(report.pairs, *self._graphs))
 
-    def _greet(self, hello: Hello, now_unix_s: float, effects: Effects) -> None:
-        if self._view.hellos.get(hello.rank) == hello:
-            return
-        if self._view.is_restart(hello):
-            self._forget(now_unix_s, effects)
-        effects.lines.append(RecordLine(hello=hello))
-        if not self._view.greet(hello):
-            return
-        nodes, replicas = self._view.nodes, self._view.replicas
-        whole = self._graph_of(hello.world_size, nodes, now_unix_s, effects)
+    def _greet(self, hello: Hello, now_unix_s: float, effects: Effects) -> bool:
+        """False if ``hello`` is of a world that is over."""
+        before = self._worlds.current
+        if before is not None and self._worlds.is_current(hello):
+            return True
+        if not self._worlds.greet(hello):
+            return False
+        current = self._worlds.current
+        if current is not before and before is not None:
+            self._end_world(hello, now_unix_s, effects)
+        if current is None:
+            self._record_hello(hello, effects)
+            if self._worlds.newest is not None:
+                self._view.hellos = self._worlds.newest.hellos
+        elif current is not before:
+            self._begin_world(current, now_unix_s, effects)
+        return True
+
+    def _record_hello(self, hello: Hello, effects: Effects) -> None:
+        if self._recorded.get(hello.rank) != hello:
+            self._recorded[hello.rank] = hello
+            effects.lines.append(RecordLine(hello=hello))
+
+    def _begin_world(self, world: World, now_unix_s: float, effects: Effects) -> None:
+        """All ranks of ``world`` are known."""
+        self._view = JobView(world)
+        for hello in world.hellos.values():
+            self._record_hello(hello, effects)
+        nodes, replicas, backend = self._view.nodes, self._view.replicas, self._view.backend
+        whole = self._graph_of(world.size, nodes, now_unix_s, effects)
         self._graphs = whole, replicas.share(whole)
-        links = Links(self._graphs[1], replicas.nodes, hello.backend)
-        settings = replicas.settings(self._settings)
-        self._pilot = Pilot(settings, links, replicas.size, hello.backend)
-        self._await_hint()
+        links = Links(self._graphs[1], replicas.nodes, backend)
+        self._pilot = Pilot(replicas.settings(self._settings), links, replicas.size, backend)
+        if self._hints.begin(world.number):
+            self._await_hint(now_unix_s, effects)
+        elif self._proven is not None and self._proven[0] == self._view.placement:
+            self._pilot.take_up(self._proven[1], "as before the restart")
         self._is_urgent = True
         self._note_graph(effects)
         names = ", ".join(sorted(nodes))
-        text = f"{hello.world_size} ranks on {names} with {hello.backend}"
+        text = f"{world.size} ranks on {names} with {backend}"
         self._log(effects, now_unix_s, "hello", text + replicas.words)
         self._judge_asked(effects, now_unix_s)
 
-    def _forget(self, now_unix_s: float, effects: Effects) -> None:
-        """The processes were restarted: they begin again on native, at step 0."""
-        if self._pilot is not None:
+    def _end_world(self, newcomer: Hello, now_unix_s: float, effects: Effects) -> None:
+        """The processes were restarted: they begin again on native, at step 0. Or they only have
+        a number now, which they had not when they introduced themselves."""
+        known = self._view.hellos.get(newcomer.rank)
+        if known is None or replace(known, world=newcomer.world) != newcomer:
             self._log(effects, now_unix_s, "hello", "the job's processes were restarted")
-        self._view.forget()
+        proven = self._pilot.proven if self._pilot is not None else None
+        self._proven = (self._view.placement, proven) if proven is not None else None
+        self._view = JobView()
+        self._recorded = {}
+        self._hints.begin(None)
         self._asked = asked.anew(self._asked)
         self._pilot = None
         self._epoch = 0
 
-    def _await_hint(self) -> None:
+    def _hint_of(self, proposal: Proposal) -> Hint:
+        regime = proposal.regime
+        return Hint(
+            job=self._job,
+            epoch=self._hints.next_epoch,
+            effective_step=self._view.step + 1,
+            plan=regime.plan,
+            reason=proposal.reason,
+            world=self._view.world.number if self._view.world is not None else 0,
+            fusion_bytes=regime.fusion_bytes,
+            codec=regime.codec,
+            probe_bytes=proposal.probe_bytes,
+        )
+
+    def _await_hint(self, now_unix_s: float, effects: Effects) -> None:
         """The ranks take up the newest hint when they get to its step, if it is for as many."""
-        hint = self._hint
-        fits = hint is not None and hint.plan.world_size == self._view.replicas.size
-        if self._pilot is not None and hint is not None and fits:
+        hint = self._hints.newest
+        if hint is None or self._pilot is None:
+            return
+        self._hints.keep(self._epoch)
+        effects.lines.append(RecordLine(hint=hint))
+        if not hint.probe_bytes:
+            text = f"plan of epoch {hint.epoch} from step {hint.effective_step}: {hint.reason}"
+            self._log(effects, now_unix_s, "plan", text)
+        if hint.plan.world_size == self._view.replicas.size:
             self._pilot.hint(hint)
+
+    def _give_up_waiting(self, pilot: Pilot, now_unix_s: float, effects: Effects) -> None:
+        """Nothing must be waited for for ever: not for a hint that some rank never takes up, and
+        not for the words of one that is in force but that the store has lost."""
+        awaited = pilot.awaited
+        if awaited is None:
+            if self._epoch and self._hints.of_epoch(self._epoch) is None:
+                native = Regime.native(self._view.replicas.size)
+                pilot.take_up(native, f"the store has lost the plan of epoch {self._epoch}")
+        elif self._view.step > awaited.effective_step + MAX_STEPS_AWAITED:
+            text = f"not all ranks have taken up epoch {awaited.epoch}; it is given up"
+            self._log(effects, now_unix_s, "warning", text)
+            pilot.rejected(awaited.epoch)
 
     def _graph_of(
         self, world_size: int, nodes: dict[str, list[int]], now_unix_s: float, effects: Effects
@@ -235,9 +298,11 @@ class Coordinator:
             self._log(effects, now_unix_s, "warning", text)
         return host_graph(nodes)
 
-    def _see_note(self, note: Note, now_unix_s: float, effects: Effects) -> None:
+    def _see_note(self, note: Note, is_current: bool, now_unix_s: float, effects: Effects) -> None:
+        if is_current:
+            self._hints.see_epoch(note.epoch)
         if note.kind == "switched":
-            if self._view.see_switch(note.rank, note.epoch) and note.epoch != self._epoch:
+            if is_current and self._view.see_switch(note.rank, note.epoch):
                 self._switch(note.epoch, note.step, now_unix_s, effects)
         elif note.kind == NOTE_KIND:
             cost = codec_cost(note.text)
@@ -246,13 +311,13 @@ class Coordinator:
         else:
             text = f"rank {note.rank}: {note.text}"
             self._log(effects, now_unix_s, note.kind, text, note.step)
-            if note.kind == "rejected" and self._pilot is not None:
+            if note.kind == "rejected" and is_current and self._pilot is not None:
                 self._pilot.rejected(note.epoch)
             self._see_refusal(note, effects)
 
     def _see_refusal(self, note: Note, effects: Effects) -> None:
         """A rank can't carry out one hint, or no hint at all."""
-        hint = self._hints.get(note.epoch)
+        hint = self._hints.of_epoch(note.epoch)
         if note.kind == "rejected" and hint is not None:
             self._asked = asked.refused(self._asked, note.text, Regime.of(hint))
         elif note.kind == "hook_kept":
@@ -268,9 +333,11 @@ class Coordinator:
             effects.lines.append(RecordLine(asked=self._asked))
 
     def _switch(self, epoch: int, step: int, now_unix_s: float, effects: Effects) -> None:
-        """All ranks run ``epoch`` from ``step`` on."""
+        """All ranks run ``epoch`` from ``step`` on; epochs only grow."""
+        if epoch <= self._epoch:
+            return
         self._epoch = epoch
-        hint = self._hints.get(epoch)
+        hint = self._hints.of_epoch(epoch)
         if hint is None:
             return
         self._asked = asked.in_force(self._asked, Regime.of(hint), step)

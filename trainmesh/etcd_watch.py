@@ -111,8 +111,13 @@ class EtcdWatch:
         if reply.created:
             # Only a watch from now on takes its resume point from here: one that resumes would
             # skip the events between.
+            held = reply.header.revision + 1
             if not self._next_revision:
-                self._next_revision = reply.header.revision + 1
+                self._next_revision = held
+            elif self._next_revision > held:  # the store was emptied, or restored from a backup
+                self._next_revision = held
+                self._tell([Change("", None, held - 1, resync=True)])
+                return False
             self._ready.set()
         elif reply.events:
             # A reply holds whole revisions, so the next one begins after its last.

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 
 from trainmesh.decisions.replicas import Replicas
 from trainmesh.measure import StepWindow, exposed_s
 from trainmesh.types import Hello, RankStatus, StepReport
+from trainmesh.worlds import World
 
 __all__ = ["JobView"]
 
 
 class JobView:
-    """Facts only; nothing is decided here. Empty again after ``forget``."""
+    """Facts of one world; nothing is decided here."""
 
-    def __init__(self) -> None:
-        self.hellos: dict[int, Hello] = {}
-        self.replicas = Replicas.of({})
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world
+        """None until the ranks were complete once."""
+        self.hellos: Mapping[int, Hello] = world.hellos if world is not None else {}
+        self.replicas = Replicas.of(self.hellos)
         """Who all-reduces with whom, known when the ranks are complete."""
-        self.window = StepWindow(0)
+        self.window = StepWindow(self.replicas.size if world is not None else 0)
         self.step = 0
         self.num_steps = 0
         """Of the main module."""
         self.step_time_s = 0.0
-        self._world_size = 0
         self._latest: dict[int, StepReport] = {}
         self._switched: dict[int, int] = {}
 
     @property
     def world_size(self) -> int:
-        """0 until the ranks were complete once."""
-        return self._world_size
-
-    @property
-    def is_complete(self) -> bool:
-        """All ranks have introduced themselves."""
-        return bool(self.hellos) and len(self.hellos) == self.world_size
+        """0 until the ranks were complete."""
+        return self.world.size if self.world is not None else 0
 
     @property
     def backend(self) -> str:
@@ -54,32 +52,16 @@ class JobView:
             nodes.setdefault(hello.node, []).append(rank)
         return nodes
 
-    def is_restart(self, hello: Hello) -> bool:
-        """Whether ``hello`` is of a process that took the place of a known one."""
-        known = self.hellos.get(hello.rank)
-        changed = known is not None or hello.world_size != self.world_size
-        return bool(self.world_size) and known != hello and changed
-
-    def forget(self) -> None:
-        """The processes were restarted."""
-        size = self.world_size
-        self.__init__()  # type: ignore[misc]
-        self._world_size = size
-
-    def greet(self, hello: Hello) -> bool:
-        """Take an introduction. True if it made the ranks complete."""
-        self.hellos[hello.rank] = hello
-        if len(self.hellos) != hello.world_size:
-            return False
-        self._world_size = hello.world_size
-        self.replicas = Replicas.of(self.hellos)
-        self.window = StepWindow(self.replicas.size)
-        return True
+    @property
+    def placement(self) -> tuple[object, ...]:
+        """What a plan is made for: equal where the plan of one world suits another."""
+        ranks = [(rank, hello.node, hello.replicas) for rank, hello in sorted(self.hellos.items())]
+        return self.backend, tuple(ranks)
 
     def see_step(self, step: StepReport) -> None:
-        if step.module:
+        if step.module or step.rank not in self.hellos:
             return
-        if step.rank in self.replicas.groups[0]:
+        if self.world is not None and step.rank in self.replicas.groups[0]:
             self.window.add(step)
         self._latest[step.rank] = step
         if step.step >= self.step:
@@ -89,8 +71,10 @@ class JobView:
 
     def see_switch(self, rank: int, epoch: int) -> bool:
         """``rank`` runs ``epoch`` now. True if all ranks do."""
-        self._switched[rank] = epoch
-        return list(self._switched.values()).count(epoch) == self.world_size
+        if rank in self.hellos:
+            self._switched[rank] = epoch
+        same = list(self._switched.values()).count(epoch)
+        return self.world is not None and same == self.world_size
 
     def statuses(self) -> tuple[RankStatus, ...]:
         return tuple(self._status(rank) for rank in sorted(self.hellos))

@@ -12,12 +12,13 @@ import time
 
 from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.coordinator import Coordinator, Effects, Settings
-from trainmesh.errors import FencedOut, WireError
+from trainmesh.errors import FencedOut, PlanError, StoreError, WireError
 from trainmesh.health import HealthReporter
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import write_atomically
 from trainmesh.store import Change, Entry, Store, job_prefix
 from trainmesh.topology.document import load_file
+from trainmesh.topology.validate import validate
 from trainmesh.types import Event, Hint, JobStatus, NodeReport
 from trainmesh.wire import decode, encode
 
@@ -30,6 +31,12 @@ QUIET_S = 0.4
 """Nothing has come for this long: the agents have sent everything."""
 AGENT_GRACE_S = 5.0
 MAX_WAITING_CHANGES = 10_000
+MAX_BACKOFF_S = 30.0
+"""Between two tries to write a hint that somebody else keeps writing."""
+SAID_REFUSALS = 2
+LOOK_AGAIN_S = 10.0
+"""How often the hint's key is read although the watch says nothing: a plan must not hang on one
+event."""
 
 
 class Shell:
@@ -43,6 +50,13 @@ class Shell:
         self._coordinator: Coordinator | None = None
         self._sequences: dict[str, int] = {}
         self._hint_revision = 0
+        """0: the store has no hint."""
+        self._listed = 0
+        """The revision of the last listing: changes up to there are known."""
+        self._written = 0
+        """That of the last write in this session."""
+        self._refused = Refusals()
+        self._look_again_s = 0.0
         self._leader: Entry | None = None
         self._document: dict[str, object] | None = None
         self._overflown = threading.Event()
@@ -53,6 +67,8 @@ class Shell:
         """Serve until ``stop``, or until the lease is lost (then the caller comes again)."""
         lease = store.lease(LEASE_TTL_S)
         self._leader = None
+        self._changes = queue.Queue(MAX_WAITING_CHANGES)
+        self._written = 0
         coordinator = self._begin(store)
         watch = store.watch(
             self._prefix, self._enqueue, start_revision=self._refresh(store, coordinator) + 1
@@ -67,8 +83,8 @@ class Shell:
                 )
                 self._work(store, coordinator, time.monotonic() + TICK_S, eager=True)
                 self._tick(store, coordinator)
-            self._finish(store, coordinator)
             if stop.is_set():
+                self._finish(store, coordinator)
                 self._end(coordinator)
         finally:
             watch.close()
@@ -102,9 +118,15 @@ class Shell:
             return ()
 
     def _refresh(self, store: Store, coordinator: Coordinator) -> int:
+        """Take all that the store holds; what it doesn't hold, it has lost."""
         entries, revision = store.list(self._prefix)
+        held = {entry.key for entry in entries}
+        for name in ("hint", "graph"):
+            if f"{self._prefix}{name}" not in held:
+                self._apply(Change(f"{self._prefix}{name}", None, revision), coordinator)
         for entry in entries:
             self._apply(Change(entry.key, entry.value, entry.mod_revision), coordinator)
+        self._listed = revision
         return revision
 
     def _enqueue(self, changes: list[Change]) -> None:
@@ -128,7 +150,7 @@ class Shell:
             if change.resync or self._overflown.is_set():
                 self._overflown.clear()
                 self._refresh(store, coordinator)
-            else:
+            elif change.revision > self._listed:
                 self._apply(change, coordinator)
             if eager and coordinator.is_urgent():
                 return
@@ -138,14 +160,13 @@ class Shell:
         try:
             if key.startswith("agents/"):
                 self._see_agent(key.removeprefix("agents/"), present=change.value is not None)
-            elif change.value is None:
-                return
-            elif key.startswith("reports/"):
-                self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
             elif key == "hint":
-                self._hint_revision = change.revision
-                hint = decode(change.value, Hint, what=change.key)
-                self._do(coordinator.hint_seen(hint, _now()))
+                self._hint_revision = change.revision if change.value is not None else 0
+                self._do(coordinator.hint_seen(_usable_hint(change), _now()))
+            elif key == "graph" and change.value is None:
+                self._document = None
+            elif key.startswith("reports/") and change.value is not None:
+                self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
         except WireError as error:
             print(f"ignored: {error}", file=sys.stderr, flush=True)
 
@@ -176,23 +197,58 @@ class Shell:
         if self._leader is None:
             return
         self._report_missing_agents(coordinator)
+        if time.monotonic() >= self._look_again_s:
+            self._read_hint_again(store, coordinator)
         try:
             effects = coordinator.decide(_now())
             self._do(effects)
             if effects.hint is not None:
-                store.cas(
-                    f"{self._prefix}hint",
-                    encode(effects.hint),
-                    expected_revision=self._hint_revision,
-                    fence=self._leader,
-                )
+                self._publish(store, coordinator, effects.hint, self._leader)
             if coordinator.document != self._document:
                 store.put(f"{self._prefix}graph", encode(coordinator.document))
                 self._document = coordinator.document
-            store.put(f"{self._prefix}status", encode(coordinator.status(_now())))
+            status = encode(coordinator.status(_now()))
+            self._see_revision(store.put(f"{self._prefix}status", status))
         except FencedOut:
             self._leader = None  # the next session campaigns again
             raise
+
+    def _publish(self, store: Store, coordinator: Coordinator, hint: Hint, leader: Entry) -> None:
+        """Store ``hint``. If the key is not as it was seen, its news were lost, or somebody else
+        writes it: it is read again, and the coordinator, which then knows, tries again."""
+        if not self._refused.may_try(time.monotonic()):
+            return
+        key = f"{self._prefix}hint"
+        stored = store.cas(key, encode(hint), expected_revision=self._hint_revision, fence=leader)
+        if stored is not None:
+            self._refused.over()
+            return
+        if self._refused.another(time.monotonic()):
+            text = f"{key} was changed by somebody else; it is read again and written again"
+            print(text, file=sys.stderr, flush=True)
+            self._do(coordinator.log("warning", text, _now()))
+        self._read_hint_again(store, coordinator)
+
+    def _read_hint_again(self, store: Store, coordinator: Coordinator) -> None:
+        self._look_again_s = time.monotonic() + LOOK_AGAIN_S
+        key = f"{self._prefix}hint"
+        entry = store.get(key)
+        value, revision = (entry.value, entry.mod_revision) if entry is not None else (None, 0)
+        if revision != self._hint_revision:
+            self._apply(Change(key, value, revision), coordinator)
+
+    def _see_revision(self, revision: int) -> None:
+        """What the store has written now.
+
+        Raises:
+            StoreError: it has lost what it held before; the session must begin again.
+        """
+        if revision < self._written:
+            raise StoreError(
+                f"the store went back from revision {self._written} to {revision}: it was "
+                "emptied or restored"
+            )
+        self._written = revision
 
     def _finish(self, store: Store, coordinator: Coordinator) -> None:
         """Take what the agents have still sent; the last one to leave clears the job's keys."""
@@ -212,6 +268,39 @@ class Shell:
             write_atomically(self._environment.run.status, encode(coordinator.status(_now())))
         except OSError as error:
             print(f"no last status: {error}", file=sys.stderr, flush=True)
+
+
+class Refusals:
+    """Writes of one key that were refused in a row: when to try again, and what to say once."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._due_s = 0.0
+
+    def may_try(self, now_s: float) -> bool:
+        return now_s >= self._due_s
+
+    def another(self, now_s: float) -> bool:
+        """One more; True if it is the first that is worth a word: one alone is a race."""
+        self._count += 1
+        self._due_s = now_s + min(MAX_BACKOFF_S, TICK_S * 2.0 ** (self._count - 2))
+        return self._count == SAID_REFUSALS
+
+    def over(self) -> None:
+        self._count, self._due_s = 0, 0.0
+
+
+def _usable_hint(change: Change) -> Hint | None:
+    """The hint of a changed key; None if there is none, or one that no agent would take."""
+    if change.value is None:
+        return None
+    try:
+        hint = decode(change.value, Hint, what=change.key)
+        validate(hint.plan, hint.plan.world_size)
+    except (WireError, PlanError) as error:
+        print(f"hint refused: {error}", file=sys.stderr, flush=True)
+        return None
+    return hint
 
 
 def _now() -> float:

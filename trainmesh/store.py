@@ -31,7 +31,8 @@ class Entry(Struct, frozen=True):
 
 class Change(Struct, frozen=True):
     """One change seen by a watch. ``value`` is None for a delete. ``resync`` says that history
-    was lost to compaction: the receiver must list the prefix again (key and value are empty)."""
+    was lost, to compaction or because the store was emptied or restored: the receiver must list
+    the prefix again (key and value are empty)."""
 
     key: str
     value: bytes | None

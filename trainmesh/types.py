@@ -9,8 +9,10 @@ Words: a *rank* is a process of the job's default process group, one of ``world_
 *local_rank* and *node_rank* are torchrun's. A *bucket* is one DDP gradient bucket, or the
 gradients that one FSDP2 parameter group reduces. A *plan*
 says how one all-reduce is carried out. A *hint* tells a job which plan to run from which step.
-*epoch* numbers hints: it only grows. *algbw* is bytes / time; *busbw* is algbw * 2(N-1)/N.
-*bound* is the least time any algorithm needs on the graph; *efficiency* is bound / predicted.
+*epoch* numbers hints: it only grows. A *world* is one start of the job's processes: its ranks,
+which live and end together, and a number that they have drawn together. *algbw* is bytes / time;
+*busbw* is algbw * 2(N-1)/N. *bound* is the least time any algorithm needs on the graph;
+*efficiency* is bound / predicted.
 """
 
 from __future__ import annotations
@@ -49,6 +51,21 @@ __all__ = [
 MAX_RANKS = 65_536
 
 MAX_INT = 2**63 - 1
+
+NOT_SENT = frozenset(
+    {
+        "reason",
+        "predicted_s",
+        "busy_s",
+        "bound_s",
+        "bound_kind",
+        "bound_cut",
+        "bottleneck",
+        "graph_version",
+    }
+)
+"""Fields of a Plan or a Hint that say why, and change nothing of what ranks send. Every other one
+counts where ranks compare their hints (``trainmesh.wire.hint_digest``)."""
 
 Natural = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Meta(gt=0, le=MAX_INT)]
@@ -161,6 +178,9 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Hint(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ``job`` does from ``effective_step`` on. Epoch 0 is native and is never sent.
 
+    It is for the ranks of one ``world`` (a Hello's), whose steps ``effective_step`` counts; others
+    ignore it.
+
     ``fusion_bytes``: buckets are held back until so many bytes can be reduced in one go (0: each
     goes by itself). ``codec``: how gradients are compressed (``"none"``, or a codec's name and
     options, as in ``"powersgd:4"``). ``probe_bytes``: if not 0, the ranks measure their links in
@@ -172,6 +192,7 @@ class Hint(Struct, frozen=True, kw_only=True, omit_defaults=True):
     effective_step: Natural
     plan: Plan
     reason: Text
+    world: Natural = 0
     fusion_bytes: Natural = 0
     codec: Name = "none"
     probe_bytes: Natural = 0
@@ -224,6 +245,9 @@ class PairTime(Struct, frozen=True, array_like=True):
 class Hello(Struct, frozen=True, kw_only=True):
     """A rank introduces itself once per process, when its first module communicates.
 
+    ``world`` is the same number on all ranks of one start of the processes, and another one for
+    each start; 0 where the ranks agree on nothing, so that no hint is for them.
+
     ``collective`` is what that module's buckets go through: an all-reduce follows plans, a
     reduce-scatter (FSDP2) is only timed. ``replicas``: the ranks that all-reduce with this one
     (HSDP: those with the same shard), numbered by a plan in this order; empty if that are all.
@@ -240,6 +264,7 @@ class Hello(Struct, frozen=True, kw_only=True):
     backend: Name
     device: Name
     restart: Natural = 0
+    world: Natural = 0
     collective: Collective = Collective.ALLREDUCE
     replicas: Ranks = ()
 

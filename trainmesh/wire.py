@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from trainmesh.errors import WireError
-from trainmesh.types import Hint
+from trainmesh.types import NOT_SENT, Hint
 
 __all__ = ["MAX_BYTES", "decode", "encode", "hint_digest"]
 
@@ -47,15 +47,16 @@ def decode(data: bytes, kind: type[T], *, what: str, max_bytes: int = MAX_BYTES)
 
 
 def hint_digest(hint: Hint) -> int:
-    """63-bit digest of everything in a hint that ranks must agree on before they act on it."""
-    plan = hint.plan
-    agreed = (
-        hint.job,
-        hint.epoch,
-        hint.effective_step,
-        plan.algorithm,
-        plan.world_size,
-        plan.order,
-        plan.islands,
-    )
-    return int.from_bytes(hashlib.sha256(encode(agreed)).digest()[:8], "big") >> 1
+    """Digest of everything in a hint that ranks must agree on before they act on it: all but what
+    ``NOT_SENT`` names.
+
+    Returns:
+        A number of 63 bits, so that it and its negative are 64-bit integers.
+    """
+    fields = _sent(msgspec.to_builtins(hint))
+    fields["plan"] = _sent(fields["plan"])
+    return int.from_bytes(hashlib.sha256(encode(fields)).digest()[:8], "big") >> 1
+
+
+def _sent(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in NOT_SENT}

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.agreement import Agreement
+from trainmesh.hooks.agreement import Agreement, found
 from trainmesh.hooks.compressed import NO_CODEC
 from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.executor import Executor, Fabric, load
@@ -74,6 +74,8 @@ class ReplicaPlans:
             verdict = self._agreement.result()
             if verdict is not None and verdict.hint is not None:
                 self._switch(self._agreement, verdict.hint)
+            elif verdict is not None and verdict.split:
+                self._context.note_split(step)
             self._agreement.propose(step, self._candidate())
         except RuntimeError as error:
             # A peer is gone or silent; the training's own collectives will say so.
@@ -86,11 +88,7 @@ class ReplicaPlans:
             group = Fabric.new_group(self._fabric, range(dist.get_world_size()), backend="gloo")
         except RuntimeError as error:
             self._warn(f"no group for the agreement: {error}")
-        ballot = torch.tensor([int(group is not None)], device=device)
-        dist.all_reduce(ballot, dist.ReduceOp.MIN)
-        if group is None or not ballot.item():
-            return None
-        return Agreement(group, self._context.cadence, self._context.hello.node)
+        return found(dist.group.WORLD, group, self._context, device)
 
     def _candidate(self) -> Hint | None:
         """The newest hint, if this rank could carry it out."""

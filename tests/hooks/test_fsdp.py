@@ -45,8 +45,13 @@ class Heard:
         self.steps: dict[tuple[int, int], list[StepReport]] = defaultdict(list)
         self.notes: list[Note] = []
         self.on_note: Callable[[Note], None] = lambda note: None
+        self.on_world: Callable[[int], None] = lambda world: None
+        self.world = 0
 
     def take(self, report: RankReport) -> None:
+        if report.hello is not None and report.hello.world and not self.world:
+            self.world = report.hello.world
+            self.on_world(self.world)
         for step in report.steps:
             self.steps[step.rank, step.module].append(step)
         for note in report.notes:
@@ -148,7 +153,10 @@ def deliver(folder: RunDir, heard: Heard) -> None:
 
     def write(epoch: int) -> None:
         plan, codec = HINTS[epoch - 1]
-        hint = Hint(job=JOB, epoch=epoch, effective_step=0, plan=plan, reason="test", codec=codec)
+        hint = Hint(
+            job=JOB, epoch=epoch, effective_step=0, plan=plan, reason="test", codec=codec,
+            world=heard.world,
+        )  # fmt: skip
         write_atomically(folder.path / "hint.json", encode(hint))
 
     def answered(note: Note) -> None:
@@ -159,7 +167,7 @@ def deliver(folder: RunDir, heard: Heard) -> None:
 
     answers: Counter[int] = Counter()
     heard.on_note = answered
-    write(1)
+    heard.on_world = lambda world: write(1)
 
 
 @pytest.mark.torch

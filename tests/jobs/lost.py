@@ -26,11 +26,14 @@ patch.install()
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from msgspec.structs import replace  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
 from trainmesh.hooks import dispatcher as dispatching  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
+from trainmesh.types import Hint  # noqa: E402
+from trainmesh.wire import decode, encode  # noqa: E402
 
 TIMEOUT_S = 4
 VICTIM = 2
@@ -41,11 +44,14 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
     model = DDP(nn.Linear(2000, 1500, bias=False), bucket_cap_mb=4)
-    write_atomically(RUN / "hint.json", os.environ["HINT"].encode())
     x = torch.ones(1, 2000)
+    model(x).sum().backward()
+    dispatcher: dispatching.Dispatcher = model.__dict__["_trainmesh"]
+    hint = decode(os.environ["HINT"].encode(), Hint, what="HINT")
+    world = dispatcher._context.hello.world
+    write_atomically(RUN / "hint.json", encode(replace(hint, world=world)))
     for _ in range(WARM_STEPS):
         model(x).sum().backward()
-    dispatcher: dispatching.Dispatcher = model.__dict__["_trainmesh"]
     assert dispatcher._epoch == 1, "the plan is not in force"
     if RANK == VICTIM:
         code = getattr(signal, "SIG" + os.environ["SIGNAL"])

@@ -66,7 +66,7 @@ def random_plan(draw: random.Random) -> Plan:
     return plan
 
 
-def random_hint(draw: random.Random, epoch: int, before: Hint | None) -> Hint:
+def random_hint(draw: random.Random, world: int, epoch: int, before: Hint | None) -> Hint:
     """Any of plan, fusion size, codec and probing may be new."""
     plan = before.plan if before and draw.random() < 0.3 else random_plan(draw)
     return Hint(
@@ -75,6 +75,7 @@ def random_hint(draw: random.Random, epoch: int, before: Hint | None) -> Hint:
         effective_step=0,
         plan=plan,
         reason="test",
+        world=world,
         fusion_bytes=draw.choice([0, 0, 3_000, 1_000_000]),
         codec=draw.choice(["none", "none", "bf16", "fp16", "int8", "powersgd:1", "topk:0.1"]),
         probe_bytes=draw.choice([0, 0, 0, 1_000]),
@@ -84,8 +85,9 @@ def random_hint(draw: random.Random, epoch: int, before: Hint | None) -> Hint:
 class Delivery(threading.Thread):
     """Delivers the same sequence of hints to this rank as to the others, at its own pace."""
 
-    def __init__(self, current_epoch) -> None:
+    def __init__(self, world: int, current_epoch) -> None:
         super().__init__(daemon=True)
+        self._world = world
         self.done = threading.Event()
         self._epoch = current_epoch
 
@@ -94,17 +96,19 @@ class Delivery(threading.Thread):
         return [
             b'{"epoch":',
             encode(replace(hint, job="another")),
+            encode(replace(hint, world=hint.world + 1)),
+            encode(replace(hint, fusion_bytes=hint.fusion_bytes + 1)),
             encode(replace(hint, plan=replace(hint.plan, world_size=WORLD + 1))),
             encode(replace(hint, epoch=max(1, epoch - 1))),
             encode(hint).replace(b'"order":[', b'"order":[70000,'),
-        ][epoch // 3 % 5]
+        ][epoch // 3 % 7]
 
     def run(self) -> None:
         plans = random.Random(1)
         delays = random.Random(100 + RANK)
         hint = None
         for epoch in range(1, SWITCHES + 1):
-            hint = random_hint(plans, epoch, hint)
+            hint = random_hint(plans, self._world, epoch, hint)
             if epoch % 3 == 0 and epoch % WORLD == RANK:
                 write_atomically(RUN / "hint.json", self._unusable(epoch, hint))
             if self.done.wait(delays.uniform(0, 0.03)):
@@ -127,7 +131,8 @@ def main() -> None:
     draws = torch.Generator().manual_seed(RANK)
     model(torch.ones(1, 17)).sum().backward()
     dispatcher = model.__dict__["_trainmesh"]
-    delivery = Delivery(lambda: dispatcher._epoch)
+    world = dispatcher._context.hello.world
+    delivery = Delivery(world, lambda: dispatcher._epoch)
     delivery.start()
     steps, epochs, deadline = 0, set(), time.monotonic() + 780
     exact, exact_steps, resident = True, 0, 0

@@ -81,6 +81,9 @@ class Pilot:
         self._trial: Trial | None = None
         self._way_back: Proposal | None = None
         """To be proposed until it is in force."""
+        self._is_current_known = True
+        self.proven: Regime | None = None
+        """The last regime that was judged and stayed, or with which the job was settled."""
         self._evidence = _Evidence(settings.min_steps)
         self._doubt = ""
         """Why what is believed of the links may be wrong; empty if there is no reason."""
@@ -95,11 +98,29 @@ class Pilot:
         self._caution = 0
         """Plans that were taken back, less those that stayed: each doubles the time to the next."""
 
+    @property
+    def awaited(self) -> Hint | None:
+        """The hint that the ranks are to take up; None if none is on its way."""
+        return self._awaited if self._phase is Phase.SWITCH else None
+
+    def take_up(self, regime: Regime, reason: str) -> None:
+        """Have the ranks run ``regime``, whatever they run now: it is what they ran before a
+        restart, or nobody knows what is in force."""
+        self._way_back = Proposal(regime, reason)
+        self._is_current_known = False
+        if regime.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
+            self._doubt = "the plan in force is from before"
+
     def hint(self, hint: Hint) -> None:
         """The store holds ``hint`` now; the ranks will switch to it, or reject it."""
         own, self._proposal = self._proposal, None
         is_own = own is not None and _same(own.regime, Regime.of(hint))
-        self._trial = own.trial if own is not None and is_own else None
+        if own is not None and is_own:
+            self._trial = own.trial
+        elif self.awaited is None or not _same(Regime.of(self.awaited), Regime.of(hint)):
+            self._trial = None  # else the same again, under another epoch
+        else:
+            is_own = True
         self._way_back = None
         self._awaited = hint
         if not is_own and hint.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
@@ -109,7 +130,8 @@ class Pilot:
     def switched(self, hint: Hint, step: int, now_s: float) -> None:
         """All ranks run ``hint`` from ``step`` on."""
         new = Regime.of(hint)
-        if not _same(new, self._current):
+        if not _same(new, self._current) or not self._is_current_known:
+            self._is_current_known = True
             self._evidence = _Evidence(self._settings.min_steps, hint.epoch, step + WARM_UP_STEPS)
         if not same_way(new.plan, self._current.plan):
             self._next_plan_s = now_s + self._settings.min_plan_s * 2**self._caution
@@ -197,6 +219,7 @@ class Pilot:
             turn.say("note", words)
         self._usual_s = baseline(steps)
         self._evidence = self._evidence.settled(steps)
+        self.proven = current
         self._phase = Phase.SETTLED
 
     def _ask_links(self, now_s: float, turn: Turn) -> bool:
@@ -262,6 +285,7 @@ class Pilot:
         words = f"{self._current.words}: {words}" + (f" ({learned})" if learned else "")
         self._phase = Phase.MEASURE
         if stays:
+            self.proven = self._current
             self._said = self._topic
             self._caution = max(0, self._caution - 1)
             turn.say("fit", f"{words}; it stays")

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from trainmesh.decisions.settings import NO_CODEC
 from trainmesh.format import size
-from trainmesh.types import Algorithm, Hint, Plan
+from trainmesh.types import NOT_SENT, Algorithm, Hint, Plan
 
 __all__ = ["Regime", "grouped", "regime_words", "same_way"]
+
+PIECES = ("nbytes", "num_chunks")
+"""Fields of a plan that set the size of the pieces in which the bytes go their way."""
+WAY = tuple(name for name in Plan.__struct_fields__ if name not in NOT_SENT and name not in PIECES)
 
 
 @dataclass(frozen=True)
@@ -63,17 +67,6 @@ def grouped(sizes: Sequence[int], fusion_bytes: int) -> list[list[int]]:
 
 
 def same_way(a: Plan, b: Plan) -> bool:
-    """Whether two plans move the same bytes the same way, whatever was predicted of them."""
-    return _ways(a) == _ways(b)
-
-
-def _ways(plan: Plan) -> tuple[object, ...]:
-    return (
-        plan.algorithm,
-        plan.order,
-        plan.rings,
-        plan.shares,
-        plan.islands,
-        plan.levels,
-        plan.trees,
-    )
+    """Whether two plans move the same bytes the same way, whatever was predicted of them and in
+    whatever pieces."""
+    return all(getattr(a, name) == getattr(b, name) for name in WAY)
