@@ -234,6 +234,19 @@ def test_after_compaction_a_watch_says_so_and_goes_on(etcd_url: str) -> None:
 
 
 @pytest.mark.etcd
+def test_a_watch_on_a_store_that_went_back_says_so_and_goes_on(etcd_url: str) -> None:
+    """As after it was emptied: it would wait for revisions that are long to come."""
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    revision = store.put("/back/a", b"1")
+    seen = Seen()
+    store.watch("/back/", seen, start_revision=revision + 1_000_000)
+    assert seen.wait(1)[0].resync
+    last = store.put("/back/a", b"2")
+    assert seen.wait(2)[1:] == [Change("/back/a", b"2", last)]
+    store.close()
+
+
+@pytest.mark.etcd
 def test_a_cas_whose_answer_was_lost_counts(etcd_url: str) -> None:
     """Both for a write that was carried out and for one that was not."""
     store = connect(etcd_url, timeout_s=PATIENCE_S)

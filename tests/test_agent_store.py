@@ -1,0 +1,99 @@
+"""The agent around a store that refuses, forgets or goes back: no report and no hint is lost."""
+
+import threading
+from pathlib import Path
+
+from tests.launchjob import wait_for
+from trainmesh.agent import MAX_WAITING_REPORTS, Inbox, Uplink
+from trainmesh.control import ControlEnvironment, Stop
+from trainmesh.errors import StoreError
+from trainmesh.health import HealthReporter
+from trainmesh.memory_store import MemoryStore
+from trainmesh.rundir import RunDir
+from trainmesh.store import Change, job_prefix
+from trainmesh.types import Hint, NodeReport, Note, Plan, RankReport
+from trainmesh.wire import decode, encode
+
+JOB = "job"
+PREFIX = job_prefix(JOB)
+
+
+def uplink(path: Path, inbox: Inbox) -> Uplink:
+    environment = ControlEnvironment(
+        run=RunDir(path), job=JOB, node="n", etcd="http://127.0.0.1:1", insecure_etcd=False,
+        topology=None, plan=None, margin=0.05, fusion_bytes=None, compression="none",
+    )  # fmt: skip
+    return Uplink(environment, inbox, HealthReporter(-1))
+
+
+def report(number: int) -> RankReport:
+    return RankReport(notes=(Note(kind="warning", rank=0, text=str(number)),))
+
+
+class Refusing(MemoryStore):
+    refuses = True
+
+    def put(self, key: str, value: bytes, lease=None) -> int:
+        if self.refuses:
+            raise StoreError("database space exceeded")
+        return super().put(key, value, lease)
+
+
+def test_reports_that_the_store_refuses_are_sent_later_in_their_order(tmp_path: Path) -> None:
+    inbox, store = Inbox(), Refusing()
+    agent = uplink(tmp_path, inbox)
+    for number in range(3):
+        inbox.put(report(number))
+    for _ in range(2):
+        try:
+            agent._publish(store)
+        except StoreError:
+            continue
+        raise AssertionError("the store had refused")
+    inbox.put(report(3))
+    store.refuses = False
+    agent._publish(store)
+    entry = store.get(f"{PREFIX}reports/n")
+    assert entry is not None
+    sent = decode(entry.value, NodeReport, what="report")
+    assert [one.notes[0].text for one in sent.reports] == ["0", "1", "2", "3"]
+    assert sent.dropped == 0
+
+
+def test_what_is_put_back_is_bounded_and_counted() -> None:
+    inbox = Inbox()
+    for number in range(MAX_WAITING_REPORTS - 1):
+        inbox.put(report(number))
+    inbox.put_back([report(-2), report(-1)], 5)
+    reports, dropped = inbox.take()
+    assert len(reports) == MAX_WAITING_REPORTS
+    assert reports[0] == report(-1)
+    assert dropped == 6
+
+
+def test_lost_changes_are_listed_and_a_deleted_entry_comes_back(tmp_path: Path) -> None:
+    inbox, store, stop = Inbox(), MemoryStore(), Stop()
+    agent = uplink(tmp_path, inbox)
+    inbox.closed.set()
+    RunDir(tmp_path).socket.touch()
+    thread = threading.Thread(target=agent.session, args=(store, stop))
+    thread.start()
+    try:
+        wait_for(lambda: store.get(f"{PREFIX}agents/n"))
+        hint = Hint(
+            job=JOB, epoch=3, effective_step=0, world=7, reason="",
+            plan=Plan(algorithm="native", world_size=2, order=(0, 1)),
+        )  # fmt: skip
+        store.put(f"{PREFIX}hint", encode(hint))
+        file = RunDir(tmp_path).hint
+        wait_for(file.exists)
+        file.unlink()
+        agent._changed([Change("", None, 10**6, resync=True)])
+        wait_for(file.exists)
+        store.delete(f"{PREFIX}agents/")
+        wait_for(lambda: store.get(f"{PREFIX}agents/n"))
+    finally:
+        stop.set()
+        inbox.news.set()
+        thread.join(20)
+    assert not thread.is_alive()
