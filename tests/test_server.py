@@ -11,6 +11,7 @@ from tests.launchjob import wait_for
 from trainmesh import server
 from trainmesh.control import ControlEnvironment, Stop
 from trainmesh.errors import StoreError
+from trainmesh.health import HealthReporter
 from trainmesh.memory_store import MemoryStore
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import RunDir
@@ -91,7 +92,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
         run=RunDir(tmp_path), job=JOB, node="n", etcd="", insecure_etcd=False, topology=None,
         plan="native", margin=0.05, fusion_bytes=8 * MS, compression="none",
     )  # fmt: skip
-    with RecordWriter(tmp_path / "record.jsonl") as record:
+    with RecordWriter(tmp_path / "record.jsonl", HealthReporter(-1)) as record:
         yield Shell(environment, record)
 
 
