@@ -151,6 +151,8 @@ class EndpointCells(NamedTuple):
     timeout: Count
     stream: Count
     lone_error: Count
+    silent: Count
+    closed: Count
     retries: Count
     hedges: Count
     hedge_wins: Count

@@ -125,15 +125,13 @@ class RetryConfig(_Strict, frozen=True):
 
 class EjectConfig(_Strict, frozen=True):
     """When an endpoint is taken out: ``failures`` hard errors in a row, or a TTFT above
-    ``latency_ratio`` times the pool's median over ``samples`` requests, or a stream without a
-    byte for ``stall_s``. At most ``max_share`` of a pool is out at a
-    time (those that refuse connections don't count), for ``base_s`` at first
+    ``latency_ratio`` times the pool's median over ``samples`` requests. At most ``max_share`` of
+    a pool is out at a time (those that refuse connections don't count), for ``base_s`` at first
     and ``max_s`` at most; it comes back with a slow start of ``slow_start_s``."""
 
     failures: Count = 3
     latency_ratio: Annotated[float, Meta(gt=1, le=1000)] = 3.0
     samples: Count = 5
-    stall_s: Seconds = 30.0
     max_share: Share = 0.5
     base_s: Seconds = 1.0
     max_s: Seconds = 30.0
@@ -160,6 +158,9 @@ class ModelConfig(_Strict, frozen=True):
     retry: RetryConfig = RetryConfig()
     eject: EjectConfig = EjectConfig()
     session_header: OptionalName = "x-session-id"
+    keepalive_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
+    """A stream that is silent for that long gets a comment, which clients skip, so that nobody on
+    the way takes the connection for dead. 0: none, and streams are the endpoint's to the byte."""
     affinity_budget_s: Seconds = 0.1
     """How much later the first byte may come for a session or prefix to stay where it is."""
 
@@ -222,6 +223,8 @@ class LimitsConfig(_Strict, frozen=True):
     first_byte_timeout_s: Seconds = 600.0
     stream_timeout_s: Seconds = 3600.0
     """A whole answer."""
+    silence_timeout_s: Seconds = 600.0
+    """Between two bytes of an answer: models think for minutes in the middle of a stream."""
     queue: Count = 1024
     queue_timeout_s: Seconds = 10.0
     drain_s: Seconds = 30.0

@@ -125,6 +125,8 @@ class Books:
             self._answered(attempt)
         if attempt.kind is Kind.TRIAL:
             endpoint.health.trials_inflight -= 1
+            if not attempt.first_byte_s:
+                self.extras.cost_nothing(attempt.facts)
         if outcome is Outcome.OK:
             endpoint.health.failures = 0
             if output_tokens:
@@ -171,6 +173,8 @@ class Books:
         if outcome is Outcome.CANCELLED:
             if not attempt.first_byte_s:
                 self._learn_at_least(attempt, now_s)
+        elif outcome in (Outcome.SILENT, Outcome.CLOSED):
+            pass  # neither says how the endpoint is
         elif outcome is Outcome.CLIENT_ERROR:
             # Alone it says nothing of the endpoint: one that has lost its model answers so too.
             if attempt.confirmed:

@@ -16,13 +16,26 @@ RETRY_FLOOR_PER_S: Final = 5.0
 RETRY_BURST: Final = 50.0
 HEDGE_BURST: Final = 20.0
 """Ordinary requests whose tokens the hedge budget holds at most."""
+TRIAL_SHARE: Final = 0.02
+"""Tokens of copies that nobody reads, of all tokens."""
+TRIAL_BURST: Final = 4.0
+"""Ordinary requests whose tokens that budget holds at most: an endpoint that is out comes back
+after one to four good trials."""
 NEVER_S: Final = float("inf")
 
 
 class Extras:
     """The budgets of a pool, and the TTFT quantile that a hedge waits for."""
 
-    __slots__ = ("_hedge", "_hedges", "_quantiles", "_retries", "_retry", "client_errors")
+    __slots__ = (
+        "_hedge",
+        "_hedges",
+        "_quantiles",
+        "_retries",
+        "_retry",
+        "_trials",
+        "client_errors",
+    )
 
     def __init__(self, retry: RetryConfig, hedge: HedgeConfig, tokens: float, now_s: float) -> None:
         """``tokens``: those of an ordinary request."""
@@ -33,6 +46,9 @@ class Extras:
         self._retries = Budget(
             retry.budget, floor_per_s=RETRY_FLOOR_PER_S, burst=RETRY_BURST, now_s=now_s
         )
+        self._trials = Budget(
+            TRIAL_SHARE, floor_per_s=0.0, burst=TRIAL_BURST * max(tokens, 1.0), now_s=now_s
+        )
         self._hedges = Budget(
             hedge.budget, floor_per_s=0.0, burst=HEDGE_BURST * max(tokens, 1.0), now_s=now_s
         )
@@ -41,17 +57,27 @@ class Extras:
         self._retries.gain(1.0)
         self.client_errors.asked()
         self._hedges.gain(tokens)
+        self._trials.gain(tokens)
 
     def first_byte(self, prompt_tokens: int, stream: bool, ttft_s: float) -> None:
         self._quantiles.add(prompt_tokens, stream, ttft_s)
 
     def tick(self, tokens: float, now_s: float) -> None:
         self._hedges.burst = HEDGE_BURST * max(tokens, 1.0)
+        self._trials.burst = TRIAL_BURST * max(tokens, 1.0)
         self._quantiles.tick(now_s)
 
     def may_retry(self, attempts: int, now_s: float) -> bool:
         """Takes one retry from the budget; ``attempts`` were made."""
         return attempts < self._retry.attempts and self._retries.take(1.0, now_s)
+
+    def may_try(self, facts: Facts, now_s: float) -> bool:
+        """Takes a copy's tokens from the budget."""
+        return self._trials.take(trial_tokens(facts), now_s)
+
+    def cost_nothing(self, facts: Facts) -> None:
+        """The copy was not answered."""
+        self._trials.give_back(trial_tokens(facts))
 
     def hedge_delay_s(self, facts: Facts) -> float:
         """How long the first attempt has before a hedge; infinite: there will be none."""
@@ -65,3 +91,9 @@ class Extras:
         if not self._hedge.enabled or load > self._hedge.max_load:
             return False
         return self._hedges.take(facts.prompt_tokens + facts.output_tokens, now_s)
+
+
+def trial_tokens(facts: Facts) -> int:
+    """What a copy makes an endpoint do: it is cancelled at the first byte, which comes after the
+    first token of a stream, and with the last of any other answer."""
+    return facts.prompt_tokens + (1 if facts.stream else facts.output_tokens)

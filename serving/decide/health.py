@@ -187,11 +187,12 @@ class Health:
         return draw < (ramp if ramp > MIN_RAMP else MIN_RAMP)
 
     def trial_due(self, now_s: float) -> bool:
-        """Whether it should be tried with a copy; counts that as one of the period."""
-        if now_s < self._next_trial_s or self.trials_inflight >= MAX_TRIALS:
-            return False
+        """Whether it should be tried with a copy."""
+        return now_s >= self._next_trial_s and self.trials_inflight < MAX_TRIALS
+
+    def tried(self, now_s: float) -> None:
+        """It is tried now."""
         self._next_trial_s = now_s + TRIAL_PERIOD_S
-        return True
 
     def _slow_start(self, now_s: float, why: str) -> str:
         self._become(State.SLOW_START, "slow start", now_s, now_s + self._config.slow_start_s)

@@ -208,21 +208,30 @@ class Pool:
         return choice
 
     def trial(
-        self, facts: Facts, now_s: float, allowed: frozenset[int] | None = None
+        self,
+        facts: Facts,
+        now_s: float,
+        *,
+        sent_to: Collection[Endpoint] = (),
+        allowed: frozenset[int] | None = None,
     ) -> Endpoint | None:
         """An endpoint that is out, or that nobody has chosen for a while, and is due to be tried
-        by a copy of this request, if any.
+        by a copy of this request, if any. Never one that has the request already (``sent_to``),
+        and only as many as the budget of tokens allows.
 
         The copy is to be begun with ``Kind.TRIAL``, cancelled at its first byte or after
         ``TRIAL_TIMEOUT_S`` (then it ends as ``TIMEOUT``), and its answer thrown away.
         """
-        roster = self._roster
+        roster, extras = self._roster, self._books.extras
         if len(roster.full) < len(self.endpoints):
-            out = roster.trial(now_s, allowed)
-            if out is not None:
+            out = roster.trial(now_s, sent_to, allowed)
+            if out is not None and extras.may_try(facts, now_s):
+                out.health.tried(now_s)
                 return out
         stale = self._stale
         if stale is None or (allowed is not None and stale.index not in allowed):
+            return None
+        if stale in sent_to or not extras.may_try(facts, now_s):
             return None
         self._stale = None
         stale.copied_s = now_s

@@ -95,13 +95,16 @@ class Roster:
             reasons.append(f"{endpoint.name}: {reason}")
         return "; ".join(reasons) or "none is allowed for this request"
 
-    def trial(self, now_s: float, allowed: Collection[int] | None) -> Endpoint | None:
-        """One that is out and due to be tried."""
+    def trial(
+        self, now_s: float, sent_to: Collection[Endpoint], allowed: Collection[int] | None
+    ) -> Endpoint | None:
+        """One that is out and due to be tried, and isn't in ``sent_to``."""
         for endpoint in self.endpoints:
             health = endpoint.health
             if (
                 (health.state is State.EJECTED or health.state is State.BACKOFF)
                 and not self._excluded(endpoint)
+                and endpoint not in sent_to
                 and (allowed is None or endpoint.index in allowed)
                 and health.trial_due(now_s)
             ):

@@ -238,7 +238,7 @@ class Simulation:
         delay_s = self.pool.hedge_delay_s(facts)
         if delay_s < inf:
             self.at(self.now_s + delay_s, lambda: self._hedge(exchange))
-        trial = self.pool.trial(facts, self.now_s)
+        trial = self.pool.trial(facts, self.now_s, sent_to=exchange.tried)
         if trial is not None:
             self._trial(trial, facts)
 

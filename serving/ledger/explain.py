@@ -167,5 +167,7 @@ _OUTCOMES = {
     Outcome.RESET: "connection ended before the first byte",
     Outcome.STATUS: "failed",
     Outcome.TIMEOUT: "timed out",
+    Outcome.SILENT: "said nothing for too long",
+    Outcome.CLOSED: "found its kept connection closed",
     Outcome.STREAM: "ended in the middle of the answer",
 }

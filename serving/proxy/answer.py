@@ -49,10 +49,6 @@ class Sink(Protocol):
         """No more will come."""
         ...
 
-    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
-        """The same attempt goes on over another connection."""
-        ...
-
 
 class Request:
     """What is sent: bytes of the head and body, and how the answer is to be read."""

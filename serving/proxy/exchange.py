@@ -108,7 +108,7 @@ class Exchange:
         self.hedge_at_s = now_s + pool.hedge_delay_s(self.facts)
         if self.hedge_at_s < math.inf:
             self.route.expect_hedge(self)
-        ejected = pool.trial(self.facts, now_s, allowed=self.allowed)
+        ejected = pool.trial(self.facts, now_s, sent_to=self.tried, allowed=self.allowed)
         if ejected is not None:
             Trial(self._router, self.route, ejected).start(self, now_s)
 
@@ -133,7 +133,9 @@ class Exchange:
     def _choose(self, now_s: float) -> Choice:
         return self._router.choose(self, now_s)
 
-    def _send(self, choice: Choice, endpoint: Endpoint, kind: Kind, now_s: float) -> None:
+    def _send(
+        self, choice: Choice, endpoint: Endpoint, kind: Kind, now_s: float, *, surely: bool = False
+    ) -> None:
         self.tried.append(endpoint)
         name = self.facts.request_id + ("-hedge" if kind is Kind.HEDGE else "")
         span = self.trace.attempt(endpoint.name, kind.value) if self.trace is not None else None
@@ -146,7 +148,8 @@ class Exchange:
             self._spans[attempt] = span
         self._attempts += 1
         server = self.route.server(endpoint)
-        self._live.append(server.send(self, attempt, request))
+        surely = surely or self._attempts >= self.route.pool.config.retry.attempts
+        self._live.append(server.send(self, attempt, request, surely=surely))
 
     def _retry(self, now_s: float) -> bool:
         """Send it again, elsewhere; False if that can't be."""
@@ -161,13 +164,33 @@ class Exchange:
             return False
         return self._send_again(choice, choice.endpoint, now_s)
 
-    def _send_again(self, choice: Choice, endpoint: Endpoint, now_s: float) -> bool:
+    def _send_again(
+        self, choice: Choice, endpoint: Endpoint, now_s: float, *, surely: bool = False
+    ) -> bool:
         self.route.count("retries")
         try:
-            self._send(choice, endpoint, Kind.RETRY, now_s)
+            self._send(choice, endpoint, Kind.RETRY, now_s, surely=surely)
         except Unsupported:
             return False
         return True
+
+    def _again(self, upstream: Upstream, outcome: Outcome, now_s: float) -> bool:
+        if outcome is Outcome.CLOSED:
+            return self._replace(upstream, now_s)
+        return self._retry(now_s)
+
+    def _replace(self, upstream: Upstream, now_s: float) -> bool:
+        """Its kept connection was closed: send the request again, which counts as an attempt, as it
+        may have been carried out. Elsewhere if that can be: the endpoint may be gone."""
+        if self._attempts >= self.route.pool.config.retry.attempts:
+            return False
+        choice = self._choose(now_s)
+        if choice.endpoint is None or choice.reason:
+            self.tried.remove(upstream.attempt.endpoint)
+            choice = self._choose(now_s)
+        return choice.endpoint is not None and self._send_again(
+            choice, choice.endpoint, now_s, surely=True
+        )
 
     def _ask_another(self, upstream: Upstream, now_s: float) -> bool:
         """``upstream`` says that the request is wrong: wait with that until another endpoint has
@@ -193,9 +216,6 @@ class Exchange:
         return self._send_again(choice, choice.endpoint, now_s)
 
     # -- what endpoints answer -------------------------------------------------------------
-
-    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
-        self._live[self._live.index(upstream)] = to
 
     def on_head(self, upstream: Upstream) -> bool:
         status = upstream.answer.status
@@ -264,7 +284,7 @@ class Exchange:
             return
         if self.winner is upstream:
             self._break_off(upstream, client, now_s)
-        elif self._live or self._retry(now_s):
+        elif self._live or self._again(upstream, outcome, now_s):
             return
         elif self._refusing is not None:
             self._fall_back()
@@ -276,7 +296,8 @@ class Exchange:
         self.route.count("broken_streams")
         framed = upstream.streams_events and upstream.between_chunks
         if framed:
-            event = interrupted_event(f"the stream from {upstream.attempt.endpoint.name} broke off")
+            name = upstream.attempt.endpoint.name
+            event = interrupted_event(f"the stream from {name} broke off: {upstream.error}")
             client.write(self, b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
         self._finish(upstream.answer.status, now_s, close=not framed)
 
@@ -299,19 +320,29 @@ class Exchange:
     # -- endings ---------------------------------------------------------------------------
 
     def check(self, now_s: float) -> None:
-        """Called now and then: end what takes too long or has stalled."""
+        """Called now and then: end what takes too long."""
         limits, winner = self._router.config.limits, self.winner
         if winner is not None:
-            stalled = now_s - winner.last_byte_s > self.route.pool.config.eject.stall_s
-            late = now_s - self.started_s > limits.stream_timeout_s
-            if (stalled and not self._client_is_slow()) or late:
-                winner.error = "the stream stalled" if stalled else "the answer took too long"
-                winner.lose(Outcome.STREAM)
+            self._check_answer(winner, now_s)
             return
         for upstream in tuple(self._live):
             if now_s - upstream.attempt.started_s > limits.first_byte_timeout_s:
                 upstream.error = f"nothing came for {limits.first_byte_timeout_s:g} s"
                 upstream.lose(Outcome.TIMEOUT)
+
+    def _check_answer(self, winner: Upstream, now_s: float) -> None:
+        limits = self._router.config.limits
+        silent_s = 0.0 if self._client_is_slow() else now_s - winner.last_byte_s
+        if now_s - self.started_s > limits.stream_timeout_s:
+            winner.error = f"the answer took more than {limits.stream_timeout_s:g} s"
+            winner.lose(Outcome.STREAM)
+        elif silent_s > limits.silence_timeout_s:
+            winner.error = f"nothing came for {limits.silence_timeout_s:g} s"
+            winner.lose(Outcome.SILENT)
+        else:
+            keepalive_s = self.route.pool.config.keepalive_s
+            if keepalive_s and min(silent_s, now_s - winner.commented_s) > keepalive_s:
+                winner.comment(now_s)
 
     def _client_is_slow(self) -> bool:
         return self.client is not None and self.client.paused
@@ -414,9 +445,6 @@ class Trial:
 
     def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
         self._end(upstream, outcome, now_s)
-
-    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
-        self._upstream = to
 
     def _end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
         self._upstream = None

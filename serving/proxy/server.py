@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +23,14 @@ __all__ = ["Server"]
 
 IDLE_S: Final = 30.0
 MAX_IDLE: Final = 1024
+FRESH_S: Final = 1.0
+"""Nobody closes a connection that was used so lately: servers wait for 5 s and more."""
+PROBES: Final = (
+    (socket.TCP_KEEPIDLE, 15),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 4),
+)
+"""A host that is gone is noticed after 35 s."""
 
 
 class Server:
@@ -50,19 +60,19 @@ class Server:
         self._connecting: set[asyncio.Task[None]] = set()
         self.closed = False
 
-    def send(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream:
+    def send(
+        self, sink: Sink, attempt: Attempt, request: Request, *, surely: bool = False
+    ) -> Upstream:
         """Send ``request``, over an open connection if there is one; ``sink`` hears of the rest,
-        but nothing before this returns."""
-        while self._idle:
+        but nothing before this returns. ``surely``: not over one that the endpoint may be about
+        to close, as there will be no other attempt."""
+        least_s = monotonic() - FRESH_S if surely else -math.inf
+        while self._idle and self._idle[-1].idle_since_s >= least_s:
             upstream = self._idle.pop()
             if not upstream.transport.is_closing():
                 upstream.send(sink, attempt, request)
                 self._busy.add(upstream)
                 return upstream
-        return self.send_anew(sink, attempt, request)
-
-    def send_anew(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream:
-        """Send ``request`` over a new connection."""
         upstream = Upstream(self)
         upstream.assign(sink, attempt, request)
         self._busy.add(upstream)
@@ -81,6 +91,7 @@ class Server:
                     server_hostname=side.server_hostname if side else None,
                     ssl_handshake_timeout=self._connect_timeout_s if side else None,
                 )  # fmt: skip
+            _keep_alive(transport)
             if side and (problem := side.problem(transport.get_extra_info("ssl_object"))):
                 raise ssl.SSLError(problem)
         except OSError as error:  # of which TLS errors and time-outs are kinds
@@ -137,3 +148,12 @@ def _words(error: OSError, *, tls: bool) -> str:
     if tls and isinstance(error, ssl.SSLError | TimeoutError):
         return handshake_problem(error)
     return str(error) or "connecting took too long"
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Have the kernel find out when the other host is gone: a silent stream has no time-out that
+    would."""
+    connection = transport.get_extra_info("socket")
+    for option, value in PROBES:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

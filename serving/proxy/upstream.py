@@ -19,6 +19,9 @@ MAX_HEAD_BYTES: Final = 65_536
 MAX_HELD_BYTES: Final = 65_536
 """A chunk that is longer is forwarded in parts; if its stream breaks, no error event can follow."""
 LARGE_BYTES: Final = 65_536
+COMMENT: Final = b": keep-alive\n\n"
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n", b"\r\n\r\n\r\n")
+"""Of what was forwarded last, without and with the end of its chunk."""
 
 
 class Keeper(Protocol):
@@ -27,7 +30,6 @@ class Keeper(Protocol):
     closed: bool
     observe_gap: Callable[[float], None]
 
-    def send_anew(self, sink: Sink, attempt: Attempt, request: Request) -> Upstream: ...
     def free(self, upstream: Upstream) -> None: ...
     def forget(self, upstream: Upstream) -> None: ...
 
@@ -39,11 +41,12 @@ class Upstream(asyncio.Protocol):
     client's stream is always between two chunks, where an error event can still be put.
     """
 
-    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held", "_in_head",
-                 "_informational", "_keep", "_on_hold", "_open_chunk", "_out", "_parser", "_raw",
-                 "_reused", "_tail", "answer", "attempt", "chunks", "client", "connecting", "error",
-                 "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request",
-                 "server", "sink", "transport", "whole")  # fmt: skip
+    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held",
+                 "_in_head", "_informational", "_keep", "_last", "_on_hold", "_open_chunk",
+                 "_out", "_parser", "_raw", "_reused", "_tail", "answer", "attempt", "chunks",
+                 "client", "commented_s", "connecting", "error", "idle_since_s",
+                 "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request", "server",
+                 "sink", "transport", "whole")  # fmt: skip
 
     __deletable__ = ("answer", "attempt", "client", "request")  # mypyc wants to be told
 
@@ -70,14 +73,14 @@ class Upstream(asyncio.Protocol):
         self.answer = Answer()
         self.chunks = 0
         self.nbytes = 0
-        self.last_byte_s = 0.0
+        self.last_byte_s = self.commented_s = 0.0
         self.whole = True
         self._in_head = True
         self._begun = self._complete = self._excess = self._open_chunk = False
         self._keep = self._on_hold = False
         self._informational = 0
         self._raw = b""
-        self._held = self._tail = b""
+        self._held = self._tail = self._last = b""
         self._decoded: list[bytes] = []
         self._decoding = request.decode or request.inbound is not None
         self.lead = b""
@@ -308,6 +311,7 @@ class Upstream(asyncio.Protocol):
                 return
         else:
             data = data[: (self.answer.content_length or 0) - self.nbytes]
+        self._last = data
         self.chunks += 1
         self.nbytes += len(data)
         if self.chunks > 1:
@@ -342,6 +346,7 @@ class Upstream(asyncio.Protocol):
         """Forward without the endpoint's framing: translated, or for a client without chunks."""
         data, self._out = self._out, b""
         if data:
+            self._last = data
             self.chunks += 1
             self.nbytes += len(data)
             if self.rechunk:
@@ -386,6 +391,13 @@ class Upstream(asyncio.Protocol):
         """What was forwarded ends where another chunk may begin."""
         return self.rechunk or (self.answer.chunked and self.whole and not self._decoding)
 
+    def comment(self, now_s: float) -> None:
+        """Tell the client that its stream goes on though it is silent: by a comment (HTML Standard,
+        9.2.6), which can only stand between two events."""
+        if self.streams_events and self.between_chunks and self._last.endswith(EVENT_ENDS):
+            self.commented_s = now_s
+            cast(Client, self.client).write(b"%x\r\n%s\r\n" % (len(COMMENT), COMMENT))
+
     def output_tokens(self) -> int:
         """An estimate of the tokens in the answer: events of a stream, a quarter of other bytes."""
         if self.streams_events:
@@ -407,17 +419,14 @@ class Upstream(asyncio.Protocol):
         self.close()
 
     def lose(self, outcome: Outcome) -> None:
-        """No more will come of this answer; a connection that the endpoint had closed in the
-        meantime is replaced, without anybody's noticing."""
+        """No more will come of this answer."""
         sink, self.sink = self.sink, None
         self.close()
         if sink is None:
             return
-        stale = self._reused and self._in_head and not self._raw and outcome is Outcome.RESET
-        if stale and not self.server.closed:
-            sink.on_moved(self, self.server.send_anew(sink, self.attempt, self.request))
-        else:
-            sink.on_lost(self, outcome, monotonic())
+        if self._reused and self._in_head and not self._raw and outcome is Outcome.RESET:
+            outcome = Outcome.CLOSED
+        sink.on_lost(self, outcome, monotonic())
 
     def close(self) -> None:
         self.server.forget(self)

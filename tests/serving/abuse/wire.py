@@ -84,9 +84,6 @@ class Caller:
     def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
         self.events.append(outcome.value)
 
-    def on_moved(self, upstream: Upstream, to: Upstream) -> None:
-        self.events.append("moved")
-
     def free(self, upstream: Upstream) -> None:
         self.events.append("free")
 

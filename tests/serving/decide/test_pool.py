@@ -225,7 +225,8 @@ def test_trials_come_once_a_second_and_one_good_one_is_enough() -> None:
     assert pool.trial(facts(), 0.5) is None
     fail(pool, bad, Outcome.CONNECT, 1.0)
     assert pool.trial(facts(), 1.1) is None
-    assert pool.trial(facts(), 2.0, frozenset((1,))) is None
+    assert pool.trial(facts(), 2.0, allowed=frozenset((1,))) is None
+    assert pool.trial(facts(), 2.0, sent_to=[bad]) is None
     assert pool.trial(facts(), 2.0) is bad
     fail_at = pool.begin(bad, facts(), Kind.TRIAL, 2.0)
     assert pool.trial(facts(), 2.1) is None

@@ -1,0 +1,176 @@
+"""How often a request is executed, and how long a silent stream is kept."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving.proxy.backend import STREAM_HEAD, Backend, answer, backends, chunked, event
+from tests.serving.proxy.raw import chat, raw
+from tests.serving.running import RunningRouter, ask, running_router, until
+
+OPTIONS = {"hedge": {"enabled": False}}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[RunningRouter, list[Backend]]]:
+    with backends(3) as made:
+        every = [{"url": each.url} for each in made]
+        both = every[:2]
+        models = {
+            "one": {"endpoints": both[:1], **OPTIONS},
+            "three": {
+                "endpoints": every,
+                "policy": "round_robin",
+                "retry": {"attempts": 3},
+                **OPTIONS,
+            },
+            "once": {"endpoints": both[:1], "retry": {"attempts": 1}, **OPTIONS},
+            "two": {"endpoints": both, **OPTIONS},
+            "noted": {"endpoints": both[:1], "keepalive_s": 0.5, **OPTIONS},
+        }
+        limits = {"silence_timeout_s": 4}
+        with running_router({"models": models, "limits": limits}) as router:
+            yield router, made
+
+
+def body_of(model: str, **more: object) -> bytes:
+    return json.dumps({"model": model, "messages": [], **more}).encode()
+
+
+def works(served: tuple[RunningRouter, list[Backend]], model: str) -> None:
+    router, made = served
+    for backend in made:
+        backend.say(answer())
+    until(lambda: router.post(body_of(model))[0] == 200)
+    for backend in made:
+        backend.asked.clear()
+
+
+def all_asked(made: list[Backend], model: str) -> bool:
+    return all(backend.asked for backend in (made if model == "three" else made[:1]))
+
+
+def test_one_endpoint_executes_a_request_once(served: tuple[RunningRouter, list[Backend]]) -> None:
+    works(served, "one")
+    router, (backend, *_) = served
+    for _ in range(3):
+        time.sleep(2.2)  # longer than an endpoint may be left alone
+        assert router.post(body_of("one", max_tokens=500))[0] == 200
+    assert len(backend.asked) == 3
+
+
+def test_copies_go_elsewhere_and_cost_little(served: tuple[RunningRouter, list[Backend]]) -> None:
+    works(served, "two")
+    router, (*made, _) = served
+    for _ in range(40):
+        assert router.post(body_of("two", max_tokens=500))[0] == 200
+        time.sleep(0.1)
+    asked = [each for backend in made for each in backend.asked]
+    copies = [each for each in asked if (each.header("x-request-id") or "").endswith("-trial")]
+    # A burst of four ordinary requests, and 2 % of 40.
+    assert len(copies) <= 4 + 1
+    for backend in made:
+        ids = [each.header("x-request-id") or "" for each in backend.asked]
+        assert not {name.removesuffix("-trial") for name in ids if name.endswith("-trial")} & set(
+            ids
+        )
+
+
+@pytest.mark.parametrize(("model", "attempts"), [("three", 3), ("once", 1)])
+def test_a_reset_after_the_request_was_read_counts(
+    served: tuple[RunningRouter, list[Backend]], model: str, attempts: int
+) -> None:
+    router, made = served
+    for _ in range(3):
+        works(served, model)
+        until(lambda: router.post(body_of(model))[0] == 200 and all_asked(made, model))
+        for backend in made:  # each has a connection that is kept
+            backend.asked.clear()
+
+        async def resets(_: Backend, writer: asyncio.StreamWriter) -> None:
+            writer.transport.abort()
+
+        for backend in made:
+            backend.do(resets)
+        request_id = f"reset-{model}-{time.monotonic_ns()}"
+        with raw(router.port) as client:
+            client.send(chat(model, fields=f"X-Request-Id: {request_id}\r\n"))
+            assert client.json()[0] == 502
+        ids = [each.header("x-request-id") for backend in made for each in backend.asked]
+        assert ids == [request_id] * attempts
+
+
+def test_a_closed_idle_connection_costs_nobody_anything(
+    served: tuple[RunningRouter, list[Backend]],
+) -> None:
+    """Also with one attempt: then none is used that may be closed any moment."""
+    works(served, "once")
+    router, (backend, *_) = served
+
+    async def closes(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer())
+        await writer.drain()
+        asyncio.get_running_loop().call_later(1.5, writer.close)
+
+    backend.do(closes)
+    for _ in range(3):
+        assert router.post(body_of("once"))[0] == 200
+        time.sleep(1.499)
+        assert router.post(body_of("once"))[0] == 200
+    assert len(backend.asked) == 6
+
+
+def test_a_silent_stream_is_kept_and_its_endpoint_not_blamed(
+    served: tuple[RunningRouter, list[Backend]],
+) -> None:
+    works(served, "one")
+    router, (backend, *_) = served
+
+    async def thinks(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(event(0)))
+        await asyncio.sleep(2.5)
+        writer.write(chunked(event(1)) + b"0\r\n\r\n")
+
+    backend.do(thinks)
+    for model, between in (("one", 0), ("noted", 2)):
+        with raw(router.port) as client:
+            client.send(chat(model, stream=True))
+            client.head()
+            got = client.until(b"\r\n0\r\n\r\n")
+        assert chunked(event(0)) in got
+        assert chunked(event(1)) in got
+        comments = got.count(chunked(b": keep-alive\n\n"))
+        assert between <= comments <= between + 2 if between else comments == 0
+        assert len(got) == len(
+            chunked(event(0)) + chunked(event(1)) + b"0\r\n\r\n"
+        ) + comments * len(chunked(b": keep-alive\n\n"))
+
+
+def test_a_stream_that_stays_silent_ends_and_its_endpoint_is_not_ejected(
+    served: tuple[RunningRouter, list[Backend]],
+) -> None:
+    works(served, "one")
+    router, (backend, *_) = served
+
+    async def falls_silent(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunked(event(0)))
+        await asyncio.sleep(60)
+
+    backend.do(falls_silent)
+    clients = [raw(router.port) for _ in range(4)]
+    opened = [client.__enter__() for client in clients]
+    try:
+        for client in opened:
+            client.send(chat("one", stream=True))
+        for client in opened:
+            client.head()
+            assert b"nothing came for 4 s" in client.until(b"\r\n0\r\n\r\n")
+    finally:
+        for client in clients:
+            client.__exit__(None, None, None)
+    assert "ejected" not in router.log
+    assert ask(router.name, "GET", "/health")[0] == 200
+    works(served, "one")
