@@ -6,6 +6,7 @@ from tests.elastic import MB, ElasticJob
 from tests.topology.graphs import racks
 from trainmesh.decisions.settings import Settings
 from trainmesh.topology.graph import LinkGraph
+from trainmesh.types import RankReport
 
 FUSED = Settings(only="native", fusion_bytes=8 * MB)
 TREE = Settings(only="tree")
@@ -108,6 +109,24 @@ def test_a_new_coordinator_on_an_empty_store_goes_above_what_ranks_run() -> None
         job._lose_everything()
         assert_in_force(job)
         assert job.ranks[0].epoch > before
+
+
+def test_an_epoch_that_ranks_have_passed_is_given_again() -> None:
+    """A new coordinator publishes what is asked for before it has heard what they run."""
+    job = ElasticJob(1, FUSED)
+    job.start("ab")
+    assert_in_force(job)
+    for rank in job.ranks:
+        rank.epoch, rank.plan = 33, (33, 0)
+    job._lose_everything()
+    for rank in job.ranks:
+        job._send(rank, RankReport(hello=rank.hello))
+    job._deliver()
+    job.decide()
+    assert job.stored is not None
+    assert job.stored.epoch < 33
+    assert_in_force(job, ticks=6)
+    assert job.stored.epoch == 34
 
 
 def test_the_last_epoch_is_said_and_nothing_breaks() -> None:

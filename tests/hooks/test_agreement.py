@@ -1,0 +1,111 @@
+"""What ranks compare, at the ends of its range; what draws a world's number; what a split says."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from msgspec.structs import replace
+
+from trainmesh.hooks import agreement as agreeing
+from trainmesh.hooks.agreement import Agreement, Verdict
+from trainmesh.hooks.context import RankContext
+from trainmesh.hooks.fsdp.replicas import ReplicaPlans
+from trainmesh.types import MAX_INT, Hint, Plan
+
+pytestmark = pytest.mark.torch
+
+PLAN = Plan(algorithm="native", world_size=2, order=(0, 1))
+HINT = Hint(job="j", epoch=1, effective_step=0, plan=PLAN, reason="", world=5)
+OTHER = replace(HINT, fusion_bytes=1)
+
+
+def together(act: Callable[[int, Any], Any]) -> list[Any]:
+    """What two ranks, threads of this process, get from ``act``."""
+    store, results = dist.HashStore(), [None, None]
+
+    def run(rank: int) -> None:
+        group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=20))
+        results[rank] = act(rank, group)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return results
+
+
+@pytest.mark.parametrize(
+    ("hints", "digests", "agree"),
+    [
+        ((HINT, HINT), (0, 0), True),
+        ((HINT, HINT), (MAX_INT, MAX_INT), True),
+        ((HINT, HINT), (0, MAX_INT), False),
+        ((HINT, HINT), (MAX_INT, MAX_INT - 1), False),
+        ((HINT, None), (0, 0), False),
+        ((replace(HINT, epoch=MAX_INT),) * 2, (MAX_INT, MAX_INT), True),
+        ((replace(HINT, epoch=MAX_INT), HINT), (MAX_INT, MAX_INT), False),
+        ((HINT, OTHER), None, False),
+        ((HINT, replace(HINT)), None, True),
+    ],
+)
+def test_a_round_at_the_ends_of_the_range(
+    monkeypatch: pytest.MonkeyPatch,
+    hints: tuple[Hint | None, Hint | None],
+    digests: tuple[int, int] | None,
+    agree: bool,
+) -> None:
+    held = threading.local()
+    if digests is not None:
+        monkeypatch.setattr(agreeing, "hint_digest", lambda hint: digests[held.rank])
+
+    def act(rank: int, group: Any) -> Verdict | None:
+        held.rank = rank
+        one = Agreement(group, 1, "n")
+        one.propose(0, hints[rank])
+        return one.result()
+
+    for verdict in together(act):
+        assert (verdict.hint is not None) is agree
+        assert verdict.split is not agree
+
+
+def test_a_hint_of_a_late_step_is_due_at_once_for_a_module_that_was_made_later() -> None:
+    late = replace(HINT, effective_step=100_000)
+
+    def act(rank: int, group: Any) -> list[Hint | None]:
+        found = []
+        for counts_steps in (True, False):
+            one = Agreement(group, 1, "n", counts_steps=counts_steps)
+            one.propose(0, late)
+            verdict = one.result()
+            assert verdict is not None
+            found.append(verdict.hint)
+        return found
+
+    assert together(act) == [[None, late], [None, late]]
+
+
+def test_replicas_note_a_split_once_an_epoch() -> None:
+    notes: list[tuple[str, int]] = []
+    context = RankContext.__new__(RankContext)
+    context._newest, context._split_epoch = HINT, 0
+    context.note = lambda kind, text, *, step=0, epoch=0: notes.append((kind, epoch))  # type: ignore[method-assign]
+    plans = ReplicaPlans.__new__(ReplicaPlans)
+    plans.epoch, plans._rejected, plans._context = 0, 1, context
+    context.newest_hint = lambda: context._newest  # type: ignore[method-assign]
+    plans._agreement = SimpleNamespace(  # type: ignore[assignment]
+        result=lambda: Verdict(split=True), propose=lambda step, hint: None
+    )
+    for step in range(1, 4):
+        plans.begin_step(step)
+    assert notes == [("mismatch", 1)]
+    context._newest = replace(HINT, epoch=2)
+    plans._rejected = 2
+    plans.begin_step(4)
+    assert notes == [("mismatch", 1), ("mismatch", 2)]
