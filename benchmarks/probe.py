@@ -2,7 +2,9 @@
 
     probe.py OUT script.py args
 
-The same few microseconds for whatever launched it; used by overhead.py.
+The same few microseconds for whatever launched it; used by overhead.py. At the end: the CPU
+seconds that the launcher's other children (etcd, coordinator, agent) have taken since the first
+backward pass.
 """
 
 import atexit
@@ -11,6 +13,7 @@ import os
 import runpy
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -18,8 +21,23 @@ from torch.nn.parallel import DistributedDataParallel
 out, *sys.argv = sys.argv[1:]
 forward_s: list[float] = []
 first_backward: list[float] = []
+control_s: list[float] = []
 original_forward = DistributedDataParallel.forward
 original_backward = torch.Tensor.backward
+
+
+def control_cpu_s() -> float:
+    """CPU time so far of the launcher's children that are no workers."""
+    ticks = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            is_ours = entry.name.isdigit() and int(fields[1]) == os.getppid()
+            if is_ours and b"probe.py" not in (entry / "cmdline").read_bytes():
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            continue  # not a process, or one that has ended
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def forward(self, *args, **kwargs):
@@ -30,6 +48,7 @@ def forward(self, *args, **kwargs):
 def backward(self, *args, **kwargs):
     if not first_backward:
         first_backward.append(time.time())
+        control_s.append(control_cpu_s())
     return original_backward(self, *args, **kwargs)
 
 
@@ -39,7 +58,11 @@ torch.Tensor.backward = backward
 
 def write() -> None:
     if os.environ["RANK"] == "0":
-        result = {"forward_s": forward_s, "first_backward_unix_s": first_backward[0]}
+        result = {
+            "forward_s": forward_s,
+            "first_backward_unix_s": first_backward[0],
+            "control_cpu_s": control_cpu_s() - control_s[0],
+        }
         with open(out, "w") as file:
             json.dump(result, file)
 
