@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.client_errors import is_client_error
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.health import FAULTS
+from trainmesh.serving.decide.health import FAULTS, State
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
@@ -185,7 +185,7 @@ class Exchange:
         if self._attempts >= self.route.pool.config.retry.attempts:
             return False
         choice = self._choose(now_s)
-        if choice.endpoint is None or choice.reason:
+        if choice.endpoint is None or choice.endpoint.health.state is State.EJECTED:
             self.tried.remove(upstream.attempt.endpoint)
             choice = self._choose(now_s)
         return choice.endpoint is not None and self._send_again(

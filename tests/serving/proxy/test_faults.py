@@ -20,7 +20,8 @@ ASK = b'{"model":"m","messages":[]}'
 
 
 def answered(routed: Routed) -> bool:
-    assert routed.router.post(ASK)[0] == 200
+    got = routed.router.post(ASK)
+    assert got[0] == 200, (got, routed.router.log[-3000:])
     return True
 
 
