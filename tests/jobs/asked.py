@@ -1,5 +1,5 @@
 """A short job: it waits at step 0 until a plan has reached its node, then takes 12 steps of three
-micro-steps (no_sync), each of which takes 5 ms of forward."""
+micro-steps (no_sync), each of which takes 40 ms of forward."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 
-MICRO_STEPS, STEPS, FORWARD_S, PATIENCE_S = 3, 12, 0.005, 60.0
+MICRO_STEPS, STEPS, FORWARD_S, PATIENCE_S = 3, 12, 0.04, 60.0
 
 
 class Slow(nn.Module):
