@@ -14,21 +14,25 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainmesh.claim import AWAY, ENV_CLAIM
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import asked, signals, target
+from trainmesh.launcher.meeting import meeting_of
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
 from trainmesh.launcher.supervisor import say
 from trainmesh.types import Algorithm
+from trainmesh.wire import encode
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 __all__ = ["add_arguments", "parent_parsers", "run"]
 
-ETCD_CHECK_S = 15.0
+ETCD_CHECK_S = 40.0
+"""More than the claim's patience with a launch that has died, and a slow start of Python."""
 AUTO = "auto"
 
 
@@ -117,7 +121,7 @@ def run(args: Namespace) -> int:
     if args.log_dir not in (None, os.devnull):
         _make_writable(Path(args.log_dir), "--log-dir")
     if settings.etcd is not None:
-        _check_etcd(settings.etcd, insecure=settings.insecure_etcd)
+        _claim_name(settings, settings.etcd)
         _warn_of_plain_text(settings.etcd)
     return session.run(args, settings)
 
@@ -143,6 +147,7 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
         cadence=args.cadence,
         fusion=args.fusion,
         compression=args.compression,
+        meeting=meeting_of(args, num_nodes),
     )
 
 
@@ -195,24 +200,33 @@ def _make_writable(directory: Path, flag: str) -> None:
         raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
 
 
-def _check_etcd(url: str, *, insecure: bool) -> None:
-    """Ask a child process, so that gRPC is never loaded into the process that forks workers."""
-    command = [sys.executable, "-P", "-m", "trainmesh.etcd", url]
+def _claim_name(settings: LaunchSettings, url: str) -> None:
+    """Claim the job's name in a child process, so that gRPC is never loaded into the process that
+    forks workers. An etcd that is away is said, and claimed in later.
+
+    Raises:
+        ConfigError: the address, a certificate or a user is wrong.
+        StoreError: what answers there refuses us, or another job has the name.
+    """
+    command = [sys.executable, "-P", "-m", "trainmesh.claiming", url]
     try:
         done = subprocess.run(
-            [*command, "--insecure"] if insecure else command,
-            env=python_environment(os.environ),
-            capture_output=True,
+            [*command, "--insecure"] if settings.insecure_etcd else command,
+            env={**python_environment(os.environ), ENV_CLAIM: encode(settings.claim).decode()},
+            stdout=subprocess.PIPE,
             text=True,
             timeout=ETCD_CHECK_S,
             check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise StoreError(f"etcd {url} does not answer in {ETCD_CHECK_S:g} s") from error
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        message = words[-1].removeprefix("trainmesh: error: ")
-        raise (ConfigError if done.returncode == ConfigError.exit_code else StoreError)(message)
+    except subprocess.TimeoutExpired:
+        code, message = AWAY, f"etcd {url} does not answer in {ETCD_CHECK_S:g} s"
+    else:
+        words = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
+        code, message = done.returncode, words[-1]
+    if code == AWAY:
+        say(f"warning: {message}; training goes on, without plans until it does")
+    elif code:
+        raise (ConfigError if code == ConfigError.exit_code else StoreError)(message)
 
 
 def _warn_of_plain_text(url: str) -> None:

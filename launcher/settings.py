@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import socket
@@ -9,9 +10,11 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainmesh.claim import ENV_CLAIM, Claim, Meeting, new_claim
 from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.launcher.service import PythonProcess, Service
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
+from trainmesh.wire import encode
 
 __all__ = ["LaunchSettings", "job_name", "node_name", "services", "worker_environment"]
 
@@ -31,6 +34,13 @@ class LaunchSettings:
     fusion: str = "auto"
     """``auto``, or bytes to hold back; 0 is off."""
     compression: str = "none"
+    meeting: Meeting | None = None
+    """Where the launchers of several nodes meet."""
+
+    @functools.cached_property
+    def claim(self) -> Claim:
+        """This launch's claim on the job's name."""
+        return new_claim(self.job, self.meeting)
 
 
 def job_name(args: Namespace, num_nodes: int) -> str:
@@ -87,6 +97,7 @@ def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]
         **os.environ,
         **worker_environment(settings, run),
         "TRAINMESH_ETCD": url,
+        ENV_CLAIM: encode(settings.claim).decode(),
         "TRAINMESH_INSECURE_ETCD": "1" if settings.insecure_etcd else "0",
         "TRAINMESH_TOPOLOGY": str(settings.topology or ""),
         "TRAINMESH_PLAN": settings.plan,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+from trainmesh.claim import Claim, claim_from
+from trainmesh.claiming import hold
 from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.etcd import connect
 from trainmesh.etcd_address import security_from_environment
@@ -42,6 +44,7 @@ class ControlEnvironment:
     fusion_bytes: int | None
     """None: found out; 0: off."""
     compression: str
+    claim: Claim
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> ControlEnvironment:
@@ -49,6 +52,7 @@ class ControlEnvironment:
 
         Raises:
             ConfigError: a variable is missing or has a wrong value.
+            WireError: the claim is damaged.
         """
         topology = environ.get("TRAINMESH_TOPOLOGY")
         plan = environ.get("TRAINMESH_PLAN", "auto")
@@ -63,6 +67,7 @@ class ControlEnvironment:
             margin=_ratio(environ, "TRAINMESH_MARGIN", 0.05),
             fusion_bytes=_fusion(environ),
             compression=environ.get("TRAINMESH_COMPRESSION") or "none",
+            claim=claim_from(environ, _required(environ, "TRAINMESH_JOB")),
         )
 
 
@@ -153,6 +158,7 @@ def run_with_store(
             )
             try:
                 store.lease(CHECK_TTL_S).close()  # a write: an etcd that is full still reads
+                hold(store, environment.claim)
                 if failing:
                     print("the store answers again", file=sys.stderr, flush=True)
                 backoff_s, failing = 0.1, False

@@ -6,6 +6,8 @@ TrainmeshError
 |-- PlanError         a plan or hint is malformed or not a correct all-reduce
 |-- WireError         bytes from outside are not the JSON value they should be
 |-- StoreError        the store (etcd) can't be reached or refused
+    |-- Unreachable   nothing answers there now; it may later
+    |-- JobTaken      another launch has the job's name
     |-- LeaseLost     a lease expired while its owner was away
     |-- FencedOut     another coordinator leads now; this one must stop
 """
@@ -14,10 +16,12 @@ __all__ = [
     "ConfigError",
     "FencedOut",
     "GraphError",
+    "JobTaken",
     "LeaseLost",
     "PlanError",
     "StoreError",
     "TrainmeshError",
+    "Unreachable",
     "WireError",
 ]
 
@@ -50,6 +54,14 @@ class WireError(TrainmeshError):
 
 class StoreError(TrainmeshError):
     """The store can't be reached in time, or refused the request."""
+
+
+class Unreachable(StoreError):
+    """Nothing answers at the store's address now. That may change, so a job need not wait."""
+
+
+class JobTaken(StoreError):
+    """Another launch has the job's name; the message says who, and the way out."""
 
 
 class LeaseLost(StoreError):

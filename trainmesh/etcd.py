@@ -1,20 +1,14 @@
-"""The store on etcd v3, through the ``etcd3`` client.
-
-``python -m trainmesh.etcd URL`` checks that an etcd answers there; the launcher calls it so that
-gRPC stays out of the process that starts the training processes.
-"""
+"""The store on etcd v3, through the ``etcd3`` client."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import threading
 import time
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError, TrainmeshError
-from trainmesh.etcd_address import is_loopback, parse_url, security_from_environment
+from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError
+from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.etcd_lease import EtcdLease
 from trainmesh.etcd_rpc import Connection, prefix_end, rpc
 from trainmesh.etcd_watch import EtcdWatch
@@ -78,7 +72,7 @@ def check(store: EtcdStore) -> None:
     try:
         store.get("/trainmesh/check")
     except StoreError as error:
-        raise StoreError(
+        raise type(error)(
             f"{error}; start etcd 3.4 or newer there, or leave --etcd out to run one here"
         ) from error
 
@@ -91,6 +85,11 @@ class EtcdStore:
         self._lock = threading.Lock()
         self._closed = False
         self._open: WeakSet[EtcdWatch | EtcdLease] = WeakSet()
+        self._required: tuple[str, bytes] | None = None
+
+    def require(self, key: str, value: bytes) -> None:
+        """From now on write only while ``key`` holds ``value``; else writes raise FencedOut."""
+        self._required = key, value
 
     def get(self, key: str) -> Entry | None:
         reply = self._kv("Range", rpc.RangeRequest(key=key.encode()))
@@ -104,8 +103,37 @@ class EtcdStore:
     def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
         number = _number(lease) if lease is not None else 0
         request = rpc.PutRequest(key=key.encode(), value=value, lease=number)
-        revision: int = self._kv("Put", request).header.revision
+        revision: int = self._write(rpc.RequestOp(request_put=request)).header.revision
         return revision
+
+    def create(self, key: str, value: bytes, lease: Lease, *, clear: str) -> bool:
+        """Write ``key``, which must not exist, and delete all keys that start with ``clear`` in
+        the same step; whether that was done."""
+        start = clear.encode()
+        range_ = rpc.DeleteRangeRequest(key=start, range_end=prefix_end(start))
+        put = rpc.PutRequest(key=key.encode(), value=value, lease=_number(lease))
+        request = rpc.TxnRequest(
+            compare=[_create_revision_is(key, 0)],
+            success=[
+                rpc.RequestOp(request_delete_range=range_),
+                rpc.RequestOp(request_put=put),
+            ],
+            failure=[_range_op(key)],
+        )
+        reply = self._kv("Txn", request)
+        if reply.succeeded:
+            return True
+        held = _only(reply.responses[0].response_range)
+        return held is not None and held.value == value  # the answer of an earlier try was lost
+
+    def remove(self, entry: Entry) -> bool:
+        """Delete ``entry``'s key if nobody has changed it; whether that was done."""
+        delete = rpc.DeleteRangeRequest(key=entry.key.encode())
+        request = rpc.TxnRequest(
+            compare=[_mod_revision_is(entry.key, entry.mod_revision)],
+            success=[rpc.RequestOp(request_delete_range=delete)],
+        )
+        return bool(self._kv("Txn", request).succeeded)
 
     def cas(
         self, key: str, value: bytes, *, expected_revision: int, fence: Entry | None = None
@@ -115,6 +143,9 @@ class EtcdStore:
         if fence is not None:
             compare.append(_create_revision_is(fence.key, fence.create_revision))
             now.append(_range_op(fence.key))
+        if self._required is not None:
+            compare.append(_value_is(*self._required))
+            now.append(_range_op(self._required[0]))
         put = rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value))
         tries = 0
 
@@ -133,6 +164,7 @@ class EtcdStore:
         # An earlier try may have been carried out although its answer was lost.
         if tries > 1 and held is not None and held.value == value:
             return held.mod_revision
+        self._check_required(fences[-1] if fences else None)
         if fence is not None and (
             fences[0] is None or fences[0].create_revision != fence.create_revision
         ):
@@ -142,7 +174,8 @@ class EtcdStore:
     def delete(self, prefix: str) -> int:
         start = prefix.encode()
         request = rpc.DeleteRangeRequest(key=start, range_end=prefix_end(start))
-        deleted: int = self._kv("DeleteRange", request).deleted
+        reply = self._write(rpc.RequestOp(request_delete_range=request))
+        deleted: int = reply.responses[0].response_delete_range.deleted
         return deleted
 
     def watch(self, prefix: str, callback: WatchCallback, *, start_revision: int = 0) -> Watch:
@@ -152,6 +185,12 @@ class EtcdStore:
     def lease(self, ttl_s: int) -> Lease:
         self._require_open()
         return self._owned(EtcdLease(self._connection, ttl_s))
+
+    def shared_lease(self, ttl_s: int, number: int = 0) -> EtcdLease:
+        """A lease that outlives its ``close``, for others to renew too; one of theirs, ``number``,
+        if that is given."""
+        self._require_open()
+        return self._owned(EtcdLease(self._connection, ttl_s, shared=True, number=number))
 
     def elect(self, prefix: str, value: bytes, lease: Lease, *, timeout_s: float) -> Entry | None:
         """etcd's election recipe: who holds the oldest key under ``prefix`` leads."""
@@ -194,9 +233,27 @@ class EtcdStore:
 
     def _join_election(self, key: str, value: bytes, lease_number: int) -> None:
         put = rpc.PutRequest(key=key.encode(), value=value, lease=lease_number)
-        absent = _create_revision_is(key, 0)
-        request = rpc.TxnRequest(compare=[absent], success=[rpc.RequestOp(request_put=put)])
-        self._kv("Txn", request)
+        self._write(rpc.RequestOp(request_put=put), _create_revision_is(key, 0))
+
+    def _write(self, operation: Any, *conditions: Any) -> Any:
+        """Carry out ``operation`` while what is required holds, and if ``conditions`` do."""
+        compare = [*conditions]
+        now = []
+        if self._required is not None:
+            compare.append(_value_is(*self._required))
+            now.append(_range_op(self._required[0]))
+        request = rpc.TxnRequest(compare=compare, success=[operation], failure=now)
+        reply = self._kv("Txn", request)
+        if not reply.succeeded and now:
+            self._check_required(_only(reply.responses[0].response_range))
+        return reply
+
+    def _check_required(self, held: Entry | None) -> None:
+        if self._required is None:
+            return
+        key, value = self._required
+        if held is None or held.value != value:
+            raise FencedOut(f"{key}: the claim on the job's name has expired or is another's")
 
     def _kv(self, method: str, request: Any) -> Any:
         return self._connection.call(getattr(self._connection.kv, method), request)
@@ -227,6 +284,12 @@ def _mod_revision_is(key: str, revision: int) -> Any:
     )
 
 
+def _value_is(key: str, value: bytes) -> Any:
+    return rpc.Compare(
+        key=key.encode(), result=rpc.Compare.EQUAL, target=rpc.Compare.VALUE, value=value
+    )
+
+
 def _create_revision_is(key: str, revision: int) -> Any:
     return rpc.Compare(
         key=key.encode(),
@@ -234,25 +297,3 @@ def _create_revision_is(key: str, revision: int) -> Any:
         target=rpc.Compare.CREATE,
         create_revision=revision,
     )
-
-
-def main() -> int:
-    """``python -m trainmesh.etcd URL [--insecure]``: exit 0 if an etcd answers."""
-    parser = argparse.ArgumentParser(prog="python -m trainmesh.etcd")
-    parser.add_argument("url", help="http(s)://host:port of the etcd")
-    parser.add_argument("--insecure", action="store_true", help="send a password in plain text")
-    args = parser.parse_args()
-    try:
-        store = connect(args.url, insecure=args.insecure, **security_from_environment())
-        try:
-            check(store)
-        finally:
-            store.close()
-    except TrainmeshError as error:
-        print(f"trainmesh: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

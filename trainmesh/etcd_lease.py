@@ -5,21 +5,39 @@ from __future__ import annotations
 import threading
 import time
 
-from trainmesh.errors import StoreError
+from trainmesh.errors import LeaseLost, StoreError
 from trainmesh.etcd_rpc import Connection, RpcError, rpc
 
 __all__ = ["EtcdLease"]
 
 
 class EtcdLease:
-    """Granted on construction (etcd raises a short time to live) and renewed every third of it."""
+    """Granted on construction (etcd raises a short time to live) and renewed every third of it.
 
-    def __init__(self, connection: Connection, ttl_s: int) -> None:
+    A ``shared`` one is not revoked on ``close``, and others may renew it too: with its ``number``
+    it is not granted but joined.
+
+    Raises:
+        LeaseLost: the lease to join has expired.
+        StoreError: etcd does not answer.
+    """
+
+    def __init__(
+        self, connection: Connection, ttl_s: int, *, shared: bool = False, number: int = 0
+    ) -> None:
         self._connection = connection
+        self._shared = shared
         asked_s = time.monotonic()
-        reply = connection.call(connection.leases.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s))
-        self.number: int = reply.ID
-        self._ttl_s = float(reply.TTL)
+        if number:
+            self.number: int = number
+            left_s = self._ask(connection.timeout_s)
+            if not left_s:
+                raise LeaseLost(f"etcd at {connection.address}: the lease has expired")
+            self._ttl_s = float(left_s)
+        else:
+            reply = connection.call(connection.leases.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s))
+            self.number = reply.ID
+            self._ttl_s = float(reply.TTL)
         self._lost = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(
@@ -36,6 +54,8 @@ class EtcdLease:
             return
         self._closing.set()
         self._thread.join(timeout=2 * self._connection.timeout_s)
+        if self._shared:
+            return
         try:
             request = rpc.LeaseRevokeRequest(ID=self.number)
             self._connection.call(self._connection.leases.LeaseRevoke, request)

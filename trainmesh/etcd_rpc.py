@@ -19,8 +19,8 @@ import etcd3  # noqa: E402
 from etcd3 import etcdrpc as rpc  # noqa: E402
 from grpc import RpcError, StatusCode  # noqa: E402
 
-from trainmesh.errors import ConfigError, LeaseLost, StoreError  # noqa: E402
-from trainmesh.etcd_words import plain_reason  # noqa: E402
+from trainmesh.errors import ConfigError, LeaseLost, StoreError, Unreachable  # noqa: E402
+from trainmesh.etcd_words import is_away, plain_reason  # noqa: E402
 
 __all__ = ["Connection", "RpcError", "explain", "jittered_s", "prefix_end", "rpc"]
 
@@ -32,6 +32,9 @@ TRANSIENT = (
     StatusCode.DEADLINE_EXCEEDED,
 )
 """Codes after which the same call may succeed."""
+
+AWAY = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
+"""Codes for which nobody may be there."""
 
 OPTIONS = [
     # A server that is stopped or cut off is noticed after 13 s at most; etcd refuses pings that
@@ -161,7 +164,8 @@ class Connection:
         details = error.details() or ""
         if "lease not found" in details:
             return LeaseLost(f"etcd at {self.address}: the lease has expired")
-        return StoreError(f"etcd at {self.address}: {explain(error, self.timeout_s)}")
+        kind = Unreachable if error.code() in AWAY and is_away(details) else StoreError
+        return kind(f"etcd at {self.address}: {explain(error, self.timeout_s)}")
 
 
 def explain(error: RpcError, timeout_s: float) -> str:

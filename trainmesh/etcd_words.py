@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-__all__ = ["log_reason", "plain_reason"]
+__all__ = ["is_away", "log_reason", "plain_reason"]
 
 REASONS = (
     (
@@ -72,6 +72,12 @@ def plain_reason(details: str) -> str:
         if re.search(pattern, details, re.IGNORECASE):
             return words
     return " ".join(details.split()).removeprefix("etcdserver: ")[:MAX_LENGTH]
+
+
+def is_away(details: str) -> bool:
+    """Whether ``details`` of a failed call say that nobody answers, rather than that somebody
+    else does, or that the connection is refused for a reason that lasts."""
+    return not re.search(r"parsing HTTP/2|handshake|SSL|certificate", details, re.IGNORECASE)
 
 
 def log_reason(text: str) -> str:

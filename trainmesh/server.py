@@ -16,7 +16,7 @@ from trainmesh.errors import FencedOut, PlanError, StoreError, WireError
 from trainmesh.health import HealthReporter
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import write_atomically
-from trainmesh.store import Change, Entry, Store, job_prefix
+from trainmesh.store import Change, Entry, Store, claim_prefix, job_prefix
 from trainmesh.topology.document import load_file
 from trainmesh.topology.validate import validate
 from trainmesh.types import Event, Hint, JobStatus, NodeReport
@@ -259,6 +259,7 @@ class Shell:
                 break
         if self._leader is not None and not store.list(f"{self._prefix}agents/")[0]:
             store.delete(self._prefix)
+            store.delete(claim_prefix(self._environment.job))
 
     def _end(self, coordinator: Coordinator) -> None:
         """The last words, and the status for the launcher: the agent, which brings it down while

@@ -11,13 +11,27 @@ from typing import Protocol
 
 from msgspec import Struct
 
-__all__ = ["Change", "Entry", "Lease", "Store", "Watch", "WatchCallback", "job_prefix"]
+__all__ = [
+    "Change",
+    "Entry",
+    "Lease",
+    "Store",
+    "Watch",
+    "WatchCallback",
+    "claim_prefix",
+    "job_prefix",
+]
 
 
 def job_prefix(job: str) -> str:
     """The prefix of all keys of a job: ``hint``, ``status``, ``graph``, ``reports/<node>``,
     ``agents/<node>`` and ``leader/…`` live under it."""
     return f"/trainmesh/jobs/{job}/"
+
+
+def claim_prefix(job: str) -> str:
+    """The prefix of the key ``holder``, which says whose the job's name is."""
+    return f"/trainmesh/claims/{job}/"
 
 
 class Entry(Struct, frozen=True):

@@ -83,3 +83,14 @@ def test_without_a_control_plane_training_goes_on(
     assert line.endswith("training goes on as under torchrun, without plans and a report")
     assert here.processes() == {}
     assert here.files() == []
+
+
+def test_an_etcd_that_is_away_costs_plans_and_not_the_training(here: Place) -> None:
+    away = ["--etcd", "http://127.0.0.1:1", "--job", "alone"]
+    done = here.run(*LAUNCH, *away, "--no-python", "sh", "-c", "sleep 7; echo trained")
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    first, later = done.stderr.splitlines()
+    assert first.startswith("trainmesh: warning: etcd at 127.0.0.1:1: nothing listens on this port")
+    assert first.endswith("training goes on, without plans until it does")
+    assert later.endswith("on this port; training goes on, without new plans")
+    assert here.files() == []
