@@ -74,7 +74,7 @@ def test_two_nodes_switch_together_and_leave_nothing_in_etcd(here: Place, etcd: 
     assert "all 4 ranks switched to ring" in text
     store = connect(etcd)
     try:
-        left, _ = store.list("/trainmesh/jobs/")
+        left, _ = store.list("/trainmesh/")
     finally:
         store.close()
     assert [entry.key for entry in left] == []

@@ -9,6 +9,7 @@ import pytest
 
 from tests.launchjob import wait_for
 from trainmesh import server
+from trainmesh.claim import new_claim
 from trainmesh.control import ControlEnvironment, Stop
 from trainmesh.errors import StoreError
 from trainmesh.health import HealthReporter
@@ -91,6 +92,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     environment = ControlEnvironment(
         run=RunDir(tmp_path), job=JOB, node="n", etcd="", insecure_etcd=False, topology=None,
         plan="native", margin=0.05, fusion_bytes=8 * MS, compression="none",
+        claim=new_claim("job", None),
     )  # fmt: skip
     with RecordWriter(tmp_path / "record.jsonl", HealthReporter(-1)) as record:
         yield Shell(environment, record)
