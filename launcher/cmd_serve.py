@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         import uvloop
 
         from trainmesh.serving.config.reload import Watcher
-        from trainmesh.serving.control.service import Service
+        from trainmesh.serving.control.service import Service, preflight
         from trainmesh.serving.decide.scorers import load_scorers
         from trainmesh.serving.log import Logs
     except ModuleNotFoundError as error:
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     watcher = Watcher(args.config, os.environ, load_scorers()[0])
     if args.check:
+        preflight(watcher.config)
         _say(f"{args.config}: fine")
         return 0
     _raise_open_files()

@@ -34,6 +34,15 @@ __all__ = [
 Name = Annotated[
     str, Meta(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
 ]
+ModelName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?\Z",
+    ),
+]
+"""As endpoints have them: a path (/data/Qwen3), or words in any language."""
 OptionalName = Annotated[str, Meta(max_length=120)]
 Path = Annotated[str, Meta(max_length=4096)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -152,7 +161,7 @@ class ModelConfig(_Strict, frozen=True):
 
     endpoints: Annotated[tuple[EndpointConfig, ...], Meta(min_length=1, max_length=4096)]
     policy: Name = "hybrid"
-    aliases: tuple[Name, ...] = ()
+    aliases: tuple[ModelName, ...] = ()
     shadow: ShadowConfig | None = None
     hedge: HedgeConfig = HedgeConfig()
     retry: RetryConfig = RetryConfig()
@@ -181,10 +190,10 @@ class TenantConfig(_Strict, frozen=True):
     requests_per_s: Rate | None = None
     burst_s: Seconds = 10.0
     max_inflight: Count | None = None
-    models: tuple[Name, ...] = ()
+    models: tuple[ModelName, ...] = ()
     zones: tuple[Name, ...] = ()
     """Zones its requests may be answered in; empty: all."""
-    revisions: dict[Name, Name] = {}
+    revisions: dict[ModelName, Name] = {}
     """model -> the revision it is pinned to."""
     rule: Annotated[str, Meta(max_length=4096)] = ""
 
@@ -208,6 +217,14 @@ class TlsConfig(_Strict, frozen=True):
     client_ca: Path = ""
 
 
+class HalfClosed(StrEnum):
+    """What becomes of a request whose client has shut down its sending side: it is answered, as by
+    HAProxy and Envoy, or taken as gone, as by nginx."""
+
+    ANSWER = "answer"
+    CANCEL = "cancel"
+
+
 class LimitsConfig(_Strict, frozen=True):
     """What one client or all of them may use."""
 
@@ -228,6 +245,7 @@ class LimitsConfig(_Strict, frozen=True):
     queue: Count = 1024
     queue_timeout_s: Seconds = 10.0
     drain_s: Seconds = 30.0
+    half_closed: HalfClosed = HalfClosed.ANSWER
     decision_s: Seconds = 0.002
     """A scorer that takes longer is replaced by the least outstanding requests for a while."""
 
@@ -276,7 +294,7 @@ class Config(_Strict, frozen=True):
     """serve.yaml. A listener beyond loopback needs ``tls`` or ``insecure: true``, and tenants."""
 
     version: Literal[1]
-    models: Annotated[dict[Name, ModelConfig], Meta(min_length=1, max_length=1024)]
+    models: Annotated[dict[ModelName, ModelConfig], Meta(min_length=1, max_length=1024)]
     listen: Annotated[str, Meta(max_length=300)] = "127.0.0.1:8080"
     admin: Annotated[str, Meta(max_length=300)] = "127.0.0.1:0"
     workers: Annotated[int, Meta(ge=1, le=256)] = 1

@@ -12,8 +12,9 @@
                                      after limits.drain_s
     POST /endpoints/NAME/uncordon    takes either back
 
-It listens on loopback. Reading needs no key; POST and /why need one (``Control.authorize``). A
-``Host`` other than a loopback name is refused, so that no web page can reach it by DNS rebinding.
+On loopback, where it listens unless told otherwise, reading needs no key; POST and /why need one
+(``Control.authorize``), and a ``Host`` other than a loopback name is refused, so that no web page
+can reach it by DNS rebinding. Beyond loopback only /health, /ready and /metrics need no key.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from aiohttp import web
 
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.serving.board import Board
+from trainmesh.serving.config.addresses import parse_listener
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.cordons import CordonState
 from trainmesh.serving.control.metrics import CONTENT_TYPE, Metrics
@@ -106,19 +108,22 @@ class Admin:
         self._control = control
         self._metrics = Metrics(lambda: control.board, lambda: control.snapshot)
         self._runner: web.AppRunner | None = None
+        self._on_loopback = True
 
     async def start(self) -> str:
         """Listen on ``config.admin``; returns the base URL.
 
         Raises:
-            ConfigError: the address is not a loopback address, or can't be listened on.
+            ConfigError: the address can't be listened on.
         """
-        host, port = _address(self._control.config.admin)
+        listener = parse_listener(self._control.config.admin)
+        host, port = listener.host, listener.port
+        self._on_loopback = listener.loopback
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
         app.add_routes(
             [
-                web.get("/health", self._health),
-                web.get("/ready", self._ready),
+                *(web.get(path, self._health) for path in ("/health", "/healthz", "/livez")),
+                *(web.get(path, self._ready) for path in ("/ready", "/readyz")),
                 web.get("/metrics", self._page),
                 web.get("/endpoints", self._endpoints),
                 web.get("/why/{id:.+}", self._why),
@@ -149,7 +154,7 @@ class Admin:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Checks Host; turns errors into one line of JSON; sets the security headers."""
         try:
-            if not _is_loopback(_hostname(request.host)):
+            if self._on_loopback and not _is_loopback(_hostname(request.host)):
                 raise web.HTTPForbidden(reason="Host is not a loopback name")
             response = await handler(request)
         except web.HTTPException as error:
@@ -175,6 +180,8 @@ class Admin:
 
     async def _endpoints(self, request: web.Request) -> web.Response:
         control = self._control
+        if not self._on_loopback and isinstance(who := self._authorize(request), Refused):
+            return _refusal(who)
         if control.snapshot is None:
             return _error(503, "the router is starting")
         view = overview(
@@ -236,20 +243,6 @@ class Admin:
             for (_, endpoint), cells in board.layout.endpoints.items()
             if endpoint == name
         )
-
-
-def _address(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    try:
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        port = None
-    if port is None or not _is_loopback(host):
-        raise ConfigError(
-            f"admin: {text!r} is not a loopback address and port, such as 127.0.0.1:9090; "
-            "to reach it from elsewhere, put a proxy with authentication in front"
-        )
-    return host, port
 
 
 def _hostname(authority: str) -> str:

@@ -49,9 +49,11 @@ class RouterInfo(Struct, frozen=True, kw_only=True):
 
 
 class WorkerWords(Struct, frozen=True, kw_only=True):
-    """What one worker knows of its endpoints: model -> endpoint -> why it gets no requests."""
+    """What one worker knows of its endpoints: model -> endpoint -> why it gets no requests.
+    ``missing``: model -> why none of them is in service."""
 
     excluded: dict[str, dict[str, str]] = {}
+    missing: dict[str, str] = {}
 
 
 class ServeRun(OwnedDirectory):

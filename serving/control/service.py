@@ -106,6 +106,7 @@ class Service:
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self.config
         sweep()
+        preflight(config)
         name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"
         self._run = ServeRun.create(name)
         stack.callback(self._run.remove)
@@ -165,7 +166,17 @@ class Service:
         """Why no requests can be served now; empty if they can."""
         if self._stop.is_set():
             return "stopping"
-        return "" if self._workers and self._workers.alive else "no worker runs"
+        if not (self._workers and self._workers.alive):
+            return "no worker runs"
+        words = self.words()
+        missing = {
+            model: words[0].missing[model]
+            for model in self.config.models
+            if all(model in said.missing for said in words)
+        }
+        if len(missing) < len(self.config.models):
+            return ""
+        return "; ".join(f"model {model}: {why}" for model, why in missing.items())
 
     def authorize(self, authorization: str, remote: str) -> str | Refused:
         """Who may act as an admin with this ``Authorization`` header."""
@@ -263,6 +274,23 @@ class Service:
             self._gate.set_keys(self._jwks.encode())
         self._write_orders()
         self._write_snapshot()
+
+
+def preflight(config: Config) -> None:
+    """What only this machine can tell: whether both addresses are its own and may be listened on.
+    The admin's port isn't tried, as a router that runs with the file may have it.
+
+    Raises:
+        ConfigError: one can't.
+    """
+    _reserve(config).close()
+    host = parse_listener(config.admin).host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigError(f"admin: can't listen on {config.admin}: {error.strerror}") from error
 
 
 def _reserve(config: Config) -> socket.socket:

@@ -104,12 +104,12 @@ def _signals(
         for endpoint in model.endpoints
     ]
     downs = [seen.pulses.get(endpoint.url, Pulse()).down for endpoint in model.endpoints]
-    if any(not signal.excluded and not down for signal, down in zip(found, downs, strict=True)):
-        found = [
-            replace(signal, excluded=signal.excluded or down)
-            for signal, down in zip(found, downs, strict=True)
-        ]
-    return tuple(found)
+    pairs = tuple(zip(found, downs, strict=True))
+    some_up = any(not signal.excluded and not down for signal, down in pairs)
+    return tuple(
+        replace(signal, excluded=signal.excluded or (down if some_up else ""), down=down)
+        for signal, down in pairs
+    )
 
 
 def _signal(

@@ -121,6 +121,19 @@ class Pool:
         """Whether any endpoint may take requests, be it at times."""
         return bool(self._roster.full or self._roster.part)
 
+    def why_out(self) -> str:
+        """Why none of the endpoints is in service; empty if one is, as far as is known."""
+        serving = self._roster.full + self._roster.part
+        reasons = []
+        for endpoint in self.endpoints:
+            reason = endpoint.signal.down
+            if not reason and endpoint not in serving:
+                reason = self._roster.exclusions[endpoint.name]
+            if not reason:
+                return ""
+            reasons.append(f"{endpoint.name}: {reason}")
+        return "; ".join(reasons)
+
     @property
     def inflight(self) -> int:
         """This worker's."""

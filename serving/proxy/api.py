@@ -17,6 +17,7 @@ __all__ = [
     "Body",
     "authority_of",
     "is_host",
+    "meant_path",
     "parse_body",
     "prefix_blocks",
     "split_target",
@@ -72,6 +73,16 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
         target = target[target.index(b"://") + 3 + len(authority) :] or b"/"
     path, mark, query = target.partition(b"?")
     return path, mark + query
+
+
+def meant_path(path: bytes) -> str:
+    """The path of ours that ``path`` is nearly, as /chat/completions is; empty without one."""
+    parts = [part for part in path.split(b"/") if part]
+    if parts[:1] != [b"v1"]:
+        parts.insert(0, b"v1")
+    likely = b"/" + b"/".join(dict.fromkeys(parts))
+    known = likely in POST_PATHS or likely == b"/v1/models"
+    return likely.decode() if known else ""
 
 
 def prefix_blocks(model: str, body: bytes) -> Sequence[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
+from trainmesh.serving.config.types import HalfClosed
 from trainmesh.serving.identity.tls import peer_names
 from trainmesh.serving.log import LOGGER, log_event
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.api import authority_of, is_host
 from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.framing import answer_framing
 from trainmesh.serving.proxy.headers import (
     AUTHORIZATION,
     CONNECTION,
@@ -45,6 +48,9 @@ MAX_PIPELINED: Final = 256
 PAUSE_AT: Final = 16
 LINGER_S: Final = 2.0
 """How long we read what a refused client still sends, so that our answer isn't lost to a reset."""
+HALF_CLOSED_S: Final = 5.0
+"""Between two looks whether a client that sends nothing more still reads: some count interim
+answers."""
 _ONCE: Final = {
     HOST: "Host",
     AUTHORIZATION: "Authorization",
@@ -96,6 +102,9 @@ class ClientConnection(asyncio.Protocol):
         self._serving: Call | None = None
         self._names: tuple[str, ...] = ()
         self._reading = True
+        self._half_closed = False
+        """The client sends nothing more, and may still read."""
+        self._asked_s = -math.inf
         self.paused = False
         """It doesn't take our answers."""
 
@@ -118,6 +127,27 @@ class ClientConnection(asyncio.Protocol):
         for call in (self._call, self._serving, *self._ready):
             if isinstance(call, Call):
                 self._router.release(call)
+
+    def eof_received(self) -> bool:
+        """The client has shut down its sending side, or has closed the connection: only what we
+        write will tell. Returns whether the connection stays open for its answers."""
+        waiting = self._exchange is not None or bool(self._ready)
+        answers = self._router.config.limits.half_closed is HalfClosed.ANSWER
+        if self._broken or self._call is not None or not (waiting and answers):
+            return False
+        self._half_closed = True
+        self._see_whether_it_reads(monotonic())
+        return True
+
+    def _see_whether_it_reads(self, now_s: float) -> None:
+        """An interim answer (RFC 9110, 15.2) costs a client nothing, and a connection that is
+        closed is reset by it, so that the endpoint needn't work for nobody."""
+        exchange = self._exchange
+        if exchange is None or exchange.winner is not None or exchange.call.http10:
+            return
+        if now_s - self._asked_s >= HALF_CLOSED_S:
+            self._asked_s = now_s
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -368,7 +398,8 @@ class ClientConnection(asyncio.Protocol):
         head = [
             b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason),
             self.answer_fields(exchange.facts.request_id, upstream.attempt.endpoint.name),
-            *self._framing(upstream, call),
+            *answer_framing(upstream, call),
+            self._connection_field(call),
             b"\r\n",
         ]
         upstream.lead = b"".join(head)
@@ -376,31 +407,10 @@ class ClientConnection(asyncio.Protocol):
             upstream.transport.pause_reading()
         return self.transport
 
-    def _framing(self, upstream: Upstream, call: Call) -> list[bytes]:
-        answer = upstream.answer
-        lines = [answer.head()]
-        if upstream.collects:
-            lines = [b"content-type: application/json\r\n"]
-            lines.append(b"content-length: %d\r\n" % upstream.collected_bytes)
-        elif upstream.request.inbound is not None:
-            lines = [b"content-type: text/event-stream\r\n"]
-            upstream.rechunk = not call.http10
-        elif answer.content_length is not None:
-            lines.append(b"content-length: %d\r\n" % answer.content_length)
-        elif answer.chunked and not upstream.request.decode:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        elif answer.status not in (204, 304):
-            upstream.rechunk = not call.http10
-        if upstream.rechunk:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        unbounded = call.http10 and answer.content_length is None and not upstream.collects
-        if unbounded:
-            call.keep_alive = False
+    def _connection_field(self, call: Call) -> bytes:
         if not self._goes_on():
-            lines.append(b"connection: close\r\n")
-        elif call.http10:
-            lines.append(b"connection: keep-alive\r\n")
-        return lines
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if call.http10 else b""
 
     def answer_fields(self, request_id: str, endpoint: str) -> bytes:
         """Our own header fields of every answer."""
@@ -439,7 +449,8 @@ class ClientConnection(asyncio.Protocol):
         return self._serving is not None and self._keeps(self._serving)
 
     def _keeps(self, call: Call) -> bool:
-        return call.keep_alive and not self._router.draining
+        ends = self._half_closed and not self._ready
+        return call.keep_alive and not ends and not self._router.draining
 
     def write(self, exchange: Exchange, data: bytes) -> None:
         """Part of an answer that ``exchange`` makes itself."""
@@ -466,6 +477,8 @@ class ClientConnection(asyncio.Protocol):
             case Phase.LINGER if waited_s > LINGER_S:
                 self.transport.abort()
             case Phase.BUSY if self._exchange is not None:
+                if self._half_closed:
+                    self._see_whether_it_reads(now_s)
                 self._exchange.check(now_s)
             case _:
                 pass

@@ -12,8 +12,6 @@ from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
-import msgspec
-
 from trainmesh.errors import WireError
 from trainmesh.serving.board import Board, Row
 from trainmesh.serving.cells import status_index
@@ -33,10 +31,16 @@ from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.log import ACCESS, LOGGER, log_event
 from trainmesh.serving.orders import Orders
-from trainmesh.serving.proxy.answers import Refusal, json_answer
+from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.api import POST_PATHS, parse_body, prefix_blocks, split_target
 from trainmesh.serving.proxy.exchange import Exchange, Trial
 from trainmesh.serving.proxy.headers import AUTHORIZATION, ORIGIN, REQUEST_ID, TRACEPARENT
+from trainmesh.serving.proxy.local import (
+    health_answer,
+    is_health_path,
+    models_answer,
+    unknown_path,
+)
 from trainmesh.serving.proxy.route import Route
 from trainmesh.serving.proxy.upstream import Upstream
 from trainmesh.serving.trace import Tracer
@@ -163,12 +167,14 @@ class Router:
         self._cells[self._own.accepted] += 1
         return True
 
-    def identify(self, call: Call, names: tuple[str, ...]) -> Tenant:
-        """Who sends ``call``.
+    def identify(self, call: Call, names: tuple[str, ...]) -> Tenant | None:
+        """Who sends ``call``; None where that does not matter.
 
         Raises:
             Refusal: nobody who may.
         """
+        if is_health_path(call.target):
+            return None
         special = call.special
         authorization = special.get(AUTHORIZATION)
         found = self._gate.identify(authorization, names)
@@ -224,24 +230,23 @@ class Router:
     def _exchange(self, client: ClientConnection, call: Call) -> Exchange:
         body = parse_body(call.body)
         tenant = call.tenant
-        route = self._by_name.get(body.model)
+        route = self._by_name.get(body.model) if body.model else self._only_route(tenant)
         if route is None or tenant is None or not self._access.may_see(tenant.name, route.name):
             raise Refusal(
                 404, f"the model {body.model!r} does not exist; see /v1/models",
                 code="model_not_found", param="model",
             )  # fmt: skip
         call.model = body.model
-        session = route.session_of(call) or (body.prompt_cache_key or "").encode()
+        session = route.session_of(call) or body.prompt_cache_key.encode("utf-8", "replace")
         facts = Facts(
             request_id=self._request_id(call),
             model=route.name,
             tenant=tenant.name,
             priority=tenant.config.priority,
-            stream=bool(body.stream),
+            stream=body.stream,
             nbytes=len(call.body),
             prompt_tokens=len(call.body) // BYTES_PER_TOKEN,
-            output_tokens=body.max_completion_tokens or body.max_tokens
-            or route.pool.expected_output_tokens(),
+            output_tokens=body.output_tokens or route.pool.expected_output_tokens(),
             session=session,
             blocks=prefix_blocks(route.name, call.body),
         )  # fmt: skip
@@ -262,6 +267,20 @@ class Router:
                 trace.set(gen_ai__request__model=facts.model, trainmesh__tenant=facts.tenant,
                           trainmesh__request_id=facts.request_id)  # fmt: skip
         return exchange
+
+    def _only_route(self, tenant: Tenant | None) -> Route:
+        """Of a request that names no model.
+
+        Raises:
+            Refusal: there is more than one.
+        """
+        name = tenant.name if tenant is not None else ""
+        seen = [route for route in self._routes.values() if self._access.may_see(name, route.name)]
+        if len(seen) == 1:
+            return seen[0]
+        raise Refusal(
+            400, "the body names no model; see /v1/models", code="invalid_value", param="model"
+        )
 
     def _request_id(self, call: Call) -> str:
         given = call.special.get(REQUEST_ID)
@@ -372,30 +391,14 @@ class Router:
     # -- what is answered here -------------------------------------------------------------
 
     def _local(self, call: Call) -> bytes:
-        if call.path == b"/health" and call.method in (b"GET", b"HEAD"):
-            return json_answer(200, b'{"status":"ok"}', bodiless=call.method == b"HEAD")
+        if is_health_path(call.path):
+            return health_answer(call, self.missing(), len(self._routes))
         if call.path == b"/v1/models" or call.path.startswith(b"/v1/models/"):
-            if call.method != b"GET":
-                raise Refusal(405, "/v1/models wants GET", code="method_not_allowed")
-            return self._models(call)
-        path = call.path[:200].decode("ascii", "replace")
-        raise Refusal(404, f"there is no {path} here", code="unknown_url")
-
-    def _models(self, call: Call) -> bytes:
-        tenant = call.tenant.name if call.tenant is not None else ""
-        seen = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "trainmesh"}
-            for name, route in self._by_name.items()
-            if self._access.may_see(tenant, route.name)
-        ]
-        wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
-        if not wanted:
-            return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}))
-        name = wanted.decode("utf-8", "replace")
-        for model in seen:
-            if model["id"] == name:
-                return json_answer(200, msgspec.json.encode(model))
-        raise Refusal(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
+            tenant = call.tenant.name if call.tenant is not None else ""
+            see = self._access.may_see
+            names = [name for name, route in self._by_name.items() if see(tenant, route.name)]
+            return models_answer(call, names)
+        raise unknown_path(call)
 
     # -- time ------------------------------------------------------------------------------
 
@@ -462,6 +465,10 @@ class Router:
     def exclusions(self) -> dict[str, dict[str, str]]:
         """Model -> endpoint -> why it gets no requests."""
         return {name: dict(route.pool.exclusions()) for name, route in self._routes.items()}
+
+    def missing(self) -> dict[str, str]:
+        """Model -> why none of its endpoints is in service."""
+        return {name: why for name, route in self._routes.items() if (why := route.pool.why_out())}
 
     def drain(self) -> None:
         """Take nothing new; connections close after their answers."""

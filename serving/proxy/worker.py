@@ -124,7 +124,7 @@ class Worker:
 
     def _tick_slowly(self, now_s: float) -> None:
         self.router.tick_slowly(now_s)
-        words = WorkerWords(excluded=self.router.exclusions())
+        words = WorkerWords(excluded=self.router.exclusions(), missing=self.router.missing())
         if words != self._words:
             self._words = words
             write_atomically(self._run.words(self._index), encode(words))

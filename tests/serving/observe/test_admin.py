@@ -228,11 +228,34 @@ def test_odd_requests_get_one_line(
     serve(desk, ask)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "example.org:80", "127.0.0.1", "127.0.0.1:x"])
-def test_only_loopback_is_listened_on(tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:x"])
+def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     desk = Desk(tmp_path, msgspec.structs.replace(CONFIG, admin=address))
-    with pytest.raises(ConfigError, match="admin: .* is not a loopback address and port"):
+    with pytest.raises(ConfigError, match="port"):
         asyncio.run(Admin(desk).start())
+    desk.close()
+
+
+def test_beyond_loopback_health_and_metrics_are_open_and_the_rest_wants_a_key(
+    tmp_path: Path,
+) -> None:
+    """``load`` lets such an address through only with ``insecure`` and ``admin_keys``."""
+    desk = Desk(tmp_path, msgspec.structs.replace(CONFIG, admin="0.0.0.0:0"))
+
+    async def ask(session: aiohttp.ClientSession, url: str) -> None:
+        url = url.replace("0.0.0.0", "127.0.0.1")
+        named = {"Host": "router.example:9090"}
+        for path in ("/health", "/healthz", "/livez", "/ready", "/readyz", "/metrics"):
+            async with session.get(url + path, headers=named) as response:
+                assert response.status == 200, path
+        for path in ("/endpoints", "/why/x"):
+            async with session.get(url + path, headers=named) as response:
+                assert response.status == 401, path
+        keyed = {**named, "Authorization": f"Bearer {TOKEN}"}
+        async with session.get(f"{url}/endpoints", headers=keyed) as response:
+            assert response.status == 200
+
+    serve(desk, ask)
     desk.close()
 
 

@@ -1,0 +1,73 @@
+"""What the router answers itself: whether it is alive and ready, and which models there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from trainmesh.serving.proxy.answers import Refusal, json_answer
+from trainmesh.serving.proxy.api import meant_path
+from trainmesh.serving.proxy.call import Call
+
+__all__ = ["health_answer", "is_health_path", "models_answer", "unknown_path"]
+
+ALIVE_PATHS: Final = frozenset((b"/health", b"/healthz", b"/livez"))
+READY_PATHS: Final = frozenset((b"/ready", b"/readyz"))
+"""As Kubernetes and load balancers ask for them: without a key, and to the listener as well as to
+the admin server."""
+
+
+def is_health_path(target: bytes) -> bool:
+    path = target.partition(b"?")[0]
+    return path in ALIVE_PATHS or path in READY_PATHS
+
+
+def health_answer(call: Call, missing: Mapping[str, str], num_models: int) -> bytes:
+    """Alive as long as it answers; ready while a model can be served.
+
+    Args:
+        missing: model -> why none of its endpoints is in service.
+
+    Raises:
+        Refusal: 405.
+    """
+    if call.method not in (b"GET", b"HEAD"):
+        raise Refusal(405, f"{call.path.decode()} wants GET", code="method_not_allowed")
+    ready = call.path in ALIVE_PATHS or len(missing) < num_models
+    said: dict[str, object] = {"status": "ok" if ready else "not ready"}
+    if call.path in READY_PATHS and missing:
+        said["missing"] = missing
+    body = msgspec.json.encode(said)
+    return json_answer(200 if ready else 503, body, bodiless=call.method == b"HEAD")
+
+
+def models_answer(call: Call, names: Iterable[str]) -> bytes:
+    """The models of ``names``, or the one in the path.
+
+    Raises:
+        Refusal: 404 or 405.
+    """
+    if call.method != b"GET":
+        raise Refusal(405, "/v1/models wants GET", code="method_not_allowed")
+    seen = [
+        {"id": name, "object": "model", "created": 0, "owned_by": "trainmesh"} for name in names
+    ]
+    wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
+    if not wanted:
+        return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}))
+    name = unquote_to_bytes(wanted).decode("utf-8", "replace")
+    for model in seen:
+        if model["id"] == name:
+            return json_answer(200, msgspec.json.encode(model))
+    raise Refusal(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
+
+
+def unknown_path(call: Call) -> Refusal:
+    """There is nothing at its path; says which one may have been meant."""
+    path = call.path[:200].decode("ascii", "replace")
+    meant = meant_path(call.path)
+    hint = f"the path is {meant}" if meant else "see /v1/models"
+    return Refusal(404, f"there is no {path} here; {hint}", code="unknown_url")
