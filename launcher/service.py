@@ -15,6 +15,7 @@ import trainmesh
 from trainmesh.etcd_words import log_reason
 
 __all__ = [
+    "NICENESS",
     "MAX_RESTARTS",
     "RESTART_WINDOW_S",
     "Process",
@@ -25,9 +26,10 @@ __all__ = [
     "restart_delay_s",
 ]
 
-NICENESS = 5
+NICENESS = 10
 """Added to the job's own (which ``nice`` or a batch system may have raised): training comes first
-where the CPUs are busy."""
+where the CPUs are busy. It leaves agent, coordinator and etcd a tenth of a core that training
+fills, which is more than they need, and takes their turn away from no rank."""
 STOP_S = 4.0
 """Agent and coordinator end within 3 s of SIGTERM; after this they are killed."""
 MAX_RESTARTS = 5

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainmesh.claim import ENV_CLAIM, Claim, Meeting, new_claim
 from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.launcher.service import PythonProcess, Service
+from trainmesh.launcher.service import NICENESS, PythonProcess, Service
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
 from trainmesh.wire import encode
 
@@ -90,7 +90,7 @@ def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]
     url = settings.etcd
     if url is None:
         log = run.path / "etcd.log"
-        etcd = EmbeddedEtcd(run.etcd_data, log)
+        etcd = EmbeddedEtcd(run.etcd_data, log, niceness=NICENESS)
         url = etcd.url
         result.append(Service("etcd", log, etcd))
     environment = {

@@ -31,7 +31,8 @@ OLDEST = (3, 5)
 STOP_S = 3.0
 TIES_TO_PARENT = (
     "import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == parent and os.execv(sys.argv[2], sys.argv[2:])"
+    "os.nice(int(sys.argv[2])); "
+    "os.getppid() == parent and os.execv(sys.argv[3], sys.argv[3:])"
 )
 
 
@@ -82,14 +83,17 @@ class EmbeddedEtcd:
     """One server process; all methods are for one thread at a time.
 
     ``host`` is the address it listens on: another one than loopback is for networks that only
-    exist inside this machine.
+    exist inside this machine. ``niceness`` is added to this process's own.
     """
 
-    def __init__(self, data_dir: Path, log: Path, *, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, data_dir: Path, log: Path, *, host: str = "127.0.0.1", niceness: int = 0
+    ) -> None:
         self._binary = find_etcd()
         self._data_dir = data_dir
         self._log = log
         self._host = host
+        self._niceness = niceness
         reserved = [_reserve_port(host) for _ in range(2)]
         self._ports = [int(held.getsockname()[1]) for held in reserved]
         self._release = weakref.finalize(self, _close_all, reserved)
@@ -120,6 +124,7 @@ class EmbeddedEtcd:
             *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
         ]
         wrapper = [sys.executable, "-I", "-S", "-c", TIES_TO_PARENT, str(os.getpid())]
+        wrapper.append(str(self._niceness))
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -1,15 +1,18 @@
 """Names of jobs and nodes, and what processes are told."""
 
+import os
 import re
 import socket
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import trainmesh
-from trainmesh.launcher.service import python_environment
+from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.launcher.service import NICENESS, python_environment
 from trainmesh.launcher.settings import (
     LaunchSettings,
     job_name,
@@ -91,6 +94,21 @@ def test_services_in_their_order(tmp_path: Path, etcd: str | None) -> None:
     names = [service.name for service in found]
     assert names == (["coordinator", "agent"] if etcd else ["etcd", "coordinator", "agent"])
     assert url == etcd or url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.etcd
+def test_each_thread_of_the_embedded_etcd_comes_after_training(tmp_path: Path) -> None:
+    _, [etcd, *_] = services(replace(SETTINGS, etcd=None), RunDir(tmp_path))
+    assert isinstance(etcd.process, EmbeddedEtcd)
+    etcd.process.start()
+    try:
+        etcd.process.wait_ready(30)
+        threads = list(Path(f"/proc/{etcd.process.pid}/task").iterdir())
+        found = {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads}
+    finally:
+        etcd.process.stop()
+    assert len(threads) > 1
+    assert found == {min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)}
 
 
 def test_a_python_process_finds_this_trainmesh(monkeypatch: pytest.MonkeyPatch) -> None:

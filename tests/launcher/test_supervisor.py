@@ -14,7 +14,7 @@ import pytest
 
 from tests.launchjob import ROOT, wait_for
 from trainmesh.health import Health, HealthReporter
-from trainmesh.launcher.service import PythonProcess, Service, last_words, restart_delay_s
+from trainmesh.launcher.service import NICENESS, PythonProcess, Service, last_words, restart_delay_s
 from trainmesh.launcher.supervisor import Keeper, Supervisor, say
 from trainmesh.launcher.troubles import Troubles, read_troubles
 from trainmesh.wire import decode, encode
@@ -244,7 +244,9 @@ def test_a_service_has_its_own_session_and_a_lower_priority(modules: Path, tmp_p
         wait_for(lambda: pids(stay.log))
         (pid,) = pids(stay.log)
         assert os.getsid(pid) == pid
-        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(
+            19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS
+        )
     finally:
         stay.process.stop()
 
