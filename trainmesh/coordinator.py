@@ -338,8 +338,8 @@ class Coordinator:
             return
         self._epoch = epoch
         hint = self._hints.of_epoch(epoch)
-        if hint is None:
-            return
+        if hint is None or hint.plan.world_size != self._view.replicas.size:
+            return  # not known, or of another job that wrote into the same place
         self._asked = asked.in_force(self._asked, Regime.of(hint), step)
         self._note_asked(effects)
         if not hint.probe_bytes:

@@ -102,10 +102,10 @@ class JobView:
         own = self._latest.get(rank)
         if own is None or not own.buckets:
             return 0.0
-        clock = self.hellos[rank].clock
+        on_clock = {r for r, h in self.hellos.items() if h.clock == self.hellos[rank].clock}
         arrivals = [
             other.buckets[0].arrival_ns
             for other_rank, other in self._latest.items()
-            if other.step == own.step and other.buckets and self.hellos[other_rank].clock == clock
+            if other.step == own.step and other.buckets and other_rank in on_clock
         ]
         return max(0, own.buckets[0].arrival_ns - min(arrivals)) / 1e9

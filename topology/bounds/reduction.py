@@ -35,6 +35,8 @@ SCALE = 2**30
 """Whole numbers that a solution's rate is cut into for max-flows."""
 VIOLATED = 1e-6
 """A set that takes in less than this share too little is not violated: rounding."""
+MAX_SPREAD = 10**6
+"""The solver's feasibility is 1e-7 of the widest link."""
 PRICED = 1e-7
 TOLERANCE = Fraction(1, 10**9)
 SIMPLE = 1_000
@@ -53,8 +55,12 @@ class Reduction:
     exact: bool
 
 
-def reduction_optimum(graph: Indexed, seeds: Collection[frozenset[int]]) -> Reduction:
-    """Solve the programme; ``seeds`` are sets of nodes to begin with."""
+def reduction_optimum(graph: Indexed, seeds: Collection[frozenset[int]]) -> Reduction | None:
+    """Solve the programme; ``seeds`` are sets of nodes to begin with. None where links differ by
+    more than the solver tells apart."""
+    capacities = [edge[2] for edge in graph.edges]
+    if max(capacities) > MAX_SPREAD * min(capacities):
+        return None
     programme = _Programme(graph, seeds)
     exact = False
     for _ in range(MAX_ROUNDS):
@@ -62,6 +68,8 @@ def reduction_optimum(graph: Indexed, seeds: Collection[frozenset[int]]) -> Redu
         if not programme.cut_off(solution):
             exact = True
             break
+    if solution.rate <= 0:
+        return None
     edges = tuple(np.flatnonzero(solution.prices > PRICED * solution.prices.max()).tolist())
     proven = _held_apart(graph, edges)
     found = Fraction(solution.rate) * programme.widest

@@ -122,6 +122,8 @@ def _all_reduce(graph: LinkGraph, indexed: Indexed) -> _Limit:
     if len(indexed.ranks) > PROGRAMME_RANKS or len(indexed.edges) > PROGRAMME_LINKS:
         return _inexact(tightest)
     best = reduction_optimum(indexed, seeds)
+    if best is None:
+        return _inexact(tightest)
     if best.rate * indexed.unit >= tightest.algbw * (1 - Fraction(1, 10**7)):
         return tightest
     links = tuple(graph.links[index].name for index in best.edges)
