@@ -26,6 +26,7 @@ INSTALLED = "python3,python3-venv,make,git,ca-certificates"
 """What the README asks of a machine, and what apt and pip need to see who they talk to."""
 USER = "someone"
 HOME = f"/home/{USER}"
+CLONE = f"{HOME}/trainmesh"
 OPEN_FILES = 1024
 """The limit that an ordinary user's shell begins with."""
 MAKE_S = 3 * 3600.0
@@ -59,32 +60,39 @@ class Machine:
         proxies = [line for line in _said("apt-config", "dump", "Acquire") if "::Proxy" in line]
         (self.root / "etc/apt/apt.conf.d/99proxy").write_text("\n".join([*proxies, ""]))
         self._carry_pip()
-        assert self.run(f"useradd --create-home --shell /bin/bash {USER}", user="root")[0] == 0
+        assert (
+            self.run(f"useradd --create-home --shell /bin/bash {USER}", user="root", directory="/")[
+                0
+            ]
+            == 0
+        )
 
     def clone(self) -> None:
         """A clean clone of this checkout's commit in the user's home."""
-        target = self.root / HOME[1:] / "trainmesh"
+        target = self.root / CLONE[1:]
         _done(["git", "clone", "--quiet", "--no-local", f"file://{ROOT}", str(target)])
-        assert self.run(f"chown -R {USER}: {HOME}", user="root")[0] == 0
+        assert self.run(f"chown -R {USER}: {HOME}", user="root", directory="/")[0] == 0
 
-    def run(self, command: str, *, user: str = USER, timeout_s: float = MAKE_S) -> tuple[int, str]:
-        """Run ``command`` in a clean shell of ``user``; its exit code and what it printed, which
-        is also in the log."""
+    def run(
+        self, command: str, *, user: str = USER, directory: str = HOME, timeout_s: float = MAKE_S
+    ) -> tuple[int, str]:
+        """Run ``command`` in a clean shell of ``user`` in ``directory``; its exit code and what it
+        printed, which is also in the log."""
         home = "/root" if user == "root" else HOME
-        directory = home if user == "root" else f"{HOME}/trainmesh"
         path = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
         if user == "root":
             path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         environment = [f"HOME={home}", f"USER={user}", f"LOGNAME={user}", f"PATH={path}"]
         proxies = [f"{k}={v}" for k, v in os.environ.items() if k.lower().endswith("_proxy")]
-        inside = f"cd {directory} 2>/dev/null || cd; ulimit -Sn {OPEN_FILES}; {command}"
+        inside = f"cd {directory} && ulimit -Sn {OPEN_FILES} && {{ {command}; }}"
         entered = shlex.join(
             ["chroot", f"--userspec={user}:{user}", str(self.root)]
             + ["env", "-i", *environment, *proxies, "bash", "-c", inside]
         )
         into = shlex.quote(str(self.root))
         steps = [
-            f"mount --rbind /dev {into}/dev",
+            f"mount -t tmpfs -o mode=1777 tmpfs {into}/dev/shm",
+            f"mount -t devpts devpts {into}/dev/pts",
             f"mount -t proc proc {into}/proc",
             *(f"mount --rbind {path} {into}{path}" for path in map(shlex.quote, self._binds)),
             f"exec {entered}",
@@ -182,29 +190,30 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 
 def test_make_demo_and_make_test_as_an_ordinary_user(machine: Machine) -> None:
-    code, said = machine.run("make demo")
+    code, said = machine.run("make demo", directory=CLONE)
     assert code == 0, said[-4000:]
     names = ", ".join(f"{each.what} (tests {each.use})" for each in PACKAGES.values())
     assert f"setup: this system lacks {names}" in said
     assert f"    {one_line(PACKAGES.values())}\n" in said
 
-    code, said = machine.run("make test")
+    code, said = machine.run("make test", directory=CLONE)
     assert code == 0, said[-4000:]
     assert re.findall(r" (\d+) (?:failed|error)", said) == []
     # Tests that need two things name the first.
     for what in ("a C compiler", "curl", "libgomp.so.1"):
         assert f"needs {what}: as root, {one_line([PACKAGES[what]])}" in said
     assert "no program tc: apt-get install iproute2" in said
-    assert machine.run("git status --porcelain") == (0, "")
+    assert machine.run("git status --porcelain", directory=CLONE) == (0, "")
 
 
 def test_root_gets_what_tests_need(machine: Machine) -> None:
-    code, said = machine.run(f"python3 {HOME}/trainmesh/scripts/system_packages.py", user="root")
+    code, said = machine.run("python3 scripts/system_packages.py", user="root", directory=CLONE)
     assert code == 0, said
     assert said == f"setup: {one_line(PACKAGES.values())}\n"
     code, said = machine.run(
         ".venv/bin/python -m pytest tests/serving/runtime/test_openai_client.py "
-        "tests/serving/bench tests/topology/importers/test_nvml.py"
+        "tests/serving/bench tests/topology/importers/test_nvml.py",
+        directory=CLONE,
     )
     assert code == 0, said[-4000:]
     assert "skipped" not in said
