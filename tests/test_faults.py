@@ -4,12 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.launchjob import JOBS, LAUNCH, TORCHRUN, Place, place, wait_for
+from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.etcd_address import parse_url
+from trainmesh.etcd_rpc import Connection, rpc
 
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
@@ -92,8 +96,6 @@ def test_etcd_gone_for_good_costs_the_job_nothing(
     here: Place, expected: list[str], tmp_path: Path
 ) -> None:
     """An etcd of the user's that goes away while the job runs and never comes back."""
-    from trainmesh.embedded_etcd import EmbeddedEtcd
-
     etcd = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
     etcd.start()
     try:
@@ -108,4 +110,40 @@ def test_etcd_gone_for_good_costs_the_job_nothing(
         etcd.stop()
     assert outcome(out) == expected
     assert here.processes() == {}
+    assert here.files() == []
+
+
+def test_a_full_etcd_is_said_everywhere_and_its_end_too(here: Place, tmp_path: Path) -> None:
+    """One that takes no writes, as after "mvcc: database space exceeded", but still answers."""
+    etcd = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    etcd.start()
+    connection = Connection(*parse_url(etcd.url)[:2], timeout_s=20)
+    maintenance = rpc.MaintenanceStub(connection._client.channel)
+
+    def alarm(action: int) -> None:
+        request = rpc.AlarmRequest(action=action, memberID=0, alarm=rpc.NOSPACE)
+        connection.call(maintenance.Alarm, request)
+
+    try:
+        etcd.wait_ready(20)
+        flags = ["--nproc-per-node", "2", "--etcd", etcd.url, "--report", "report"]
+        process = here.start(*LAUNCH, *flags, SCRIPT, SECONDS="24")
+        wait_for(lambda: status(here).get("step", 0) > 5)
+        alarm(rpc.AlarmRequest.ACTIVATE)
+        wait_for(lambda: list(here.path.glob("trainmesh/*/troubles.json")))
+        shown = here.run(sys.executable, "-m", "trainmesh", "status").stdout
+        assert "etcd at 127.0.0.1:" in shown
+        assert "its database is full: compact and defragment it" in shown
+        alarm(rpc.AlarmRequest.DEACTIVATE)
+        seen = status(here)["step"]
+        wait_for(lambda: status(here)["step"] > seen + 10)
+        _, err = finish(process)
+    finally:
+        connection.close()
+        etcd.stop()
+    lines = [line for line in err.splitlines() if "its database is full" in line]
+    assert [line.split()[1] for line in lines] == ["warning:", "over:"]
+    report = json.loads((here.path / "report" / "report.json").read_text())
+    texts = [event["text"] for event in report["run"]["events"]]
+    assert sum("its database is full" in text for text in texts) == 2
     assert here.files() == []

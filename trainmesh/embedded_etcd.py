@@ -1,8 +1,9 @@
 """A private etcd on loopback for a job on one machine, with its state in the run directory.
 
 The server ends with the thread that started it, even if that is killed: a small wrapper asks
-the kernel for a SIGKILL on its parent's death and then becomes etcd. Its ports stay reserved
-from construction to ``stop``, so its URL is good before it runs and between two runs.
+the kernel for a SIGKILL on its parent's death and then becomes etcd (``etcd_exec``). Its ports
+stay reserved from construction to ``stop``, so its URL is good before it runs and between two
+runs.
 """
 
 from __future__ import annotations
@@ -29,11 +30,7 @@ __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 OLDEST = (3, 5)
 """The first with ``--socket-reuse-port``."""
 STOP_S = 3.0
-TIES_TO_PARENT = (
-    "import ctypes, os, sys; parent = int(sys.argv[1]); ctypes.CDLL(None).prctl(1, 9); "
-    "os.nice(int(sys.argv[2])); "
-    "os.getppid() == parent and os.execv(sys.argv[3], sys.argv[3:])"
-)
+WRAPPER = Path(__file__).with_name("etcd_exec.py")
 
 
 def find_etcd() -> Path:
@@ -122,8 +119,11 @@ class EmbeddedEtcd:
             # A job's own store: quick to start again; its state dies with the job.
             *("--heartbeat-interval=100", "--election-timeout=500", "--unsafe-no-fsync"),
             *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
+            # A write-ahead log of 64 MB is kept back for one snapshot, not five. etcd holds the
+            # entries since the last snapshot in memory too.
+            *("--snapshot-count=1000", "--max-snapshots=1", "--max-wals=1"),
         ]
-        wrapper = [sys.executable, "-I", "-S", "-c", TIES_TO_PARENT, str(os.getpid())]
+        wrapper = [sys.executable, "-I", "-S", str(WRAPPER), str(os.getpid())]
         wrapper.append(str(self._niceness))
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with self._log.open("ab") as log:

@@ -68,10 +68,15 @@ MAX_LENGTH = 200
 def plain_reason(details: str) -> str:
     """``details`` of an error in plain words; as one line of at most 200 characters where nothing
     is known about it."""
-    for pattern, words in REASONS:
-        if re.search(pattern, details, re.IGNORECASE):
-            return words
-    return " ".join(details.split()).removeprefix("etcdserver: ")[:MAX_LENGTH]
+    return (
+        _known_reason(details)
+        or " ".join(details.split()).removeprefix("etcdserver: ")[:MAX_LENGTH]
+    )
+
+
+def _known_reason(details: str) -> str | None:
+    found = (words for pattern, words in REASONS if re.search(pattern, details, re.IGNORECASE))
+    return next(found, None)
 
 
 def is_away(details: str) -> bool:
@@ -83,13 +88,15 @@ def is_away(details: str) -> bool:
 def log_reason(text: str) -> str:
     """Why the program that has written ``text`` has ended; "" if it says nothing.
 
-    etcd writes a JSON object a line, and Go's stack traces. The last serious line counts; without
-    one, the last that is neither JSON nor a part of a stack trace.
+    etcd writes a JSON object a line, and Go's stack traces. The last serious line counts of which
+    something is known, else the last serious one; without any, the last that is neither JSON nor
+    a part of a stack trace.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     serious = [line for line in lines if _is_serious(line)]
     if serious:
-        return plain_reason(_message(serious[-1]))
+        words = [_message(line) for line in reversed(serious)]
+        return next(filter(None, map(_known_reason, words)), plain_reason(words[0]))
     plain = [line for line in lines if not _fields(line) and not _is_of_a_trace(line)]
     return plain[-1] if plain else ""
 

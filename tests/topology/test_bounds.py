@@ -1,6 +1,7 @@
 """Bounds of graphs that are too large for brute force, or treated as if they were."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +11,8 @@ from tests.topology.graphs import hgx, racks, random_graphs, star
 from tests.topology.systems import circle
 from trainmesh.topology.bounds import bound, cuts
 from trainmesh.topology.bounds.tightest import _limit
-from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Collective
+from trainmesh.topology.graph import LinkGraph, host_graph
+from trainmesh.types import Collective, LinkCost
 
 NBYTES = 10**9
 thorough = settings(
@@ -76,3 +77,17 @@ def test_clusters_are_bounded_through_their_colours(
 def test_a_bound_through_colours_never_claims_too_much(graph: LinkGraph) -> None:
     exact = oracles.all_gather_over_cuts(graph)
     assert algbw(graph, Collective.ALLGATHER) >= exact * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("slow_bytes_per_s", [1e-280, 1e-6, 1.0, 1e4])
+def test_links_that_differ_by_more_than_the_solver_tells_apart(slow_bytes_per_s: float) -> None:
+    """As an absurd measurement makes them: its programme found a rate of 0 and divided by it."""
+    graph = host_graph({"a": [0, 1], "b": [2], "c": [3]})
+    costs = [
+        LinkCost(alpha_s=0.0, bandwidth_bytes_per_s=slow_bytes_per_s if place % 3 == 0 else 1e10)
+        for place in range(len(graph.links))
+    ]
+    links = [replace(link, cost=cost) for link, cost in zip(graph.links, costs, strict=True)]
+    found = bound(LinkGraph(graph.nodes, links), 1_000)
+    assert found.time_s == pytest.approx(1_000 / slow_bytes_per_s)
+    assert found.exact is (slow_bytes_per_s >= 1e4)
