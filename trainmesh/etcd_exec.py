@@ -15,6 +15,8 @@ import signal
 import struct
 import sys
 
+__all__ = ["FALLOCATE", "main", "refuse_fallocate"]
+
 PR_SET_PDEATHSIG = 1
 PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
