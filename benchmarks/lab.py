@@ -24,6 +24,7 @@ import msgspec
 
 from benchmarks.machine import describe, spread
 from trainmesh.launcher.lab import Lab, run_job, stream_gbps
+from trainmesh.launcher.output_file import output_path, write_output
 from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import CALIBRATION, choose, planners
@@ -190,7 +191,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="0: none")
     parser.add_argument("--dropping", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_path)
     args = parser.parse_args(argv)
     print(describe())
     found: list[object] = []
@@ -199,7 +200,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     if args.dropping:
         found.append(report_dropping())
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2))
+        write_output(args.json, json.dumps(found, indent=2).encode(), what="--json")
 
 
 if __name__ == "__main__":

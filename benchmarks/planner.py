@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.clusters import rail_cluster
 from benchmarks.growth import svg
 from benchmarks.machine import describe, spread
+from trainmesh.launcher.output_file import output_path, write_output
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.types import Collective
 
@@ -78,7 +79,7 @@ def on_one_core() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--draw", metavar="FILE.svg", type=Path)
+    parser.add_argument("--draw", metavar="FILE.svg", type=output_path)
     parser.add_argument("--up-to", metavar="RANKS", type=int, default=16384)
     args = parser.parse_args()
     on_one_core()
@@ -92,7 +93,7 @@ def main() -> None:
             curves[case][ranks] = median(run.wall_s for run in runs)
             print(report(ranks, case, runs), flush=True)
     if args.draw:
-        args.draw.write_text(svg(curves, AIMS_S))
+        write_output(args.draw, svg(curves, AIMS_S).encode(), what="--draw")
 
 
 def _busy(found: Answer) -> float:

@@ -6,11 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, rate
+from trainmesh.launcher.output_file import output_path, write_output
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output, waiting
-from trainmesh.rundir import write_atomically
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.document import load_file
 from trainmesh.topology.explain import candidate_name
@@ -58,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--draw", metavar="FILE.svg", type=Path, help="draw the graph with its bottleneck"
+        "--draw", metavar="FILE.svg", type=output_path, help="draw the graph with its bottleneck"
     )
 
 
@@ -77,10 +76,7 @@ def run(args: argparse.Namespace) -> int:
         drawing = svg(
             graph, cut=found.bound.cut, bottleneck=found.bound.links, limited="every plan"
         )
-        try:
-            write_atomically(args.draw, drawing.encode())
-        except OSError as error:
-            raise ConfigError(f"--draw {args.draw}: {error.strerror}") from error
+        write_output(args.draw, drawing.encode(), what="--draw")
     if args.json:
         print(json.dumps(found.document()))
     else:

@@ -9,8 +9,8 @@ from pathlib import Path
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, rate, size
 from trainmesh.launcher import import_topology, jobs, probe_topology
+from trainmesh.launcher.output_file import output_path, write_output
 from trainmesh.launcher.terminal import Output
-from trainmesh.rundir import write_atomically
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.document import dump, load, load_file
 from trainmesh.topology.graph import LinkGraph
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--file", metavar="FILE", type=Path, help="a topology file instead of a running job"
     )
-    show.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw it into this file")
+    show.add_argument("--draw", metavar="FILE.svg", type=output_path, help="draw it into this file")
     validate = actions.add_parser("validate", help="check a topology file")
     validate.add_argument("file", type=Path)
     words = "make a topology file of what NCCL, nvidia-smi, NVML, SLURM or a hostfile say"
@@ -105,7 +105,4 @@ def _draw(graph: LinkGraph, plan: Plan | None, path: Path) -> None:
     least = bound(graph, DDP_BUCKET_BYTES)
     links, limited = (plan.bottleneck, "the plan") if plan else (least.links, "every plan")
     drawing = svg(graph, cut=least.cut, bottleneck=links, limited=limited)
-    try:
-        write_atomically(path, drawing.encode())
-    except OSError as error:
-        raise ConfigError(f"--draw {path}: {error.strerror}") from error
+    write_output(path, drawing.encode(), what="--draw")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from trainmesh.console import clean
 from trainmesh.errors import ConfigError, GraphError
 from trainmesh.format import count, percent, rate
-from trainmesh.launcher.terminal import clean
-from trainmesh.rundir import write_atomically
+from trainmesh.launcher.output_file import output_path, write_output
 from trainmesh.topology.document import dump, load, load_file
 from trainmesh.topology.graph import LinkGraph, host_graph
 from trainmesh.topology.importers import (
@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="what to read, one per host; - is standard input"
     )
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write here (.json or YAML)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=output_path, help="write here (.json or YAML)"
+    )
     parser.add_argument(
         "--merge",
         metavar="FILE",
@@ -177,10 +179,7 @@ def _write(graph: LinkGraph, path: Path | None) -> None:
     if path is None:
         sys.stdout.write(text)
         return
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror or error}") from error
+    write_output(path, text.encode(), what="--output")
 
 
 def _read(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -13,17 +12,17 @@ from pathlib import Path
 
 import msgspec
 
+from trainmesh.console import clean, say
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError
 from trainmesh.format import count, duration, size
 from trainmesh.launcher import jobs, signals
+from trainmesh.launcher.output_file import check_output, output_path, write_output
 from trainmesh.launcher.probe_progress import shown
 from trainmesh.launcher.probe_report import PairReport, ProbeReport, node_facts, show
 from trainmesh.launcher.probe_session import GRACE_S, ProbeSession, nodes_of
 from trainmesh.launcher.quantity import nbytes
-from trainmesh.launcher.supervisor import say
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import MAX_NODES, MAX_PAIR_BYTES, MAX_PAIR_S, PairMeasure
-from trainmesh.rundir import write_atomically
 from trainmesh.store import Store, job_prefix
 from trainmesh.topology.document import dump, load
 from trainmesh.topology.graph import LinkGraph
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=output_path,
         help="write the job's graph with the measured costs into this topology file",
     )
 
@@ -80,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
         graph = _graph(store, status, args.output)
         report, turns = _probe(args, status, store, nodes, graph)
     if args.output is not None and graph is not None:
-        report = msgspec.structs.replace(report, output=str(args.output))
-        _write(args.output, _measured(graph, status, turns))
+        report = msgspec.structs.replace(report, output=clean(str(args.output)))
+        document = json.dumps(dump(_measured(graph, status, turns)), indent=1) + "\n"
+        write_output(args.output, document.encode(), what="--output")
     if args.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
@@ -119,8 +119,7 @@ def _graph(store: Store, status: JobStatus, output: Path | None) -> LinkGraph | 
                 f"--output {output}: job {status.job} has no link graph before all its ranks have "
                 "reported; try again then"
             )
-        if output.is_dir() or not os.access(output.parent, os.W_OK | os.X_OK):
-            raise ConfigError(f"--output {output}: not a file in a writable directory")
+        check_output(output, what="--output")
     return graph
 
 
@@ -219,13 +218,6 @@ def _ranks(status: JobStatus) -> dict[str, list[int]]:
 def _measured(graph: LinkGraph, status: JobStatus, turns: Turns) -> LinkGraph:
     classes = next((c for name, c in NOT_TCP.items() if name in status.backend), ())
     return with_measures(graph, _ranks(status), turns, except_classes=classes)
-
-
-def _write(path: Path, graph: LinkGraph) -> None:
-    try:
-        write_atomically(path, (json.dumps(dump(graph), indent=1) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
 
 
 def _pair_bytes(text: str) -> int:

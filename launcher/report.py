@@ -13,9 +13,9 @@ from trainmesh.errors import ConfigError, WireError
 from trainmesh.launcher.analysis import analyse
 from trainmesh.launcher.analysis_types import RunAnalysis
 from trainmesh.launcher.findings import Headline, headline
+from trainmesh.launcher.output_file import write_output
 from trainmesh.launcher.report_html import page
 from trainmesh.launcher.run_sample import collect
-from trainmesh.rundir import write_atomically
 from trainmesh.types import RecordLine
 from trainmesh.wire import decode
 
@@ -74,17 +74,16 @@ def write_report(record: Path, directory: Path) -> None:
     A missing or damaged record gives a report that says so.
 
     Raises:
-        OSError: the directory can't be written.
+        OSError, ConfigError: the directory can't be made, or a file not be written.
     """
     lines = _Lines(record)
     sample = collect(lines)
     run = analyse(sample, corrupt_lines=lines.damaged)
     report = Report(schema=SCHEMA, headline=headline(run), run=run)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        directory / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1)
-    )
-    write_atomically(directory / "report.html", page(run, report.headline).encode())
+    document = msgspec.json.format(msgspec.json.encode(report), indent=1)
+    write_output(directory / "report.json", document, what="--report")
+    write_output(directory / "report.html", page(run, report.headline).encode(), what="--report")
 
 
 def load_report(directory: Path) -> Report:

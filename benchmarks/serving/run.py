@@ -30,6 +30,7 @@ from benchmarks.serving.programs import LOAD_CPU, certificate, compiled
 from benchmarks.serving.queues import QUEUES
 from benchmarks.serving.routers import ROUTERS
 from benchmarks.serving.scenario import Bench, Scenario
+from trainmesh.launcher.output_file import output_path, write_output
 
 OURS = "trainmesh"
 SCENARIOS = {scenario.name: scenario for scenario in (*FAULTS, *QUEUES)}
@@ -122,7 +123,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenarios", type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, help="3 of overhead and 1 of each scenario")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_path)
     chosen = parser.parse_args()
     chosen.routers = chosen.routers or (QUICK_ROUTERS if chosen.quick else list(ROUTERS))
     chosen.scenarios = chosen.scenarios or (
@@ -184,7 +185,7 @@ def main() -> int:
             "others": foreign,
             "results": everything,
         }
-        chosen.json.write_bytes(msgspec.json.encode(document))
+        write_output(chosen.json, msgspec.json.encode(document), what="--json")
     return 0
 
 
