@@ -11,7 +11,8 @@ from pathlib import Path
 import torch.distributed as dist
 from msgspec.structs import replace
 
-from trainmesh.client import connect
+from trainmesh.client import HintFile, NullReporter, Reporter, connect
+from trainmesh.hooks.launched import Worker, unmeasured_reason
 from trainmesh.types import Collective, Hello, Hint, Note
 
 __all__ = ["DEFAULT_CADENCE", "ENV_CADENCE", "ENV_JOB", "ENV_NODE", "RankContext", "say"]
@@ -19,6 +20,8 @@ __all__ = ["DEFAULT_CADENCE", "ENV_CADENCE", "ENV_JOB", "ENV_NODE", "RankContext
 ENV_JOB = "TRAINMESH_JOB"
 ENV_NODE = "TRAINMESH_NODE"
 ENV_CADENCE = "TRAINMESH_CADENCE"
+ENV_WORKER = "TRAINMESH_WORKER"
+"""What ``patch.install`` has seen of torchrun's variables in the worker that was launched."""
 DEFAULT_CADENCE = 16
 
 
@@ -33,9 +36,11 @@ class RankContext:
         collective: Collective = Collective.ALLREDUCE,
         replicas: tuple[int, ...] = (),
     ) -> None:
+        rank, worker = dist.get_rank(), Worker.read()
         self.hello = Hello(
-            rank=dist.get_rank(),
-            local_rank=_number("LOCAL_RANK", 0),
+            rank=rank,
+            # Spawned ranks inherit the variables of the process that spawned them.
+            local_rank=_number("LOCAL_RANK", 0) if worker.rank == rank else rank,
             world_size=dist.get_world_size(),
             node_rank=_number("GROUP_RANK", 0),
             node=os.environ.get(ENV_NODE) or socket.gethostname(),
@@ -50,7 +55,7 @@ class RankContext:
         )
         self.cadence = max(1, _number(ENV_CADENCE, DEFAULT_CADENCE))
         self.job = os.environ.get(ENV_JOB, "")
-        self.reporter, self._hints = connect(self.hello)
+        self.reporter, self._hints = self._connect(worker)
         self._newest: Hint | None = None
         self._split_epoch = 0
         self._complaint: str | None = None
@@ -60,6 +65,15 @@ class RankContext:
         if not self.hello.world:
             self.hello = replace(self.hello, world=world)
             self.reporter.greet(self.hello)
+
+    def _connect(self, worker: Worker) -> tuple[Reporter, HintFile]:
+        launched = Worker.parse(os.environ.get(ENV_WORKER))
+        reason = unmeasured_reason(launched, worker, self.hello.rank, self.hello.world_size)
+        if reason is None:
+            return connect(self.hello)
+        if launched is not None and launched.rank == 0:
+            say(f"this world of {self.hello.world_size} ranks is not measured: {reason}")
+        return NullReporter(), HintFile(None)
 
     def newest_hint(self) -> Hint | None:
         """The newest valid hint for this job and this world that has reached this rank."""
@@ -87,9 +101,14 @@ class RankContext:
 
 
 def say(text: str) -> None:
-    """One line on stderr, from rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"trainmesh: {text}", file=sys.stderr, flush=True)
+    """One line on stderr, from rank 0 only; never raises."""
+    is_in_world = dist.is_available() and dist.is_initialized()
+    is_rank_0 = (dist.get_rank() if is_in_world else Worker.read().rank) == 0
+    if is_rank_0 and sys.stderr is not None:
+        try:
+            print(f"trainmesh: {text}", file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            pass  # closed, or nobody reads it: the script goes on
 
 
 def _number(name: str, default: int) -> int:

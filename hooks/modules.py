@@ -3,17 +3,29 @@ their end."""
 
 from __future__ import annotations
 
-import sys
+import multiprocessing
+import os
 import weakref
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from trainmesh.hooks.context import RankContext, say
+from trainmesh.hooks.context import RankContext
+from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.types import Collective
 
-__all__ = ["ATTRIBUTE", "Hooked", "close_all", "number", "remember", "shared_context"]
+__all__ = [
+    "ATTRIBUTE",
+    "Hooked",
+    "any_seen",
+    "close_all",
+    "number",
+    "remember",
+    "shared_context",
+]
 
 ATTRIBUTE = "_trainmesh"
 """Of the module (DDP) or of what its parts share (FSDP2)."""
@@ -27,6 +39,7 @@ class Hooked(Protocol):
 
 _context: RankContext | None = None
 _owners: list[weakref.ref[Any]] = []
+_seen = False
 
 
 def number() -> int:
@@ -56,18 +69,34 @@ def shared_context(
 
 def remember(owner: Any, hooked: Hooked | None) -> None:
     """``hooked`` times ``owner``, as long as that lives; None: it is left alone."""
+    global _seen
     setattr(owner, ATTRIBUTE, hooked)
     if hooked is not None:
         _owners.append(weakref.ref(owner))
+    if not _seen:
+        _seen = True
+        _mark_seen()
+
+
+def _mark_seen() -> None:
+    """Leave word for the launcher, and see to the end of a process that has no atexit."""
+    if multiprocessing.parent_process() is not None:
+        Finalize(None, close_all, exitpriority=0)
+    run_dir = os.environ.get(ENV_RUN_DIR)
+    if run_dir:
+        try:
+            RunDir(Path(run_dir)).seen.touch()
+        except OSError:
+            pass  # the launcher has gone
+
+
+def any_seen() -> bool:
+    """Whether a module that communicates was met, and timed or said to be left alone."""
+    return _seen
 
 
 def close_all() -> None:
     """The process ends."""
-    if not _owners and not hasattr(sys, "last_type"):
-        say(
-            "the script never communicated through DistributedDataParallel or FSDP2, or only "
-            "through a compiled module; it ran untouched"
-        )
     for reference in _owners:
         owner = reference()
         if owner is not None:

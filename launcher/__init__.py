@@ -1,9 +1,10 @@
 """The commands: ``trainmesh launch`` and the commands that look at a job and ask.
 
-Reading order: ``cli`` (which command, how errors end), ``cmd_launch`` (flags, and one launch
-from begin to end), ``torchrun`` (how torch.distributed.run is wrapped), ``bootstrap`` (what runs
-in each worker before the script), ``supervisor`` and ``service`` (the control-plane processes of
-this node). Every ``cmd_*.py`` is one command: ``add_arguments(parser)`` and ``run(args)``.
+Reading order: ``entry`` (before anything is imported), ``cli`` (which command, how errors end),
+``cmd_launch`` and ``session`` (flags; one launch from begin to end), ``torchrun`` (how
+torch.distributed.run is called), ``site/`` (how the hook comes into workers), ``supervisor`` and
+``service`` (the control-plane processes of this node). Every ``cmd_*.py`` is one command:
+``add_arguments(parser)`` and ``run(args)``.
 
 Words: a *worker* is a training process started by torchrun; the *control plane* is the embedded
 etcd, the agent and the coordinator; a *service* is one of these processes on this node.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from trainmesh import __version__
+from trainmesh.console import clean, say, write_error
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher.signals import INTERRUPTED
+from trainmesh.launcher import signals
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -43,7 +45,8 @@ class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line instead of the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        write_error(f"{self.prog}: error: {clean(message)} (see {self.prog} --help)\n")
+        self.exit(2)
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
@@ -74,34 +77,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: the command's own, 2 for a usage error, 1 for other errors of ours, 130
-        after Ctrl-C.
+        The exit code: the command's own, 2 for a usage error, 1 for other errors of ours; or the
+        signal that is to end the process, negative (``entry`` does that).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
     try:
-        try:
+        with signals.exiting():
             command = next((word for word in argv if not word.startswith("-")), None)
             args = build_parser(command).parse_args(argv)
-            debug = args.debug = args.debug or debug
-            code: int = args.run(args)
-            return code
-        finally:
-            sys.stdout.flush()  # here, where a closed pipe is caught
-    except TrainmeshError as error:
+        debug = args.debug = args.debug or debug
+        code: int = args.run(args)
+    except (TrainmeshError, OSError, KeyboardInterrupt, signals.Ended) as error:
         if debug:
-            traceback.print_exc()
-        print(f"trainmesh: error: {error}", file=sys.stderr)
+            write_error(traceback.format_exc())
+        code = _ended(error)
+    except SystemExit:
+        _flush_output()
+        raise
+    return code if _flush_output() else code or 1
+
+
+def _ended(error: BaseException) -> int:
+    """Say what has ended a command; returns the exit code."""
+    if isinstance(error, TrainmeshError):
+        say(f"error: {clean(str(error))}")
         return error.exit_code
-    except KeyboardInterrupt:
-        if debug:
-            traceback.print_exc()
-        print("trainmesh: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone (| head): nothing is left to say, not even at exit.
+    if isinstance(error, KeyboardInterrupt):
+        say("interrupted")
+        return -signal.SIGINT
+    if isinstance(error, signals.Ended):
+        return -error.number
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        # A disk is full, a file or a process can't be had: nothing that a traceback explains.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        say(f"error: {clean(where)}{error.strerror or error}")
+    return 1
+
+
+def _flush_output() -> bool:
+    """Whether standard output took what was printed; it is not asked again, not even at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # its reader has gone (| head) and needs no word
+            say(f"error: standard output: {error.strerror}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return False
+    return True
 
 
 def _load(command: str) -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from trainmesh.errors import TrainmeshError
+from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output
@@ -55,6 +55,8 @@ def _stream(args: argparse.Namespace) -> int:
     from trainmesh.launcher import signals
     from trainmesh.launcher.lab import Lab, stream_gbps
 
+    if args.src == args.dst:
+        raise ConfigError(f"SRC and DST are both {args.src!r}; a stream needs two hosts")
     with signals.raising(), Lab(args.topology) as lab:
         gbps = stream_gbps(lab, args.src, args.dst, args.bytes)
         path = lab.layout.path(args.src, args.dst)

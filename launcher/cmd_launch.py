@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainmesh.claim import AWAY, ENV_CLAIM
+from trainmesh.console import say
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import asked, signals, target
 from trainmesh.launcher.meeting import meeting_of
+from trainmesh.launcher.own_modules import environment_of_ours
 from trainmesh.launcher.quantity import nbytes
-from trainmesh.launcher.service import python_environment
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
-from trainmesh.launcher.supervisor import say
 from trainmesh.types import Algorithm
 from trainmesh.wire import encode
 
@@ -38,8 +38,7 @@ AUTO = "auto"
 
 def parent_parsers() -> list[ArgumentParser]:
     """Torchrun's own parser: every flag of torchrun is one of ours."""
-    with signals.exiting():
-        from trainmesh.launcher import torchrun
+    from trainmesh.launcher import torchrun
 
     return [torchrun.parser()]
 
@@ -107,10 +106,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Launch; returns torchrun's exit code."""
-    from trainmesh.launcher import session, torchrun
+    with signals.exiting():
+        from trainmesh.launcher import session, torchrun
 
     _check_target(args)
-    config, command = torchrun.resolve(torchrun.through_bootstrap(args))
+    config, command = torchrun.resolve(args)
     settings = _settings(args, config.max_nodes)
     asked.check(settings, config)
     if args.dry_run:
@@ -212,7 +212,7 @@ def _claim_name(settings: LaunchSettings, url: str) -> None:
     try:
         done = subprocess.run(
             [*command, "--insecure"] if settings.insecure_etcd else command,
-            env={**python_environment(os.environ), ENV_CLAIM: encode(settings.claim).decode()},
+            env={**environment_of_ours(os.environ), ENV_CLAIM: encode(settings.claim).decode()},
             stdout=subprocess.PIPE,
             text=True,
             timeout=ETCD_CHECK_S,

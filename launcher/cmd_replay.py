@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import stat
 import sys
 from pathlib import Path
 
 import msgspec
 
+from trainmesh.console import clean, say
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher.terminal import Output
@@ -29,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.ledger.exists():
-        raise ConfigError(f"{args.ledger}: no such file or directory")
+    _check_readable(args.ledger)
     scorers, warnings = load_scorers()
     for warning in warnings:
-        print(f"trainmesh: warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}")
     found = compare(entries(read_lines(args.ledger)), scorers, args.policy, args.model)
     if args.json:
         fields = msgspec.structs.asdict(found)
@@ -41,6 +42,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(found, Output())
     return 1 if args.check and not found.identical else 0
+
+
+def _check_readable(ledger: Path) -> None:
+    try:
+        mode = ledger.stat().st_mode
+        paths = list(ledger.iterdir()) if stat.S_ISDIR(mode) else [ledger]
+        for path in paths:
+            if path.is_file():  # a FIFO is opened once
+                path.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{clean(str(error.filename))}: {error.strerror}") from error
 
 
 def _show(found: Comparison, output: Output) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from trainmesh.console import clean
 from trainmesh.format import count
-from trainmesh.launcher.terminal import clean
 
 __all__ = ["ProbeProgress", "shown"]
 

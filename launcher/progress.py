@@ -16,10 +16,10 @@ import time
 from collections import deque
 from typing import TextIO
 
+from trainmesh.console import clean
 from trainmesh.decisions.regime import regime_words
 from trainmesh.errors import WireError
 from trainmesh.format import duration, percent
-from trainmesh.launcher.terminal import clean
 from trainmesh.rundir import RunDir
 from trainmesh.types import Algorithm, Event, JobStatus
 from trainmesh.wire import decode

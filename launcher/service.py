@@ -13,6 +13,7 @@ from typing import Protocol
 
 import trainmesh
 from trainmesh.etcd_words import log_reason
+from trainmesh.launcher.own_modules import environment_of_ours
 
 __all__ = [
     "NICENESS",
@@ -78,7 +79,7 @@ class PythonProcess:
 
     def __init__(self, module: str, environment: Mapping[str, str], log: Path) -> None:
         self._module = module
-        self._environment = python_environment(environment)
+        self._environment = environment_of_ours(environment)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
@@ -87,8 +88,7 @@ class PythonProcess:
         self.stop()
         self._unread = b""
         with self._log.open("ab") as log:
-            # -P and a working directory without modules: one of the user's that is called like
-            # one of the standard library's is not imported by mistake.
+            # -P: the working directory is not on sys.path, so that no module in it is imported.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
                 stdin=subprocess.PIPE,
@@ -139,7 +139,8 @@ class PythonProcess:
 
 
 def python_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` in which a Python process finds this trainmesh, installed or not."""
+    """``environment`` in which a Python process of the user's finds this trainmesh, installed or
+    not."""
     result = dict(environment)
     root = str(Path(trainmesh.__file__).parent.parent)
     if root not in sys.path[1:]:  # the first entry is this process's own, and is not passed on

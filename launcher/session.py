@@ -15,10 +15,16 @@ from pathlib import Path
 from msgspec import structs
 from torch.distributed.elastic.multiprocessing import SignalException
 
+from trainmesh.console import say
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher import asked, leftovers, signals, torchrun
-from trainmesh.launcher.settings import LaunchSettings, services, worker_environment
-from trainmesh.launcher.supervisor import Supervisor, say
+from trainmesh.launcher.settings import (
+    LaunchSettings,
+    python_path,
+    services,
+    worker_environment,
+)
+from trainmesh.launcher.supervisor import Supervisor
 from trainmesh.launcher.troubles import Troubles
 from trainmesh.rundir import (
     RunDir,
@@ -76,7 +82,10 @@ def _run_measured(args: Namespace, settings: LaunchSettings, plane: _ControlPlan
     try:
         plane.supervisor.start()
         progress.start()
-        return _run_workers(args, worker_environment(settings, run_dir))
+        code = _run_workers(args, worker_environment(settings, run_dir))
+        if code == 0:
+            _say_untouched(run_dir)
+        return code
     finally:
         signals.hold()
         progress.stop()
@@ -91,17 +100,23 @@ def _run_measured(args: Namespace, settings: LaunchSettings, plane: _ControlPlan
 
 def _run_workers(args: Namespace, environment: dict[str, str]) -> int:
     marker = f"{MARK}={secrets.token_hex(8)}"
-    environment = {**environment, **dict([marker.split("=")])}
-    if args.no_python:
-        path = [str(torchrun.SITE), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    added = {**environment, **dict([marker.split("=")]), "PYTHONPATH": python_path()}
     try:
         signals.check()
-        with _environment(environment):
+        with _environment(added):
             return torchrun.run(args)
     finally:
         signals.hold()
         leftovers.kill_workers(marker)
+
+
+def _say_untouched(run_dir: RunDir) -> None:
+    """Where it is so of the whole launch: a process may train below the one that ends last."""
+    if run_dir.unseen.exists() and not run_dir.seen.exists():
+        say(
+            "the script never communicated through DistributedDataParallel or FSDP2, or only "
+            "through a compiled module, or in a Python that ignores PYTHONPATH; it ran untouched"
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,18 @@ from trainmesh.launcher.service import NICENESS, PythonProcess, Service
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
 from trainmesh.wire import encode
 
-__all__ = ["LaunchSettings", "job_name", "node_name", "services", "worker_environment"]
+__all__ = [
+    "LaunchSettings",
+    "job_name",
+    "node_name",
+    "python_path",
+    "services",
+    "worker_environment",
+]
+
+SITE = Path(__file__).resolve().parent / "site"
+ENV_LAUNCHER = "TRAINMESH_LAUNCHER"
+"""The launcher's process number: whose children are workers."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +85,19 @@ def worker_environment(settings: LaunchSettings, run: RunDir | None) -> dict[str
     they are hooked as those of other nodes are, but report to nobody."""
     return {
         ENV_RUN_DIR: str(run.path) if run is not None else "",
+        ENV_LAUNCHER: str(os.getpid()),
         "TRAINMESH_JOB": settings.job,
         "TRAINMESH_NODE": settings.node,
         "TRAINMESH_CADENCE": str(settings.cadence),
         "TRAINMESH_COMPRESSION": settings.compression,
     }
+
+
+def python_path(environ: Mapping[str, str] = os.environ) -> str:
+    """PYTHONPATH of the workers: ``site/``, whose ``sitecustomize`` takes itself off the path,
+    before what the user has there (an empty entry is the working directory)."""
+    users = environ.get("PYTHONPATH", "")
+    return f"{SITE}{os.pathsep}{users}" if users else str(SITE)
 
 
 def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]:

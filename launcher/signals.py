@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["INTERRUPTED", "check", "exiting", "hold", "raising"]
+__all__ = ["Ended", "check", "end_by", "exiting", "hold", "raising"]
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: what a shell reports for a program that SIGINT has ended."""
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 AGAIN_S = 1.5
 """Longer than it takes from the exception to the clean-up."""
@@ -21,20 +19,40 @@ _received: list[int] = []
 _timers: list[threading.Timer] = []
 
 
+class Ended(SystemExit):
+    """A signal ends the process, after its clean-up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 @contextmanager
 def exiting() -> Iterator[None]:
-    """Ctrl-C ends the process on the spot. For the import of torch, before anything has been
-    started: a KeyboardInterrupt in there can come out as an ImportError."""
-    before = signal.signal(signal.SIGINT, _exit_now)
+    """Ctrl-C ends the process on the spot, without a word. For imports, before anything has been
+    started: a KeyboardInterrupt in there is a traceback, or comes out as an ImportError."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or not _in_main_thread():
+        yield  # ignored, or somebody else's
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
+def end_by(number: int) -> NoReturn:
+    """End this process by a signal, as if there was no handler: whoever waits for it can see why
+    it ended, and a shell's loop ends with it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # where it is blocked, or we are process 1 of a container
+
+
 @contextmanager
 def raising() -> Iterator[None]:
-    """Signals that would end the process at once raise SystemExit (128 + number) instead, so
+    """Signals that would end the process at once raise KeyboardInterrupt or ``Ended`` instead, so
     that what was started is cleaned up. Torchrun replaces these handlers by its own when it
     starts workers. On exit the handlers are as they were.
 
@@ -68,11 +86,6 @@ def hold() -> None:
         signal.signal(number, _nothing)
 
 
-def _exit_now(number: int, frame: FrameType | None) -> NoReturn:
-    os.write(2, b"trainmesh: interrupted\n")
-    os._exit(INTERRUPTED)
-
-
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
     _settle()
     _received.append(number)
@@ -82,7 +95,7 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
     _timers.append(again)
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + number)
+    raise Ended(number)
 
 
 def _settle() -> None:
@@ -94,3 +107,7 @@ def _settle() -> None:
 
 def _nothing(number: int, frame: FrameType | None) -> None:
     pass
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

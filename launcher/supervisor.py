@@ -6,11 +6,11 @@ ends is started again, ever more slowly. Training goes on in any case.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+from trainmesh.console import say
 from trainmesh.errors import WireError
 from trainmesh.health import Health
 from trainmesh.launcher.service import (
@@ -24,17 +24,12 @@ from trainmesh.launcher.service import (
 from trainmesh.launcher.troubles import Troubles
 from trainmesh.wire import decode
 
-__all__ = ["Keeper", "Supervisor", "say"]
+__all__ = ["Keeper", "Supervisor"]
 
 POLL_S = 0.1
 CHECK_EVERY_S = 1.0
 STOP_S = 20.0
 """More than the stop times of all services together."""
-
-
-def say(text: str) -> None:
-    """One line on stderr."""
-    print(f"trainmesh: {text}", file=sys.stderr, flush=True)
 
 
 class Supervisor:

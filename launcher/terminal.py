@@ -11,15 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "clean", "waiting"]
+from trainmesh.console import clean
+
+__all__ = ["Output", "waiting"]
 
 PIPE_WIDTH = 400
 """Columns where there is no terminal: wide enough for every table."""
-
-
-def clean(text: str) -> str:
-    """``text`` without control characters: what a job is called must not steer a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 @contextmanager

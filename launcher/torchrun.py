@@ -1,4 +1,4 @@
-"""torch.distributed.run, unchanged, with each worker's command led through our bootstrap."""
+"""torch.distributed.run, unchanged: its parser, its run, its words and its exit codes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 
 from torch.distributed import run as torch_run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors.handlers import get_error_handler
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig
 
-from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.console import say, write_error
+from trainmesh.errors import TrainmeshError
+from trainmesh.launcher import own_modules
 
-__all__ = ["SITE", "parser", "resolve", "run", "stopped", "through_bootstrap"]
+__all__ = ["Refused", "parser", "resolve", "run", "stopped"]
 
-BOOTSTRAP = "trainmesh.launcher.bootstrap"
-SITE = Path(__file__).parent / "site"
 WRONG_FLAGS = (ValueError, AssertionError, RuntimeError, OSError)
+
+
+class Refused(TrainmeshError):
+    """Torchrun refuses a flag's value; exit code 1, as torchrun's. What its parser refuses is a
+    usage error, with 2."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +41,7 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
     """What torchrun makes of its flags, and a worker's command line; nothing is changed.
 
     Raises:
-        ConfigError: torchrun refuses a flag's value.
+        Refused: it is noted in TORCHELASTIC_ERROR_FILE, as torchrun does.
     """
     # Only a look: torchrun would make the log directory; and it sets its default port later.
     changed = {"log_dir": os.devnull, "master_port": args.master_port or 29500}
@@ -45,41 +50,28 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
         with _quiet():
             config, command, arguments = torch_run.config_from_args(copy)
     except WRONG_FLAGS as error:
-        raise ConfigError(f"torchrun refuses its flags: {_first_line(error)}") from error
+        get_error_handler().record_exception(error)
+        raise Refused(f"torchrun refuses its flags: {_first_line(error)}") from error
     name = command if isinstance(command, str) else f"{sys.executable} (runpy.run_path)"
     return config, [name, *arguments]
-
-
-def through_bootstrap(args: argparse.Namespace) -> argparse.Namespace:
-    """The same flags with the worker's program wrapped. With --no-python there is nothing to
-    wrap: ``SITE`` on PYTHONPATH does it."""
-    wrapped = argparse.Namespace(**vars(args))
-    program = [args.training_script, *args.training_script_args]
-    if args.run_path:
-        wrapped.training_script = str(Path(__file__).with_name("bootstrap.py"))
-        wrapped.training_script_args = ["--run-path", *program]
-    elif not args.no_python:
-        wrapped.module, wrapped.training_script = True, BOOTSTRAP
-        wrapped.training_script_args = [*(["-m"] if args.module else []), *program]
-    return wrapped
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what torchrun does with ``args``.
 
     Returns:
-        Torchrun's exit code: 0, or 1 if workers failed or a signal ended the run. The summary
-        of the failed workers goes to stderr.
+        Torchrun's exit code: 0, or 1 if workers failed or a signal ended the run. What torchrun
+        says of the failed workers goes to stderr.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C ended the run.
+        KeyboardInterrupt: Ctrl-C ended the run before torchrun handled signals.
         TrainmeshError: torchrun could not run the workers.
     """
     try:
-        record(torch_run.run)(through_bootstrap(args))
+        with own_modules.as_started() if args.run_path else nullcontext():
+            record(torch_run.run)(args)
     except ChildFailedError as error:
-        _trace(args)
-        print(ChildFailedError(args.training_script, error.failures), file=sys.stderr)
+        _show(error)
         return 1
     except SignalException as error:
         _trace(args)
@@ -90,15 +82,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stopped(error: SignalException) -> int:
-    """The exit code of a run that a signal has ended.
-
-    Raises:
-        KeyboardInterrupt: it was Ctrl-C.
-    """
-    if error.sigval == signal.SIGINT:
-        raise KeyboardInterrupt from error
-    print(f"trainmesh: stopped by {error.sigval.name}", file=sys.stderr)
+    """Say which signal has ended a run; returns torchrun's exit code for that, also of Ctrl-C."""
+    is_interrupt = error.sigval == signal.SIGINT
+    say("interrupted" if is_interrupt else f"stopped by {error.sigval.name}")
     return 1
+
+
+def _show(error: ChildFailedError) -> None:
+    """What torchrun prints as Python's last words: tools look for them in logs."""
+    trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    write_error(text)
 
 
 def _trace(args: argparse.Namespace) -> None:

@@ -236,3 +236,43 @@ def test_a_full_disk_is_said_in_plain_words(tmp_path: Path) -> None:
     finally:
         server.stop()
         subprocess.run(["umount", str(disk)], check=True)
+
+
+IPV6_ONLY = """
+import sys
+from pathlib import Path
+from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.etcd import connect
+from trainmesh.interface import job_address
+
+server = EmbeddedEtcd(Path(sys.argv[1], "data"), Path(sys.argv[1], "log"))
+try:
+    server.start()
+    server.wait_ready(20)
+    store = connect(server.url, timeout_s=20)
+    store.put("/a", b"1")
+    print(server.url, store.get("/a").value, job_address(server.url, "gloo"))
+    store.close()
+finally:
+    server.stop()
+"""
+
+
+@pytest.mark.etcd
+@pytest.mark.root
+def test_a_loopback_without_ipv4(tmp_path: Path) -> None:
+    setup = "ip link set lo up && ip addr del 127.0.0.1/8 dev lo && ip -6 addr | grep -q ::1"
+    alone = ["unshare", "--net", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*alone, setup], capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs unshare, ip and IPv6")
+    done = subprocess.run(
+        [*alone, f'{setup} && exec "$@"', "sh", sys.executable, "-c", IPV6_ONLY, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    url, *rest = done.stdout.split(" ", 1)
+    assert url.startswith("http://[::1]:")
+    assert rest == ["b'1' ('lo', '::1')\n"]

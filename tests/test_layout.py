@@ -64,7 +64,7 @@ def imported_by(statement: str) -> set[str]:
     [
         ("import trainmesh", {"torch", "networkx", "grpc", "msgspec"}),
         ("import trainmesh.launcher.cli", {"torch", "networkx", "grpc"}),
-        ("import trainmesh.launcher.bootstrap", {"torch", "networkx", "grpc"}),
+        ("import trainmesh.launcher.entry", {"torch", "networkx", "grpc", "msgspec"}),
         ("import trainmesh.hooks.patch", {"torch", "networkx", "grpc"}),
         ("import trainmesh.hooks.registration", {"networkx", "grpc", "etcd3"}),
         ("import trainmesh.topology.planner", {"torch", "grpc"}),

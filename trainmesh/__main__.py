@@ -1,8 +1,6 @@
 """``python -m trainmesh`` is ``trainmesh``."""
 
-import sys
-
-from trainmesh.launcher.cli import main
+from trainmesh.launcher.entry import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

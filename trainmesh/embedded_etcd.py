@@ -8,6 +8,7 @@ runs.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +32,8 @@ __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 OLDEST = (3, 5)
 """The first with ``--socket-reuse-port``."""
 STOP_S = 3.0
+LOOPBACKS = ("127.0.0.1", "::1")
+NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 WRAPPER = Path(__file__).with_name("etcd_exec.py")
 
 
@@ -79,26 +83,27 @@ def _is_script(path: Path) -> bool:
 class EmbeddedEtcd:
     """One server process; all methods are for one thread at a time.
 
-    ``host`` is the address it listens on: another one than loopback is for networks that only
-    exist inside this machine. ``niceness`` is added to this process's own.
+    ``host`` is the address it listens on: another one than loopback (IPv4's, or IPv6's where that
+    is the only one) is for networks that only exist inside this machine. ``niceness`` is added to
+    this process's own.
     """
 
     def __init__(
-        self, data_dir: Path, log: Path, *, host: str = "127.0.0.1", niceness: int = 0
+        self, data_dir: Path, log: Path, *, host: str | None = None, niceness: int = 0
     ) -> None:
         self._binary = find_etcd()
         self._data_dir = data_dir
         self._log = log
-        self._host = host
         self._niceness = niceness
-        reserved = [_reserve_port(host) for _ in range(2)]
+        reserved = _reserve_ports(LOOPBACKS if host is None else (host,))
+        self._host = str(reserved[0].getsockname()[0])
         self._ports = [int(held.getsockname()[1]) for held in reserved]
         self._release = weakref.finalize(self, _close_all, reserved)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://{self._host}:{self._ports[0]}"
+        return self._url(self._ports[0])
 
     @property
     def pid(self) -> int | None:
@@ -110,7 +115,7 @@ class EmbeddedEtcd:
 
     def start(self) -> None:
         """Start, or start again on the same address and data; doesn't wait."""
-        client, peer = (f"http://{self._host}:{port}" for port in self._ports)
+        client, peer = map(self._url, self._ports)
         arguments = [
             *(str(self._binary), "--name", "trainmesh", "--data-dir", str(self._data_dir)),
             *("--listen-client-urls", client, "--advertise-client-urls", client),
@@ -135,6 +140,11 @@ class EmbeddedEtcd:
                 env=environment,
                 start_new_session=True,
             )
+
+    def _url(self, port: int) -> str:
+        return (
+            f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
+        )
 
     def heard(self) -> list[bytes]:
         """Nothing: etcd doesn't know its launcher."""
@@ -179,12 +189,28 @@ class EmbeddedEtcd:
         return log_reason(self._log.read_text(errors="replace"))[:300] or "it said nothing"
 
 
+def _reserve_ports(hosts: Sequence[str]) -> list[socket.socket]:
+    """Two ports of the first host that is an address of this machine."""
+    for host in hosts[:-1]:
+        try:
+            return [_reserve_port(host) for _ in range(2)]
+        except OSError as error:
+            if error.errno not in NO_ADDRESS:
+                raise
+    return [_reserve_port(hosts[-1]) for _ in range(2)]
+
+
 def _reserve_port(host: str) -> socket.socket:
     """A free port of ``host`` that only sockets with SO_REUSEPORT of this user can also bind;
     without ``listen`` it gets none of their connections."""
-    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((host, 0))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, 0))
+    except OSError:
+        held.close()
+        raise
     return held
 
 

@@ -41,7 +41,7 @@ def job_address(
     """
     host, port, _ = parse_url(etcd)
     if is_loopback(host):
-        return "lo", LOOPBACK
+        return "lo", LOOPBACK if host == "localhost" else host  # ::1 where there is no IPv4
     variable = "NCCL_SOCKET_IFNAME" if "nccl" in backend else "GLOO_SOCKET_IFNAME"
     wanted = environ.get(variable)
     if not wanted:

@@ -26,8 +26,23 @@ _encoder = msgspec.json.Encoder(order="sorted")
 
 
 def encode(value: Any) -> bytes:
-    """Canonical JSON of a struct from ``trainmesh.types`` (or of plain built-ins)."""
-    return _encoder.encode(value)
+    """Canonical JSON of a struct from ``trainmesh.types`` (or of plain built-ins).
+
+    JSON is UTF-8: bytes of a file's name that are not (as Python has them in a str) become
+    backslashes and digits.
+    """
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError:
+        return _encoder.encode(_in_utf8(msgspec.to_builtins(value)))
+
+
+def _in_utf8(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_in_utf8(key): _in_utf8(item) for key, item in value.items()}
+    return [_in_utf8(item) for item in value] if isinstance(value, list) else value
 
 
 def decode(data: bytes, kind: type[T], *, what: str, max_bytes: int = MAX_BYTES) -> T:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from trainmesh.console import clean
 from trainmesh.launcher import cmd_launch, target
 
 __all__ = ["LabArguments", "parse"]
@@ -46,7 +47,7 @@ class LabArguments:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {clean(message)} (see {self.prog} --help)\n")
 
 
 def parse(words: Sequence[str]) -> LabArguments:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from trainmesh.console import say
 from trainmesh.errors import ConfigError
 from trainmesh.format import duration
 from trainmesh.launcher import signals
@@ -15,7 +16,6 @@ from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host, Layout, load_layout
 from trainmesh.launcher.lab.timeline import Timeline, words
 from trainmesh.launcher.progress import Progress
-from trainmesh.launcher.supervisor import say
 from trainmesh.rundir import RunDir
 
 __all__ = ["main"]

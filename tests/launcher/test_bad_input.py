@@ -27,24 +27,24 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["no/such.py"], 2, "no such file: no/such.py"),
-        (["-m", "no_such_module"], 2, "no module named 'no_such_module'"),
-        (["--no-python", "no-such-program"], 2, "no program no-such-program"),
-        (["--no-python", "-m", "this"], 2, "Don't use both"),
+        (["no/such.py"], 1, "no such file: no/such.py"),
+        (["-m", "no_such_module"], 1, "no module named 'no_such_module'"),
+        (["--no-python", "no-such-program"], 1, "no program no-such-program"),
+        (["--no-python", "-m", "this"], 1, "Don't use both"),
         ([], 2, "training_script"),
         (["--nonsense", SCRIPT], 2, "--nonsense"),
-        (["--nproc-per-node", "many", SCRIPT], 2, "nproc_per_node value: many"),
-        (["--nproc-per-node", "gpu", SCRIPT], 2, "Cuda is not available"),
-        (["--nnodes", "0", SCRIPT], 2, "min_nodes must be > 0"),
-        (["--nnodes", "2:1", SCRIPT], 2, "min_nodes=2, max_nodes=1"),
-        (["--nnodes", "1:2:3", SCRIPT], 2, "1:2:3"),
-        (["--max-restarts=-1", SCRIPT], 2, "max_restarts"),
+        (["--nproc-per-node", "many", SCRIPT], 1, "nproc_per_node value: many"),
+        (["--nproc-per-node", "gpu", SCRIPT], 1, "Cuda is not available"),
+        (["--nnodes", "0", SCRIPT], 1, "min_nodes must be > 0"),
+        (["--nnodes", "2:1", SCRIPT], 1, "min_nodes=2, max_nodes=1"),
+        (["--nnodes", "1:2:3", SCRIPT], 1, "1:2:3"),
+        (["--max-restarts=-1", SCRIPT], 1, "max_restarts"),
         (["--max-restarts", "x", SCRIPT], 2, "--max-restarts"),
         (["--start-method", "x", SCRIPT], 2, "--start-method"),
-        (["-r", "9", SCRIPT], 2, "9 does not match"),
-        (["--rdzv-conf", "x", SCRIPT], 2, "'x' must have a value"),
-        (["--local-ranks-filter", "x", SCRIPT], 2, "local_ranks_filter"),
-        (["--logs-specs", "x", SCRIPT], 2, "logs_specs"),
+        (["-r", "9", SCRIPT], 1, "9 does not match"),
+        (["--rdzv-conf", "x", SCRIPT], 1, "'x' must have a value"),
+        (["--local-ranks-filter", "x", SCRIPT], 1, "local_ranks_filter"),
+        (["--logs-specs", "x", SCRIPT], 1, "logs_specs"),
         (["--log-dir", "file", SCRIPT], 2, "--log-dir file: not a directory"),
         (["--report", "file", SCRIPT], 2, "--report file: not a directory"),
         (["--report", "/proc/none", SCRIPT], 2, "--report /proc/none"),
@@ -123,7 +123,7 @@ def test_a_dry_run_says_what_would_be_started_and_starts_nothing(
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
     assert lines["job"] == "j1"
     assert lines["workers"] == "3 on each of 1:1 nodes"
-    assert lines["worker"].endswith(f"-u -m trainmesh.launcher.bootstrap {SCRIPT} 'a b' -x")
+    assert lines["worker"].endswith(f"-u {SCRIPT} 'a b' -x")
     assert lines["plan"] == "ring, margin 0.05, cadence 16"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "file"]
     assert dict(os.environ) == before

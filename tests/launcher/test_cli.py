@@ -124,7 +124,7 @@ def test_debug_shows_the_traceback(
     before, after = (["--debug"] if where == word else [] for word in ("before", "after"))
     code = main([*before, "launch", *after, "no-such-script.py"])
     lines = capsys.readouterr().err.splitlines()
-    assert code == 2
+    assert code == 1
     assert lines[-1].startswith("trainmesh: error: no such file: no-such-script.py")
     assert ("Traceback" in lines[0]) == (where != "nowhere")
     assert len(lines) == 1 or where != "nowhere"
@@ -142,3 +142,37 @@ def test_a_closed_pipe_is_quiet() -> None:
     )
     assert done.stderr == ""
     assert done.returncode in (0, 1)  # 0: the pipe was still open
+
+
+@pytest.mark.parametrize("words", [["status"], ["topology", "show"]])
+def test_a_full_disk_is_one_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "trainmesh", *words],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("trainmesh: error: ")
+    assert done.stderr.endswith("No space left on device\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_stream_needs_two_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "stream", "--topology", "none.yaml", "h0", "h0"]) == 2
+    assert capsys.readouterr().err == (
+        "trainmesh: error: SRC and DST are both 'h0'; a stream needs two hosts\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "none", "file/none", "loop"])
+def test_a_ledger_that_cannot_be_read_is_one_line(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    assert main(["replay", name]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -78,6 +78,7 @@ def test_node_names_tell_launchers_on_one_host_apart() -> None:
 def test_workers_are_told_where_the_run_directory_is(tmp_path: Path) -> None:
     assert worker_environment(SETTINGS, RunDir(tmp_path)) == {
         "TRAINMESH_RUN_DIR": str(tmp_path),
+        "TRAINMESH_LAUNCHER": str(os.getpid()),
         "TRAINMESH_JOB": "j",
         "TRAINMESH_NODE": "n",
         "TRAINMESH_CADENCE": "8",

@@ -1,4 +1,4 @@
-"""The way in for programs that torchrun starts with --no-python."""
+"""The way into the Python processes of a launch: ``site/sitecustomize`` and ``hooks/patch``."""
 
 import os
 import subprocess
@@ -10,10 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SITE = ROOT / "launcher" / "site"
 HOOKED = "import sys; print([type(f).__module__ for f in sys.meta_path][:1])"
+PATCHED = "['_trainmesh_patch']"
 
 
-def run(*arguments: str, path: list[Path], **env: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "RANK"}
+def run(
+    *arguments: str, path: list[Path], launched: bool = True, **env: str
+) -> subprocess.CompletedProcess[str]:
+    own = ("RANK", "TRAINMESH")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    if launched:
+        environment["TRAINMESH_LAUNCHER"] = "1"
     return subprocess.run(
         [sys.executable, *arguments],
         env={**environment, "PYTHONPATH": ":".join(map(str, path)), **env},
@@ -24,13 +30,15 @@ def run(*arguments: str, path: list[Path], **env: str) -> subprocess.CompletedPr
 
 
 def test_a_worker_gets_the_hook_and_its_path_is_clean() -> None:
-    done = run("-c", HOOKED + "; print(sys.path)", path=[SITE, ROOT], RANK="1")
-    assert done.stdout.startswith("['trainmesh.hooks.patch']")
+    code = f"{HOOKED}; print(sys.path, [m for m in sys.modules if m.startswith('trainmesh')])"
+    done = run("-c", code, path=[SITE, ROOT], RANK="1")
+    assert done.stdout.startswith(PATCHED)
     assert str(SITE) not in done.stdout
+    assert done.stdout.endswith(" []\n")  # the script's own trainmesh.py is its own
 
 
-def test_a_process_that_is_no_worker_is_left_alone() -> None:
-    assert "trainmesh" not in run("-c", HOOKED, path=[SITE, ROOT]).stdout
+def test_a_process_of_no_launch_is_left_alone() -> None:
+    assert PATCHED not in run("-c", HOOKED, path=[SITE, ROOT], launched=False).stdout
 
 
 def test_the_shadowed_sitecustomize_still_runs(tmp_path: Path) -> None:
@@ -40,25 +48,60 @@ def test_the_shadowed_sitecustomize_still_runs(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [str(tmp_path / "sitecustomize.py")] * 2
 
 
-def test_nothing_is_done_in_a_spawned_child(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_processes_of_multiprocessing_are_reached(tmp_path: Path, method: str) -> None:
     script = tmp_path / "s.py"
     script.write_text(
         "import multiprocessing, sys\n"
-        "def work(): print('trainmesh' in sys.modules)\n"
+        "def work(): print([type(f).__module__ for f in sys.meta_path][:1])\n"
         "if __name__ == '__main__':\n"
-        "    print('trainmesh' in sys.modules, flush=True)\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=work)\n"
+        f"    child = multiprocessing.get_context({method!r}).Process(target=work)\n"
         "    child.start(); child.join()\n"
     )
     done = run(str(script), path=[SITE, ROOT], RANK="0")
-    assert (done.stdout, done.stderr) == ("True\nFalse\n", "")
+    assert (done.stdout, done.stderr) == (f"{PATCHED}\n", "")
 
 
-@pytest.mark.parametrize(("rank", "num_lines"), [("0", 1), ("1", 0)])
-def test_a_python_without_trainmesh_says_so_once_and_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, num_lines: int
+@pytest.mark.parametrize(("worker", "rank"), [(True, "0"), (True, "1"), (False, "0")])
+def test_a_python_that_cannot_load_the_hook_runs_and_a_worker_says_so(
+    tmp_path: Path, worker: bool, rank: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = run("-S", "-c", "import sitecustomize; print('ran')", path=[SITE], RANK=rank)
+    site = tmp_path / "launcher" / "site"  # hooks/patch.py is not there
+    site.mkdir(parents=True)
+    (site / "sitecustomize.py").write_text((SITE / "sitecustomize.py").read_text())
+    parent = {"TRAINMESH_LAUNCHER": str(os.getpid())} if worker else {}
+    done = run("-c", "print('ran')", path=[site], RANK=rank, **parent)
     assert done.stdout == "ran\n"
-    assert len(done.stderr.splitlines()) == num_lines
+    assert ("trainmesh: not active in" in done.stderr) == (worker and rank == "0")
+    assert len(done.stderr.splitlines()) == (worker and rank == "0")
+
+
+HIDES = """
+import sys
+{first}
+from torch.nn.parallel import DistributedDataParallel
+import torch.distributed as dist, torch
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = DistributedDataParallel(torch.nn.Linear(2, 2))
+model(torch.ones(1, 2)).sum().backward()
+print(type(model.__dict__["_trainmesh"]).__module__)
+import trainmesh, msgspec, statistics
+print(trainmesh.OWN, msgspec.OWN, statistics.OWN)
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("first", ["", "import trainmesh, msgspec, statistics"])
+def test_modules_beside_the_script_neither_hide_ours_nor_are_hidden(
+    tmp_path: Path, first: str
+) -> None:
+    """``statistics`` is one of the standard library's that we import and torch does not."""
+    for name in ("trainmesh", "msgspec", "statistics"):
+        (tmp_path / f"{name}.py").write_text("OWN = __name__")
+    (tmp_path / "s.py").write_text(HIDES.format(first=first))
+    done = run(str(tmp_path / "s.py"), path=[SITE], RANK="0", TRAINMESH_RUN_DIR=str(tmp_path))
+    assert done.stdout.splitlines() == [
+        "trainmesh.hooks.dispatcher",
+        "trainmesh msgspec statistics",
+    ], done.stderr
+    assert done.stderr == ""

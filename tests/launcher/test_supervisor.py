@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.launchjob import ROOT, wait_for
+from trainmesh.console import say
 from trainmesh.health import Health, HealthReporter
 from trainmesh.launcher.service import NICENESS, PythonProcess, Service, last_words, restart_delay_s
-from trainmesh.launcher.supervisor import Keeper, Supervisor, say
+from trainmesh.launcher.supervisor import Keeper, Supervisor
 from trainmesh.launcher.troubles import Troubles, read_troubles
 from trainmesh.wire import decode, encode
 
@@ -35,6 +36,7 @@ def modules(tmp_path: Path) -> Path:
         print("end of input", file=sys.stderr)
     """
     (folder / "stay.py").write_text(textwrap.dedent(stay))
+    (folder / "these.dist-info").mkdir()  # where packages are installed, our processes look
     (folder / "crash.py").write_text("raise SystemExit('no reason')")
     return folder
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.errors import ConfigError
-from trainmesh.launcher.target import check_module, check_program, check_script
+from trainmesh.launcher.target import NothingToRun, check_module, check_program, check_script
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_modules_that_can_be_run(project: Path, name: str) -> None:
     ],
 )
 def test_modules_that_cannot(project: Path, name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match="-m") as error:
+    with pytest.raises(NothingToRun, match="-m") as error:
         check_module(name)
     assert words in str(error.value)
 
@@ -67,21 +66,21 @@ def test_scripts_that_can_be_run(project: Path, script: str) -> None:
     [("none.py", "no such file: none.py"), ("empty", "without a __main__.py"), ("", "no such")],
 )
 def test_scripts_that_cannot(project: Path, script: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(NothingToRun, match=words):
         check_script(script)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_script_without_read_permission(project: Path) -> None:
     (project / "tm_single.py").chmod(0)
-    with pytest.raises(ConfigError, match="can't read tm_single.py"):
+    with pytest.raises(NothingToRun, match="can't read tm_single.py"):
         check_script("tm_single.py")
 
 
 def test_programs(project: Path) -> None:
     check_program("sh")
     check_program(sys.executable)
-    with pytest.raises(ConfigError, match="no program tm_single.py that can be run"):
+    with pytest.raises(NothingToRun, match="no program tm_single.py that can be run"):
         check_program("tm_single.py")
-    with pytest.raises(ConfigError, match="no program ./tm_single.py that can be run"):
+    with pytest.raises(NothingToRun, match="no program ./tm_single.py that can be run"):
         check_program("./tm_single.py")  # not executable

@@ -1,0 +1,45 @@
+"""Launches where modules and files have names that could be in the way."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from tests.launchjob import JOBS, Place
+
+pytestmark = [pytest.mark.torch, pytest.mark.etcd]
+
+LAUNCH = [sys.executable, "-P", "-m", "trainmesh", "launch", "--progress", "off"]
+NAMES = ["json", "msgspec", "etcd3", "yaml", "rich", "numpy", "grpc", "google", "networkx"]
+
+
+@pytest.mark.parametrize("where", ["beside", "PYTHONPATH"])
+def test_modules_of_the_users_hide_none_of_ours(here: Place, where: str) -> None:
+    """Plain torchrun runs such a script, as long as torch itself is not hit."""
+    names = [*NAMES, "trainmesh", "types"] if where == "beside" else NAMES
+    for name in names:
+        (here.path / f"{name}.py").write_text("OWN = True\n")
+    shutil.copy(JOBS / "waits_for_status.py", here.path / "s.py")
+    path = {"PYTHONPATH": str(here.path)} if where == "PYTHONPATH" else {"PYTHONPATH": ""}
+    done = here.run(*LAUNCH, "s.py", *NAMES, timeout_s=100, **path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True", *NAMES]
+
+
+def test_names_that_are_no_utf8(here: Place) -> None:
+    script = here.path / os.fsdecode(b"s\xff.py")
+    script.write_text("import os, sys; print([os.fsencode(word) for word in sys.argv[1:]])")
+    words = [os.fsdecode(b"\xfe"), "a"]
+    folder = os.fsdecode(b"r\xff")
+    logs = here.path / os.fsdecode(b"t\xff")
+    logs.mkdir()
+    done = here.run(*LAUNCH, "--report", folder, script.name, *words, TMPDIR=str(logs))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "[b'\\xfe', b'a']\n"
+    assert json.loads((here.path / folder / "report.json").read_text())["schema"]
+    assert list(logs.glob("torchelastic_*")) == []
+    dry = here.run(*LAUNCH, "--dry-run", script.name, *words)
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert "s\\udcff.py" in dry.stdout
