@@ -62,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--report", metavar="DIR", type=Path, help="write report.json and report.html there")
     add(
         "--plan",
-        choices=["auto", *Algorithm],
+        choices=["auto", *map(str, Algorithm)],
         default="auto",
         help="use only plans of this kind (default: auto, the best)",
     )

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each rank's bytes for an allreduce, those of all ranks together for the others "
         "(default 100MB)",
     )
-    parser.add_argument("--algorithm", metavar="NAME", help="choose this one if it applies")
+    parser.add_argument(
+        "--algorithm", metavar="NAME", help="choose this one; an error where it can't be had"
+    )
     parser.add_argument(
         "--max-trees",
         type=_trees,

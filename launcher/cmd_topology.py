@@ -91,7 +91,7 @@ def _limit(graph: LinkGraph) -> str:
     if least.kind == "none":
         return "one rank: there is nothing to reduce"
     where = "all links of the ranks together"
-    if least.links:
+    if least.kind == "cut" and least.links:
         where = "the cut " + ", ".join(least.links[:6]) + (", ..." if len(least.links) > 6 else "")
     return (
         f"no all-reduce of a {size(DDP_BUCKET_BYTES)} bucket can take less than "

@@ -431,3 +431,18 @@ def test_links_that_a_tcp_probe_does_not_take_are_not_measured_by_one(link_class
     tcp = Links(graph, {f"n{rank}": (rank,) for rank in range(4)}, "nccl")
     tcp.probe(pairs)
     assert tcp.now.links != graph.links
+
+
+def test_a_probe_never_makes_a_declared_link_faster_than_declared() -> None:
+    """Ranks of one machine that stand in for hosts would measure its memory."""
+    graph = star([0.1] * 4)
+    links = Links(graph, {f"n{rank}": (rank,) for rank in range(4)}, "gloo")
+    fast, slow = 1e-4, 4e-2  # 10 GB/s and 25 MB/s
+    pairs = [
+        PairTime(1, turn, src, dst, MB, slow if 0 in (src, dst) else fast, 0.0)
+        for turn, (src, dst) in enumerate(permutations(range(4), 2))
+    ]
+    links.probe(pairs)
+    speeds = [link.cost.bandwidth_bytes_per_s for link in links.now.links]
+    assert max(speeds) == pytest.approx(0.1e9)
+    assert min(speeds) < 0.05e9

@@ -132,6 +132,8 @@ def test_a_full_etcd_is_said_everywhere_and_its_end_too(here: Place, tmp_path: P
         alarm(rpc.AlarmRequest.ACTIVATE)
         wait_for(lambda: list(here.path.glob("trainmesh/*/troubles.json")))
         shown = here.run(sys.executable, "-m", "trainmesh", "status").stdout
+        other = ["--etcd", etcd.url, "--job", "other", "--no-python", "echo", "trained"]
+        done = here.run(*LAUNCH, *other)  # a job that starts when etcd is full already
         assert "etcd at 127.0.0.1:" in shown
         assert "its database is full: compact and defragment it" in shown
         alarm(rpc.AlarmRequest.DEACTIVATE)
@@ -141,6 +143,9 @@ def test_a_full_etcd_is_said_everywhere_and_its_end_too(here: Place, tmp_path: P
     finally:
         connection.close()
         etcd.stop()
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
+    assert "its database is full" in done.stderr.splitlines()[0]
+    assert "training goes on" in done.stderr.splitlines()[0]
     lines = [line for line in err.splitlines() if "its database is full" in line]
     assert [line.split()[1] for line in lines] == ["warning:", "over:"]
     report = json.loads((here.path / "report" / "report.json").read_text())

@@ -18,7 +18,15 @@ import time
 from msgspec import structs
 
 from trainmesh.claim import AWAY, ENV_CLAIM, Claim, is_dead
-from trainmesh.errors import JobTaken, LeaseLost, StoreError, TrainmeshError, Unreachable, WireError
+from trainmesh.errors import (
+    JobTaken,
+    LeaseLost,
+    StoreError,
+    StoreFull,
+    TrainmeshError,
+    Unreachable,
+    WireError,
+)
 from trainmesh.etcd import EtcdStore, check, connect
 from trainmesh.etcd_address import security_from_environment
 from trainmesh.store import Entry, Lease, claim_prefix, job_prefix
@@ -105,7 +113,7 @@ def main() -> int:
     """Claim the job's name. Errors are a line on standard output.
 
     Returns:
-        0 if the name is ours, ``AWAY`` if no etcd answers, else the error's exit code.
+        0 if the name is ours, ``AWAY`` if no etcd answers or takes writes, else the error's code.
     """
     parser = argparse.ArgumentParser(prog="python -m trainmesh.claim")
     parser.add_argument("url", help="http(s)://host:port of the etcd")
@@ -119,7 +127,7 @@ def main() -> int:
             _hold_patiently(store, mine)
         finally:
             store.close()
-    except Unreachable as error:
+    except (Unreachable, StoreFull) as error:
         print(error)
         return AWAY
     except TrainmeshError as error:

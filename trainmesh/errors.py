@@ -20,6 +20,7 @@ __all__ = [
     "LeaseLost",
     "PlanError",
     "StoreError",
+    "StoreFull",
     "TrainmeshError",
     "Unreachable",
     "WireError",
@@ -58,6 +59,10 @@ class StoreError(TrainmeshError):
 
 class Unreachable(StoreError):
     """Nothing answers at the store's address now. That may change, so a job need not wait."""
+
+
+class StoreFull(StoreError):
+    """The store takes no writes until somebody makes room, so a job need not wait for it."""
 
 
 class JobTaken(StoreError):

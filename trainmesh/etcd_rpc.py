@@ -19,7 +19,7 @@ import etcd3  # noqa: E402
 from etcd3 import etcdrpc as rpc  # noqa: E402
 from grpc import RpcError, StatusCode  # noqa: E402
 
-from trainmesh.errors import ConfigError, LeaseLost, StoreError, Unreachable  # noqa: E402
+from trainmesh.errors import ConfigError, LeaseLost, StoreError, StoreFull, Unreachable  # noqa: E402
 from trainmesh.etcd_words import is_away, plain_reason  # noqa: E402
 
 __all__ = ["Connection", "RpcError", "explain", "jittered_s", "prefix_end", "rpc"]
@@ -164,7 +164,11 @@ class Connection:
         details = error.details() or ""
         if "lease not found" in details:
             return LeaseLost(f"etcd at {self.address}: the lease has expired")
-        kind = Unreachable if error.code() in AWAY and is_away(details) else StoreError
+        kind: type[StoreError] = StoreError
+        if error.code() in AWAY and is_away(details):
+            kind = Unreachable
+        elif "database space exceeded" in details:  # etcd's word for its alarm NOSPACE
+            kind = StoreFull
         return kind(f"etcd at {self.address}: {explain(error, self.timeout_s)}")
 
 

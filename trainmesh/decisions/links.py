@@ -82,6 +82,7 @@ class Links:
             What is new, in words; empty if nothing is.
         """
         now = with_pair_times(self.first, self._ranks, pairs, except_classes=self._except)
+        now = _as_declared_at_most(self.first, now)
         was_probed, self.is_probed = self.is_probed, True
         if self._is_assumed and not was_probed:
             self.first = _evened(now)
@@ -136,6 +137,21 @@ def _speeds(graph: LinkGraph) -> str:
     if low == high:
         return f"all at {rate(low)}"
     return f"{rate(low)} to {rate(high)}"
+
+
+def _as_declared_at_most(declared: LinkGraph, measured: LinkGraph) -> LinkGraph:
+    """Who declares a link knows what it is to carry; on one machine, where ranks stand in for
+    hosts, a probe would find its memory."""
+
+    def limited(old: Link, new: Link) -> Link:
+        if old.provenance is not Provenance.DECLARED or _speed(new) <= _speed(old):
+            return new
+        return replace(
+            new, cost=LinkCost(alpha_s=new.cost.alpha_s, bandwidth_bytes_per_s=_speed(old))
+        )
+
+    links = map(limited, declared.links, measured.links)
+    return LinkGraph(measured.nodes, links, version=measured.version)
 
 
 def _faster(a: LinkGraph, b: LinkGraph) -> LinkGraph:
