@@ -3,6 +3,7 @@ their end."""
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import weakref
@@ -80,6 +81,7 @@ def remember(owner: Any, hooked: Hooked | None) -> None:
 
 def _mark_seen() -> None:
     """Leave word for the launcher, and see to the end of a process that has no atexit."""
+    atexit.register(close_all)
     if multiprocessing.parent_process() is not None:
         Finalize(None, close_all, exitpriority=0)
     run_dir = os.environ.get(ENV_RUN_DIR)

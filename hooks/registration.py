@@ -7,7 +7,6 @@ the script has registered its own, which is then kept and timed.
 
 from __future__ import annotations
 
-import atexit
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +43,6 @@ def wrap_ddp() -> None:
         _register_comm_hook  # type: ignore[assignment]
     )
     _watch_join()
-    atexit.register(modules.close_all)
 
 
 def _nothing(module: DistributedDataParallel) -> None:

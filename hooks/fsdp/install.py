@@ -20,7 +20,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import DDPMeshInfo
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
-from trainmesh.hooks import modules
+from trainmesh.hooks import loss, modules
 from trainmesh.hooks.context import say
 from trainmesh.hooks.fsdp.reductions import Reductions
 from trainmesh.hooks.fsdp.replicas import ReplicaFabric, ReplicaPlans, replica_groups
@@ -59,6 +59,7 @@ def wrap_fsdp() -> None:
     for owner, name, method in wrapped:
         setattr(owner, name, method)
     vars(collectives)["dist"] = standin
+    loss.watch()
 
 
 class _Distributed(ModuleType):
