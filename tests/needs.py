@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
 
 from scripts.system_packages import PACKAGES, one_line
 
-__all__ = ["need", "need_open_files"]
+__all__ = ["need", "need_open_files", "need_root"]
 
 
 def need(what: str) -> None:
@@ -16,6 +17,12 @@ def need(what: str) -> None:
     package = PACKAGES[what]
     if not package.is_here():
         pytest.skip(f"needs {what}: as root, {one_line([package])}")
+
+
+def need_root() -> None:
+    """Skip for an ordinary user."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
 
 
 def need_open_files(number: int) -> None:

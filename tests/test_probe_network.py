@@ -10,7 +10,7 @@ import pytest
 
 from tests.agents import publish, start_agent, wait_for_agents
 from tests.launchjob import Place, place, wait_for
-from tests.needs import need
+from tests.needs import need, need_root
 from trainmesh.embedded_etcd import find_etcd
 from trainmesh.errors import StoreError
 from trainmesh.etcd import EtcdStore, connect
@@ -59,8 +59,7 @@ def build(mark: str) -> None:
 
 @pytest.fixture
 def network() -> Iterator[str]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+    need_root()
     need("ip and tc")
     mark = f"tm{os.getpid() % 100_000}"
     try:

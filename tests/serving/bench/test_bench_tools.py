@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent.parent))
 from benchmarks.serving import programs
 from benchmarks.serving.figures import Aim, Column, judged, table, typical
 from benchmarks.serving.programs import Load, Mock, certificate
-from tests.needs import need
+from tests.needs import need, need_root
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,6 +183,8 @@ def test_tls_is_checked_and_counted(tmp_path: Path, reconnect: bool) -> None:
 
 @pytest.mark.root
 def test_a_slow_link_is_slow_and_gone_afterwards() -> None:
+    need_root()
+    need("ip and tc")
     with (
         programs.slow_link(1_000_000) as (netns, host),
         Mock("far", {"netns": netns, "host": host}) as mock,
