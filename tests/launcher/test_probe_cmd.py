@@ -289,7 +289,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_measured(
 ) -> None:
     argv = ["topology", "probe", "--etcd", etcd_url, *QUICK, "--output"]
     assert main([*argv, "/nowhere/x.json"]) == 2
-    assert "--output /nowhere/x.json: not a file in a writable" in capsys.readouterr().err
+    assert "--output /nowhere/x.json: No such file or directory" in capsys.readouterr().err
     store.delete(f"{job_prefix('job')}graph")
     assert main([*argv, "x.json"]) == 1
     assert "--output x.json: job job has no link graph" in capsys.readouterr().err

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.needs import need_open_files
-from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.lab import tools
 from trainmesh.launcher.lab.arguments import parse
 from trainmesh.launcher.lab.ready import has_input
+from trainmesh.launcher.target import NothingToRun
 
 SCRIPT = str(Path(__file__).parents[2] / "jobs" / "paced.py")
 Star = Callable[..., Path]
@@ -62,7 +62,7 @@ def test_a_topology_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_script_must_be_there() -> None:
-    with pytest.raises(ConfigError, match=r"no such file: nope\.py"):
+    with pytest.raises(NothingToRun, match=r"no such file: nope\.py"):
         parse(["--topology", "f.yaml", "nope.py"])
 
 
