@@ -2,7 +2,7 @@
 
 Every ``cadence`` steps, and sooner in the first of them (``is_round``), each rank contributes
 (epoch, digest, -epoch, -digest) of the newest hint that it has checked and that is due to one MAX
-all-reduce on a group of its own; a rank without one contributes zeros. The result is read at the
+all-reduce on the world's channel; a rank without one contributes zeros. The result is read at the
 next step's first bucket, the same step on every rank. If the maxima equal the negated minima, every
 rank holds the same hint, to the last field that changes what is sent. No rank ever skips its turn,
 so a rank that has not seen the hint costs a delay and never a hang.
@@ -10,24 +10,19 @@ so a rank that has not seen the hint costs a delay and never a hang.
 Carrying the hint out (making process groups) may still fail on one rank, so it is followed by a
 vote: only if every rank is ready does any rank use it.
 (KungFu, OSDI 2020, agrees on digests like this; etcd's raft calls the due hint a proposal.)
-
-When the ranks make the group, they also draw the number of their *world*: a hint is for one world,
-so that one left over from an earlier start of the processes is never taken for theirs.
 """
 
 from __future__ import annotations
 
-import secrets
-
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks.context import RankContext
 from trainmesh.hooks.probing import measure_pairs, one_of_each_node
-from trainmesh.types import MAX_INT, Hint, PairTime
+from trainmesh.hooks.world import World
+from trainmesh.types import Hint, PairTime
 from trainmesh.wire import hint_digest
 
-__all__ = ["Agreement", "Verdict", "found", "is_round"]
+__all__ = ["Agreement", "Verdict", "is_round"]
 
 
 def is_round(step: int, cadence: int) -> bool:
@@ -35,35 +30,6 @@ def is_round(step: int, cadence: int) -> bool:
     the first one at 1, 2, 4, 8, ..., so that what was asked for at the launch need not wait. A
     function of the step alone, and so the same on every rank."""
     return step % cadence == 0 or (step < cadence and step & (step - 1) == 0)
-
-
-def found(
-    parent: dist.ProcessGroup | None,
-    group: dist.ProcessGroup | None,
-    context: RankContext,
-    device: torch.device,
-    *,
-    counts_steps: bool = True,
-) -> Agreement | None:
-    """An agreement on ``group``, if every rank of the job could make one; they call this
-    together. The ranks join the world that they draw here.
-
-    Args:
-        parent: A group of all ranks of the job, in their order; None: the default group.
-        device: Where ``parent`` takes its tensors from.
-        counts_steps: As in ``Agreement``.
-
-    Raises:
-        RuntimeError: a rank is gone or the group timed out.
-    """
-    drawn = secrets.randbits(62) + 1 if context.hello.rank == 0 else MAX_INT
-    ballot = torch.tensor([int(group is not None), drawn], device=device)
-    dist.all_reduce(ballot, dist.ReduceOp.MIN, group=parent)
-    ready, world = ballot.tolist()
-    context.join(world)
-    if group is None or not ready:
-        return None
-    return Agreement(group, context.cadence, context.hello.node, counts_steps=counts_steps)
 
 
 class Verdict:
@@ -78,21 +44,31 @@ class Verdict:
 
 
 class Agreement:
-    """The rounds of one DDP module on one rank. ``group`` is a gloo group of all its ranks.
+    """The rounds of one module on one rank. The modules of a world share its channel: they begin
+    their steps in the same order on every rank.
 
     ``counts_steps``: the module's steps are those that a hint's ``effective_step`` counts. To
     another one, which may have been made much later, every hint is due at once.
     """
 
-    def __init__(
-        self, group: dist.ProcessGroup, cadence: int, node: str, *, counts_steps: bool = True
-    ) -> None:
-        self._group = group
+    def __init__(self, world: World, cadence: int, node: str, *, counts_steps: bool = True) -> None:
+        self._world = world
         self._counts_steps = counts_steps
         self._cadence = cadence
         self._node = node
         self._members: list[int] | None = None
         self._round: tuple[dist.Work, torch.Tensor, Hint | None] | None = None
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        """The channel.
+
+        Raises:
+            RuntimeError: this rank has left it.
+        """
+        if self._world.channel is None:
+            raise RuntimeError(self._world.why)
+        return self._world.channel
 
     def propose(self, step: int, candidate: Hint | None) -> None:
         """Take part in a round if ``step`` has one; returns at once."""
@@ -109,7 +85,7 @@ class Agreement:
         """The verdict of the round that is under way, the same on every rank; None without one.
 
         Raises:
-            RuntimeError: a rank is gone or the group timed out.
+            RuntimeError: a rank is gone or has left, or the group timed out.
         """
         if self._round is None:
             return None

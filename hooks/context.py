@@ -15,7 +15,15 @@ from trainmesh.client import HintFile, NullReporter, Reporter, connect
 from trainmesh.hooks.launched import Worker, unmeasured_reason
 from trainmesh.types import Collective, Hello, Hint, Note
 
-__all__ = ["DEFAULT_CADENCE", "ENV_CADENCE", "ENV_JOB", "ENV_NODE", "RankContext", "say"]
+__all__ = [
+    "DEFAULT_CADENCE",
+    "ENV_CADENCE",
+    "ENV_JOB",
+    "ENV_NODE",
+    "RankContext",
+    "say",
+    "say_once",
+]
 
 ENV_JOB = "TRAINMESH_JOB"
 ENV_NODE = "TRAINMESH_NODE"
@@ -109,6 +117,16 @@ def say(text: str) -> None:
             print(f"trainmesh: {text}", file=sys.stderr, flush=True)
         except (OSError, ValueError):
             pass  # closed, or nobody reads it: the script goes on
+
+
+_said: set[str] = set()
+
+
+def say_once(subject: str, text: str) -> None:
+    """The first line about ``subject``, one of few fixed words."""
+    if subject not in _said:
+        _said.add(subject)
+        say(text)
 
 
 def _number(name: str, default: int) -> int:

@@ -1,13 +1,13 @@
-"""The one hook that DDP knows: it times every bucket and runs the plan that all ranks agreed on.
+"""The one hook that DDP knows: it times every bucket and runs the plan that all ranks agreed on,
+or the script's own hook.
 
-DDP lets a hook be registered once, so what changes is the executor inside. Switches happen
-between steps only (``agreement``). Nothing that is trainmesh's own reaches the training loop:
-if the agreement breaks, the plan in force stays for good. Errors of the communication itself do
-reach it, as they do without us.
+A reducer takes a hook once, so what changes is what is inside. Nothing that is trainmesh's own
+reaches the training loop: measuring (``observer``) and switching (``switching``) may fail, and
+the buckets go on their way. Errors of the communication itself do reach it, as they do without
+us.
 """
 
-from collections.abc import Callable
-from time import monotonic_ns
+import weakref
 
 import torch
 import torch.distributed as dist
@@ -15,63 +15,86 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel.distributed import DistributedDataParallel
 
-from trainmesh.errors import PlanError
-from trainmesh.hooks import loss
-from trainmesh.hooks.agreement import Agreement, found
-from trainmesh.hooks.coding_cost import CodingCosts, times_codecs
-from trainmesh.hooks.context import RankContext, say
+from trainmesh.hooks import modules, world
+from trainmesh.hooks.context import RankContext, say_once
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.fusion import Bucket
+from trainmesh.hooks.groups import job_size, spans_the_job
 from trainmesh.hooks.native import NativeExecutor
+from trainmesh.hooks.observer import Observer
 from trainmesh.hooks.route import Route, check
 from trainmesh.hooks.scaling import GradientScaling
-from trainmesh.hooks.timing import CudaMarks, HostMarks, StepTimer
+from trainmesh.hooks.switching import Switching
+from trainmesh.hooks.user import UserHook
 from trainmesh.types import Hint
 
 __all__ = ["Dispatcher", "comm_hook"]
 
-ActiveRanks = Callable[[], int | None]
+GAP = 1
+"""A step begins when the first bucket of the one before is reduced: no rank is behind by more."""
 
 
 class Dispatcher:
-    """State of the hook of one DDP module on one rank.
-
-    ``active_ranks`` says how many ranks a ``Join`` context divides by in this step (None: all).
+    """State of the hook of one DDP module on one rank. It lives as long as DDP's reducer, which
+    holds it; it does not hold the module.
     """
 
-    def __init__(
-        self,
-        module: DistributedDataParallel,
-        number: int,
-        context: RankContext,
-        active_ranks: ActiveRanks,
-    ) -> None:
-        self._number = number
-        self._context = context
+    def __init__(self, module: DistributedDataParallel) -> None:
+        self._module = weakref.ref(module)
+        self._device_type = module.device_type
+        self._active: dist.Work | None = None
+        """What tells how many ranks a ``Join`` context divides by; None: all."""
+        self._observer = Observer(self._device_type, self._join)
+        self._user: UserHook | None = None
+        self._first_sum: Future[torch.Tensor] | None = None
+        """Of the step before, while the ranks meet."""
+        self._step = -1
+        self._use_group(module)
+
+    def _use_group(self, module: DistributedDataParallel) -> None:
+        """Reduce over the module's process group, as DDP does until a first plan."""
         self._fabric = Fabric(module.process_group)
         self._native = NativeExecutor(None, self._fabric)
         self._route = Route.native(self._fabric)
-        on_cuda = module.device_type == "cuda"
-        marks = CudaMarks() if on_cuda else HostMarks()
-        self._timer = StepTimer(context.hello.rank, number, marks)
         self._scaling = GradientScaling(module, self._fabric.world_size)
-        self._active_ranks = active_ranks
-        self._agreement: Agreement | None = None
-        self._step = -1
-        self._epoch = 0
-        self._rejected = 0
-        """Epoch of the newest hint that all ranks held and some rank could not carry out."""
-        self._unusable: Hint | None = None
-        """The newest hint that only this rank refused; a good one of its epoch may follow."""
-        self._coding = CodingCosts(context) if times_codecs(context.hello, number) else None
+        self._switching: Switching[Route] | None = None
+
+    def adopt(self, user: UserHook) -> None:
+        """The script registers a hook: from the next bucket on it does the communication."""
+        say_once(
+            f"hook {user.name}",
+            f"the script's own communication hook {user.name} is kept and timed; "
+            "no plan will replace it",
+        )
+        self._user = user
+
+    @property
+    def epoch(self) -> int:
+        """Of the plan in force."""
+        return self._switching.epoch if self._switching is not None else 0
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """That the module reduces over."""
+        return self._fabric.parent
+
+    @property
+    def is_users(self) -> bool:
+        """Whether the script has registered a hook of its own."""
+        return self._user is not None
 
     def forward(self) -> None:
         """The module's forward pass begins."""
-        self._timer.forward()
+        self._observer.forward()
 
-    def note_gradients(self) -> None:
-        """The forward pass is about to run; gradients kept from earlier steps are in place."""
+    def backward(self, _outputs: object) -> None:
+        """The backward pass is about to run; gradients kept from earlier steps are in place."""
         self._scaling.note_gradients()
+
+    def divide_by_active(self, work: dist.Work, is_static: bool) -> None:
+        """A ``Join`` context counts the ranks that still have input. DDP's reducer divides by
+        their number (unless ``is_static``) from now on, whatever becomes of the context."""
+        self._active = None if is_static else work
 
     def reduce(self, bucket: GradBucket) -> Future[torch.Tensor]:
         """Average ``bucket`` over the ranks."""
@@ -79,121 +102,105 @@ class Dispatcher:
         index, buffer, is_last = bucket.index(), bucket.buffer(), bucket.is_last()
         if index == 0:
             self._begin_step(buffer.device)
-        if self._coding is not None:
-            self._coding.see(self._step, bucket, buffer)
+        if self._user is not None:
+            mark = self._observer.mark(index, _nbytes(buffer))
+            return self._user.reduce(bucket, mark)
+        self._observer.see(self._step, bucket, buffer)
         if buffer.is_sparse:
-            mark = self._timer.mark(index, buffer._values().nbytes)
+            mark = self._observer.mark(index, _nbytes(buffer))
             self._scaling.apply(bucket, buffer)
             mark.start()
             if is_last:
                 self._route.flush()
-            return self._native.reduce(buffer, mark)
-        mark = self._timer.mark(index, buffer.nbytes)
+            return self._noted(index, self._native.reduce(buffer, mark))
+        mark = self._observer.mark(index, buffer.nbytes)
         self._scaling.apply(bucket, buffer)
         mark.start()
         parameters = bucket.parameters() if self._route.needs_parameters else ()
-        return self._route.take(Bucket(buffer, parameters, mark), is_last=is_last)
+        sum_ = self._route.take(Bucket(buffer, parameters, mark), is_last=is_last)
+        return self._noted(index, sum_)
+
+    def _noted(self, index: int, sum_: Future[torch.Tensor]) -> Future[torch.Tensor]:
+        """The step's first sum: once it is there, all ranks have entered the step."""
+        if index == 0 and self._switching is not None and self._switching.is_meeting:
+            self._first_sum = sum_
+        return sum_
+
+    def finish(self) -> None:
+        """The process or the module ends: report what was measured."""
+        self._observer.finish()
 
     def close(self) -> None:
-        """The process ends: report what was measured."""
-        self._timer.close(monotonic_ns())
-        for report in self._timer.finished():
-            self._context.reporter.step(report)
+        """The module has ended: its groups and threads end with it."""
+        self.finish()
+        self._end_plan()
+
+    def check(self, hint: Hint) -> None:
+        check(hint, self._fabric.world_size)
+
+    def build(self, hint: Hint) -> Route:
+        return self._route.following(hint)
+
+    def put_in_force(self, built: Route) -> None:
+        old, self._route = self._route, built
+        old.close(built)
+
+    def discard(self, built: Route) -> None:
+        built.close(self._route)
 
     def _begin_step(self, device: torch.device) -> None:
         self._step += 1
-        self._scaling.begin(self._active_ranks())
+        module = self._module()
+        if module is not None and module.process_group is not self._fabric.parent:
+            self._route.close()
+            self._use_group(module)
+        self._scaling.begin(self._num_active())
         if self._step == 0:
-            self._agreement = self._make_agreement(device)
-        elif self._agreement is not None:
-            self._agree(self._agreement)
-        for report in self._timer.begin(self._step, self._epoch, loss.take()):
-            self._context.reporter.step(report)
+            self._observer.open()
+        if self._switching is None:
+            self._switching = self._make_switching()
+        if self._user is not None and self._user.is_new:
+            self._user.is_new = False
+            self._observer.note("hook_kept", self._user.name, step=self._step)
+            self._end_plan()
+        before, self._first_sum = self._first_sum, None
+        self._switching.begin_step(self._step, device, before)
+        self._observer.begin(self._step, self._switching.epoch)
 
-    def _make_agreement(self, device: torch.device) -> Agreement | None:
-        """A group for the agreement, if every rank of the whole job could make one."""
-        parent = self._fabric.parent
-        ranks = list(range(dist.get_world_size()))
-        if len(ranks) == 1:
+    def _num_active(self) -> int | None:
+        if self._active is None:
             return None
-        if dist.get_process_group_ranks(parent) != ranks:
-            if parent.rank() == 0:
-                self._context.note("unplanned", "a DDP module is over a part of the ranks only")
-            return None
-        group = None
-        try:
-            group = self._fabric.new_group(ranks, backend="gloo")
-        except RuntimeError as error:
-            self._warn(f"no group for the agreement: {error}")
-        is_first = self._number == 0
-        return found(parent, group, self._context, device, counts_steps=is_first)
+        self._active.wait()
+        return int(self._active.result()[0].item())
 
-    def _agree(self, agreement: Agreement) -> None:
-        try:
-            verdict = agreement.result()
-            if verdict is not None and verdict.hint is not None:
-                self._switch(agreement, verdict.hint)
-            elif verdict is not None and verdict.split:
-                self._context.note_split(self._step)
-            agreement.propose(self._step, self._candidate())
-        except RuntimeError as error:
-            # A peer is gone or silent; the training's own collectives will say so.
-            self._agreement = None
-            self._warn(f"agreement broke, the plan in force stays: {error}")
+    def _make_switching(self) -> Switching[Route]:
+        here = None
+        if self._user is None and spans_the_job(self._fabric.parent):
+            try:
+                here = world.current()
+            except Exception as error:  # a store of another kind; the marks will be missing
+                self._observer.warn(f"no plan is followed: {error}", step=self._step)
+        elif self._user is None and self.group.rank() == 0 and self.group.size() < job_size():
+            self._observer.note("unplanned", "a DDP module is over a part of the ranks only")
+        return Switching(here, self._observer, self, GAP)
 
-    def _candidate(self) -> Hint | None:
-        """The newest hint, if this rank could carry it out."""
-        hint = self._context.newest_hint()
-        if hint is None or hint.epoch <= max(self._epoch, self._rejected):
-            return None
-        try:
-            check(hint, self._fabric.world_size)
-        except PlanError as error:
-            if hint is not self._unusable:
-                self._unusable = hint
-                self._note_rejected(hint, str(error))
-            return None
-        return hint
+    def _end_plan(self) -> None:
+        """Back to what DDP would do, for good; nothing is in flight."""
+        if self._switching is not None:
+            self._switching.stop()
+            self._switching.epoch = 0
+        old, self._route = self._route, Route.native(self._fabric)
+        old.close()
 
-    def _switch(self, agreement: Agreement, hint: Hint) -> None:
-        """Every rank holds ``hint``: carry it out, if every rank can."""
-        built: Route | None = None
-        try:
-            built = self._route.following(hint)
-        except Exception as error:  # a plug-in may fail in any way; the vote must still be cast
-            self._reject(hint, f"can't be carried out: {error}")
-        if not agreement.vote(built is not None):
-            if built is not None:
-                built.close(self._route)
-                self._reject(hint, "another rank can't carry it out")
-            return
-        assert built is not None  # noqa: S101 - the vote was unanimous
-        old, self._route = self._route, built
-        self._epoch = hint.epoch
-        self._context.note("switched", hint.plan.algorithm, step=self._step, epoch=hint.epoch)
-        old.close(built)
-        if hint.probe_bytes:
-            for pair in agreement.probe(hint.epoch, hint.probe_bytes):
-                self._context.reporter.pair(pair)
+    def _join(self) -> tuple[RankContext, int]:
+        context = modules.shared_context(self._device_type, self._fabric.backend)
+        return context, modules.join(self._observer)
 
-    def _reject(self, hint: Hint, why: str) -> None:
-        self._rejected = hint.epoch
-        self._note_rejected(hint, why)
 
-    def _note_rejected(self, hint: Hint, why: str) -> None:
-        self._context.note(
-            "rejected",
-            f"plan {hint.plan.algorithm} of epoch {hint.epoch}: {why}",
-            step=self._step,
-            epoch=hint.epoch,
-        )
-
-    def _warn(self, text: str) -> None:
-        say(text)
-        self._context.note("warning", text, step=self._step)
+def _nbytes(buffer: torch.Tensor) -> int:
+    return buffer._values().nbytes if buffer.is_sparse else buffer.nbytes
 
 
 def comm_hook(state: Dispatcher, bucket: GradBucket) -> Future[torch.Tensor]:
-    """What is registered with DDP, which insists on the name ``bucket`` and on these
-    annotations as objects (so no ``from __future__ import annotations`` in this file)."""
+    """What is registered with DDP's reducer."""
     return state.reduce(bucket)

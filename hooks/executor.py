@@ -15,7 +15,6 @@ A third party adds one by the entry-point group ``trainmesh.hooks``: the name is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from importlib.metadata import entry_points
 from typing import Protocol
 
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
+from trainmesh.hooks.groups import backend_of, timeout_of
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Plan
 
@@ -43,7 +43,7 @@ class Fabric:
         self.parent = parent
         self.rank = parent.rank()
         self.world_size = parent.size()
-        self.backend: str = dist.get_backend(parent)
+        self.backend = backend_of(parent)
 
     def new_group(
         self, ranks: Sequence[int], *, backend: str | None = None
@@ -57,7 +57,7 @@ class Fabric:
         """
         group = dist.new_group(
             ranks=list(ranks),
-            timeout=self._timeout(),
+            timeout=timeout_of(self.parent),
             backend=backend or self.backend,
             sort_ranks=False,
             group_desc="trainmesh",
@@ -65,20 +65,12 @@ class Fabric:
         return group if isinstance(group, dist.ProcessGroup) else None
 
     def release(self, *groups: dist.ProcessGroup | None) -> None:
-        """Close the sockets of ``groups``; nothing may be in flight on them."""
+        """Close the sockets of ``groups``; nothing may be in flight on them. They close with their
+        last reference: whoever holds one lets go of it too."""
         for group in groups:
-            if group is not None and dist.is_initialized():
+            # The script may have destroyed all groups already, and made the job's anew.
+            if group is not None and group in dist.distributed_c10d._world.pg_map:
                 dist.destroy_process_group(group)
-
-    def _timeout(self) -> timedelta | None:
-        """The parent's time-out, so that a lost peer is noticed as soon as without us."""
-        for device in ("cpu", "cuda"):
-            try:
-                backend = self.parent._get_backend(torch.device(device))
-                return timedelta(seconds=backend.options._timeout.total_seconds())
-            except (RuntimeError, AttributeError):
-                continue
-        return None
 
 
 class Executor(Protocol):

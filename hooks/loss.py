@@ -2,7 +2,8 @@
 
 It is read after the step. A loss on a GPU is copied to pinned memory without blocking and read
 when the copy has passed, so no synchronisation is added. Under a gradient scaler it is the
-scaled loss, with gradient accumulation the last part's.
+scaled loss, with gradient accumulation the last part's. Only a plain real tensor is a loss here:
+to read a complex, a distributed or a traced one would raise, communicate or break a graph.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from trainmesh.hooks.context import say_once
 
 __all__ = ["PendingLoss", "take", "watch"]
 
@@ -32,11 +35,30 @@ class PendingLoss:
             self._copied.record()
 
     def value(self) -> float | None:
-        """The loss; None if it is not known yet or not a finite number."""
+        """The loss; None if it is not known yet or not a finite number. Never raises."""
+        try:
+            return self._read()
+        except Exception as error:  # steps are measured on without it
+            say_once("loss", f"a loss can't be read: {error!r}")
+            return None
+
+    def _read(self) -> float | None:
         if self._copied is not None and not self._copied.query():  # type: ignore[no-untyped-call]
             return None
         loss = float(self._value)
         return loss if math.isfinite(loss) else None
+
+
+def _is_loss(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) is torch.Tensor
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and tensor.device.type in ("cpu", "cuda")
+        and tensor.numel() == 1
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 _last: PendingLoss | None = None
@@ -50,12 +72,19 @@ def watch() -> None:
 
     @functools.wraps(backward)
     def watched(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        global _last
-        if tensor.numel() == 1:
-            _last = PendingLoss(tensor)
+        _note(tensor)
         backward(tensor, *args, **kwargs)
 
     torch.Tensor.backward = watched  # type: ignore[method-assign,assignment]
+
+
+def _note(tensor: torch.Tensor) -> None:
+    global _last
+    try:
+        if _is_loss(tensor):
+            _last = PendingLoss(tensor)
+    except Exception as error:  # the backward pass must run, whatever it was called on
+        say_once("loss", f"a loss can't be read: {error!r}")
 
 
 def take() -> PendingLoss | None:

@@ -1,5 +1,5 @@
-"""The modules of this process that trainmesh times: their numbers, the context they share, and
-their end."""
+"""The modules of this process that trainmesh measures: their numbers, the context they share, and
+their end. Nothing of it is kept in the modules."""
 
 from __future__ import annotations
 
@@ -10,77 +10,71 @@ import weakref
 from collections.abc import Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch.distributed as dist
 
+from trainmesh.hooks import world
 from trainmesh.hooks.context import RankContext
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.types import Collective
 
-__all__ = [
-    "ATTRIBUTE",
-    "Hooked",
-    "any_seen",
-    "close_all",
-    "number",
-    "remember",
-    "shared_context",
-]
-
-ATTRIBUTE = "_trainmesh"
-"""Of the module (DDP) or of what its parts share (FSDP2)."""
+__all__ = ["Hooked", "any_seen", "close_all", "join", "mark_seen", "shared_context"]
 
 
 class Hooked(Protocol):
-    """What times a module."""
+    """What measures a module."""
 
-    def close(self) -> None: ...
+    def finish(self) -> None: ...
 
 
 _context: RankContext | None = None
-_owners: list[weakref.ref[Any]] = []
+_num_joined = 0
+_measured: weakref.WeakSet[Hooked] = weakref.WeakSet()
 _seen = False
 
 
-def number() -> int:
-    """The next module's."""
-    return len(_owners)
+def join(hooked: Hooked) -> int:
+    """``hooked`` makes its first reduction, as the module of this number: DDP does that at the same
+    point on all ranks of a group, while a module that one rank alone has copied never gets here.
+    """
+    global _num_joined
+    mark_seen()
+    _measured.add(hooked)
+    _num_joined += 1
+    return _num_joined - 1
 
 
 def shared_context(
     device: str,
-    group: dist.ProcessGroup,
+    backend: str,
     *,
     collective: Collective = Collective.ALLREDUCE,
     replicas: Sequence[int] = (),
 ) -> RankContext:
-    """The process's one, made for its first module, which is the one that plans are made for.
+    """The process's one, made for its first module, which is the one that plans are made for; made
+    anew if this process has got another place among the ranks.
 
     Args:
         collective, replicas: As in a Hello.
     """
     global _context
+    place = dist.get_rank(), dist.get_world_size()
+    if _context is not None and place != (_context.hello.rank, _context.hello.world_size):
+        _context.reporter.close()
+        _context = None
     if _context is None:
-        _context = RankContext(
-            device, dist.get_backend(group), collective=collective, replicas=tuple(replicas)
-        )
+        _context = RankContext(device, backend, collective=collective, replicas=tuple(replicas))
     return _context
 
 
-def remember(owner: Any, hooked: Hooked | None) -> None:
-    """``hooked`` times ``owner``, as long as that lives; None: it is left alone."""
+def mark_seen() -> None:
+    """A module that communicates was met: leave word for the launcher, and see to the end of the
+    process, also of one that has no atexit."""
     global _seen
-    setattr(owner, ATTRIBUTE, hooked)
-    if hooked is not None:
-        _owners.append(weakref.ref(owner))
-    if not _seen:
-        _seen = True
-        _mark_seen()
-
-
-def _mark_seen() -> None:
-    """Leave word for the launcher, and see to the end of a process that has no atexit."""
+    if _seen:
+        return
+    _seen = True
     atexit.register(close_all)
     if multiprocessing.parent_process() is not None:
         Finalize(None, close_all, exitpriority=0)
@@ -99,9 +93,8 @@ def any_seen() -> bool:
 
 def close_all() -> None:
     """The process ends."""
-    for reference in _owners:
-        owner = reference()
-        if owner is not None:
-            getattr(owner, ATTRIBUTE).close()
+    for hooked in list(_measured):
+        hooked.finish()
     if _context is not None:
         _context.reporter.close()
+    world.leave_all()

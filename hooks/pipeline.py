@@ -91,6 +91,7 @@ class PipelinedExecutor:
         for worker in (*self._lanes.values(), self._ender):
             worker.join()
         self._fabric.release(*self._groups)
+        self._lanes, self._groups = {}, []  # a lane holds this executor and its groups
 
     def reduced(self, bucket: _Bucket, item: Item, part: Part) -> None:
         """The contributions of this rank and of all below it are in the piece."""

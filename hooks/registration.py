@@ -1,166 +1,149 @@
 """How an unmodified script's DDP modules get the dispatcher.
 
-``DistributedDataParallel`` is wrapped in four places: its constructor's result is left alone;
-at the first training forward (or when a ``Join`` context is made) our hook is registered, unless
-the script has registered its own, which is then kept and timed.
+It goes into the reducer in the moment DDP has made one, in the constructor and where a module is
+copied or loaded: on every rank, whatever the ranks do with the module afterwards, and without any
+communication. The module itself is left as it is: nothing of ours is in its ``__dict__`` or in
+DDP's list of hooks, so a copy or a pickle is that of a plain DDP module.
+
+A hook that the script registers, then or later, would go to the reducer; it goes to the
+dispatcher instead, which from then on calls nothing else.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.algorithms.join import Join
-from torch.futures import Future
+import torch.distributed as dist
+from torch._C._distributed_c10d import BuiltinCommHookType, Reducer
 from torch.nn.parallel.distributed import DistributedDataParallel
 
 from trainmesh.hooks import loss, modules
-from trainmesh.hooks.context import RankContext, say
+from trainmesh.hooks.context import say_once
 from trainmesh.hooks.dispatcher import Dispatcher, comm_hook
-from trainmesh.hooks.modules import ATTRIBUTE
-from trainmesh.hooks.user import TimedUserHook
+from trainmesh.hooks.user import BUILT_IN, UserHook
 
-__all__ = ["wrap_ddp"]
+__all__ = ["dispatcher_of", "wrap_ddp"]
 
-Hooked = Dispatcher | TimedUserHook
-Wrapper = Callable[[DistributedDataParallel], None]
+_is_wrapped = False
+_dispatchers: weakref.WeakKeyDictionary[Reducer, Dispatcher] = weakref.WeakKeyDictionary()
 
-_original_register = DistributedDataParallel.register_comm_hook
+_register: Callable[..., None] = vars(dist)["_register_comm_hook"]
+_register_builtin: Callable[..., None] = vars(dist)["_register_builtin_comm_hook"]
 
 
 def wrap_ddp() -> None:
-    """Wrap DDP's methods and watch for losses; once a process."""
-    if getattr(DistributedDataParallel, ATTRIBUTE, False):
+    """Wrap what makes and drives reducers, and watch for losses; once a process."""
+    global _is_wrapped
+    if _is_wrapped:
         return
-    setattr(DistributedDataParallel, ATTRIBUTE, True)
+    _is_wrapped = True
     loss.watch()
-    _wrap("_pre_forward", before=_before_forward, after=_after_pre_forward)
-    _wrap("join_hook", before=_before_join)
-    _wrap("_register_builtin_comm_hook", before=_keep_builtin)
-    DistributedDataParallel.register_comm_hook = (  # type: ignore[method-assign]
-        _register_comm_hook  # type: ignore[assignment]
-    )
-    _watch_join()
+    _wrap_init_helper()
+    _watch_forward()
+    _watch_reducer("prepare_for_backward", Dispatcher.backward)
+    vars(dist)["_register_comm_hook"] = _register_comm_hook
+    vars(dist)["_register_builtin_comm_hook"] = _register_builtin_comm_hook
+    _watch_reducer("_set_forward_pass_work_handle", Dispatcher.divide_by_active)
 
 
-def _nothing(module: DistributedDataParallel) -> None:
-    pass
+def dispatcher_of(module: DistributedDataParallel) -> Dispatcher | None:
+    """What is in the module's reducer; None if it is left alone."""
+    reducer = module.__dict__.get("reducer")
+    return None if reducer is None else _dispatchers.get(reducer)
 
 
-def _wrap(name: str, *, before: Wrapper, after: Wrapper = _nothing) -> None:
-    original = getattr(DistributedDataParallel, name)
+def _wrap_init_helper() -> None:
+    original: Callable[..., None] = DistributedDataParallel._ddp_init_helper
 
     @functools.wraps(original)
-    def wrapped(module: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
-        # torch.compile traces DDP's forward pass; what we do there would break its graph.
-        if torch.compiler.is_compiling():
-            return original(module, *args, **kwargs)
-        before(module)
-        result = original(module, *args, **kwargs)
-        after(module)
-        return result
+    def wrapped(module: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+        original(module, *args, **kwargs)
+        _hook(module)
 
-    setattr(DistributedDataParallel, name, wrapped)
+    DistributedDataParallel._ddp_init_helper = wrapped  # type: ignore[method-assign,assignment]
 
 
-def _before_forward(module: DistributedDataParallel) -> None:
-    if torch.is_grad_enabled() and module.training:
-        hooked = _ensure_hooked(module)
-        if hooked is not None:  # a step begins with the first of its micro-steps (no_sync)
-            hooked.forward()
+def _hook(module: DistributedDataParallel) -> None:
+    """Register with the module's new reducer, if it can have a hook."""
+    reason = _hands_off(module)
+    if reason is not None:
+        _leave_alone(reason)
+        return
+    try:
+        dispatcher = Dispatcher(module)
+    except Exception as error:  # torch's private parts may differ; the script must run
+        _leave_alone(repr(error))
+        return
+    _register(module.reducer, dispatcher, comm_hook)
+    _dispatchers[module.reducer] = dispatcher
+    weakref.finalize(module.reducer, dispatcher.close).atexit = False
 
 
-def _after_pre_forward(module: DistributedDataParallel) -> None:
-    """DDP has rebuilt its buckets if it wanted to: gradients are where they will be."""
-    hooked = module.__dict__.get(ATTRIBUTE)
-    if isinstance(hooked, Dispatcher):
-        hooked.note_gradients()
-
-
-def _before_join(module: DistributedDataParallel) -> None:
-    """A rank without any input takes part in the others' buckets without a forward of its own."""
-    _ensure_hooked(module)
-
-
-def _ensure_hooked(module: DistributedDataParallel) -> Hooked | None:
-    """The module's dispatcher, registered now if nothing is yet; None if it is left alone."""
-    state: dict[str, Any] = module.__dict__
-    if ATTRIBUTE not in state:
-        reason = _hands_off(module)
-        if reason is not None:
-            modules.remember(module, None)
-            say(f"a DDP module is left alone: {reason}")
-        else:
-            dispatcher = Dispatcher(
-                module,
-                modules.number(),
-                _shared_context(module),
-                functools.partial(_active, module),
-            )
-            modules.remember(module, dispatcher)
-            _original_register(module, dispatcher, comm_hook)
-    hooked: Hooked | None = state[ATTRIBUTE]
-    return hooked
+def _leave_alone(reason: str) -> None:
+    modules.mark_seen()
+    say_once("left alone", f"a DDP module is left alone: {reason}")
 
 
 def _hands_off(module: DistributedDataParallel) -> str | None:
-    """Why a module can't have a hook; None if it can."""
+    """Why a module can't have a hook; None if it can. The same on every rank: DDP asks that its
+    arguments are."""
     if getattr(module, "_use_python_reducer", False):
         return "torch.compile's Python reducer takes no hook"
-    if getattr(module, "_delay_all_reduce_all_params", False):
-        return "all its parameters are in delay_all_reduce_named_params"
     if module.device_type not in ("cpu", "cuda"):
         return f"device {module.device_type} is not supported"
     return None
 
 
-def _shared_context(module: DistributedDataParallel) -> RankContext:
-    return modules.shared_context(module.device_type, module.process_group)
-
-
-def _register_comm_hook(
-    module: DistributedDataParallel, state: object, hook: Callable[..., Future[torch.Tensor]]
-) -> None:
-    """DDP.register_comm_hook for the script: its hook is kept, with timing around it."""
-    module._check_comm_hook(hook)  # type: ignore[no-untyped-call]
-    number = modules.number()
-    context = _shared_context(module)
-    say(
-        f"the script's own communication hook {hook.__qualname__} is kept and timed; "
-        "no plan will replace it"
-    )
-    context.note("hook_kept", hook.__qualname__)
-    timed = TimedUserHook(module, number, context, state, hook)
-    _original_register(module, state, timed.as_hook())
-    modules.remember(module, timed)
-
-
-def _keep_builtin(module: DistributedDataParallel) -> None:
-    modules.remember(module, None)
-    say("the script's built-in communication hook is kept; it runs in C++ and can't be timed")
-
-
-def _watch_join() -> None:
-    """Remember how many ranks still have input; DDP's reducer may divide by that."""
-    original = Join.notify_join_context
+def _watch_forward() -> None:
+    """A step begins with the first of its forward passes, be it within ``no_sync``."""
+    original: Callable[..., Any] = DistributedDataParallel._pre_forward
 
     @functools.wraps(original)
-    def notify(joinable: Any) -> Any:
-        work = original(joinable)
-        if not torch.compiler.is_compiling():
-            joinable.__dict__["_trainmesh_join"] = work
-        return work
+    def watched(module: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            dispatcher = dispatcher_of(module)
+            if dispatcher is not None:
+                dispatcher.forward()
+        return original(module, *args, **kwargs)
 
-    Join.notify_join_context = staticmethod(notify)  # type: ignore[method-assign]
+    DistributedDataParallel._pre_forward = watched  # type: ignore[method-assign,assignment]
 
 
-def _active(module: DistributedDataParallel) -> int | None:
-    if not module._join_config.enable or getattr(module, "_divide_by_initial_world_size", True):
-        return None
-    work = module.__dict__.get("_trainmesh_join")
-    if work is None:
-        return None
-    work.wait()
-    return int(work.result()[0].item())
+def _watch_reducer(name: str, tell: Callable[..., None]) -> None:
+    """Tell the dispatcher when the reducer's method ``name`` is called, by DDP or a subclass."""
+    original = getattr(Reducer, name)
+
+    @functools.wraps(original)
+    def watched(reducer: Reducer, *args: Any) -> Any:
+        dispatcher = _dispatchers.get(reducer)
+        if dispatcher is not None:
+            try:
+                tell(dispatcher, *args)
+            except Exception as error:
+                say_once(name, f"{name} can't be watched: {error!r}")
+        return original(reducer, *args)
+
+    setattr(Reducer, name, watched)
+
+
+def _register_comm_hook(reducer: Reducer, state: object, comm_hook: Any) -> None:
+    """For ``torch.distributed._register_comm_hook``."""
+    dispatcher = _dispatchers.get(reducer)
+    if dispatcher is None or dispatcher.is_users:
+        _register(reducer, state, comm_hook)  # the second time it is torch that refuses
+        return
+    dispatcher.adopt(UserHook(state, comm_hook))
+
+
+def _register_builtin_comm_hook(reducer: Reducer, comm_hook_type: BuiltinCommHookType) -> None:
+    """For ``torch.distributed._register_builtin_comm_hook``."""
+    dispatcher = _dispatchers.get(reducer)
+    hook = BUILT_IN.get(comm_hook_type)
+    if dispatcher is None or dispatcher.is_users or hook is None:
+        _register_builtin(reducer, comm_hook_type)
+        return
+    dispatcher.adopt(UserHook(dispatcher.group, hook, name=str(comm_hook_type)))

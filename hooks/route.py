@@ -61,7 +61,7 @@ class Route:
         self._plan = plan
         self._executor = executor
         self._compressed = compressed
-        self._fusion = Fusion(fusion_bytes, self._sum)
+        self._fusion = Fusion(fusion_bytes, _Sum(kept, executor, compressed))
 
     @classmethod
     def native(cls, fabric: Fabric) -> Route:
@@ -101,18 +101,30 @@ class Route:
         """The step's last bucket goes another way."""
         self._fusion.flush()
 
-    def close(self, other: Route) -> None:
+    def close(self, other: Route | None = None) -> None:
         """Release what ``other`` does not have; nothing is in flight."""
-        if self._compressed is not None and other._compressed is not self._compressed:
+        if self._compressed is not None and (
+            other is None or other._compressed is not self._compressed
+        ):
             self._compressed.close()
-        if other._executor is not self._executor:
+        if other is None or other._executor is not self._executor:
             self._executor.close()
 
-    def _sum(self, bucket: Bucket) -> Future[torch.Tensor]:
+
+@dataclass(frozen=True)
+class _Sum:
+    """What becomes of a bucket, or of several that are held back together. Not a method of the
+    route: one that refers to itself would live, with its groups, until Python collects garbage."""
+
+    kept: _Kept
+    executor: Executor
+    compressed: Compressed | None
+
+    def __call__(self, bucket: Bucket) -> Future[torch.Tensor]:
         if not bucket.parameters:
-            return self._executor.reduce(bucket.buffer, bucket.mark)
-        gradient = Gradient(bucket.buffer, self._kept.layouts.of(bucket.parameters))
-        if self._compressed is not None:
-            return self._compressed.reduce(gradient, bucket.mark, self._executor)
-        self._kept.memory.flush(gradient)
-        return self._executor.reduce(bucket.buffer, bucket.mark)
+            return self.executor.reduce(bucket.buffer, bucket.mark)
+        gradient = Gradient(bucket.buffer, self.kept.layouts.of(bucket.parameters))
+        if self.compressed is not None:
+            return self.compressed.reduce(gradient, bucket.mark, self.executor)
+        self.kept.memory.flush(gradient)
+        return self.executor.reduce(bucket.buffer, bucket.mark)

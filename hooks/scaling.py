@@ -4,10 +4,13 @@ Without a hook the C++ reducer multiplies by 1/divisor while it copies a gradien
 bucket, or divides in place where the gradient already is a view of the bucket
 (``gradient_as_bucket_view`` with gradients kept between steps). With a hook it does neither.
 The two round differently unless the divisor is a power of two (reducer.cpp,
-``mark_variable_ready_dense``), so both are done here, to stay bit for bit equal.
+``mark_variable_ready_dense``), so both are done here, to stay bit for bit equal. With
+``batched_grad_copy`` it divides whole buckets.
 """
 
 from __future__ import annotations
+
+import weakref
 
 import torch
 from torch._C._distributed_c10d import GradBucket
@@ -20,18 +23,22 @@ class GradientScaling:
     """Scaling of one DDP module's buckets over ``world_size`` ranks."""
 
     def __init__(self, module: DistributedDataParallel, world_size: int) -> None:
-        self._module = module
+        self._module = weakref.ref(module)
         self._world_size = world_size
         self._divisor = world_size
+        self._is_batched = bool(getattr(module, "batched_grad_copy", False))
         self._storages: dict[int, int] = {}
 
     def note_gradients(self) -> None:
         """Note which gradients exist before the backward pass; only they can be bucket views."""
-        if not self._module.gradient_as_bucket_view or _is_power_of_two(self._world_size):
+        module = self._module()
+        if module is None or not module.gradient_as_bucket_view:
+            return
+        if _is_power_of_two(self._world_size):
             return
         self._storages = {
             id(parameter): parameter.grad.untyped_storage().data_ptr()
-            for parameter in self._module.parameters()
+            for parameter in module.parameters()
             if parameter.grad is not None and not parameter.grad.is_sparse
         }
 
@@ -42,6 +49,9 @@ class GradientScaling:
     def apply(self, bucket: GradBucket, buffer: torch.Tensor) -> None:
         """Scale ``bucket``, whose ``buffer`` is given, in place."""
         if self._divisor == 1:
+            return
+        if self._is_batched and not buffer.is_sparse:
+            buffer.div_(self._divisor)
             return
         reciprocal = 1.0 / self._divisor
         if not self._storages:

@@ -16,15 +16,15 @@ import torch
 from trainmesh.hooks.loss import PendingLoss
 from trainmesh.types import BucketTiming, StepReport
 
-__all__ = ["CudaMarks", "HostMarks", "Mark", "Marks", "StepTimer"]
+__all__ = ["CudaMarks", "HostMarks", "Mark", "Marks", "NoMark", "StepTimer"]
 
 
 class Mark:
     """Times of one bucket. Executors call ``start`` (when its communication really begins, if
-    that is later than its arrival) and ``end`` (when its result is there). A bucket that is
-    reduced together with another one has that one's mark as its ``leader``."""
+    that is later than its arrival) and ``end`` (when its result is there); neither raises. A
+    bucket that is reduced together with another one has that one's mark as its ``leader``."""
 
-    __slots__ = ("arrival_ns", "end_ns", "index", "leader", "nbytes", "start_ns")
+    __slots__ = ("arrival_ns", "end_ns", "failure", "index", "leader", "nbytes", "start_ns")
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
@@ -32,15 +32,30 @@ class Mark:
         self.arrival_ns = self.start_ns = monotonic_ns()
         self.end_ns = 0
         self.leader: Mark | None = None
+        self.failure: Exception | None = None
 
     def start(self) -> None:
-        self.start_ns = monotonic_ns()
+        try:
+            self._start_now()
+        except Exception as error:  # the bucket must go on its way
+            self.failure = error
 
     def end(self) -> None:
+        try:
+            self._end_now()
+        except Exception as error:  # so must its sum
+            self.failure = error
+
+    def _start_now(self) -> None:
+        self.start_ns = monotonic_ns()
+
+    def _end_now(self) -> None:
         self.end_ns = monotonic_ns()
 
     def timing(self) -> BucketTiming | None:
-        """The finished timing; None while it is not known yet."""
+        """The finished timing; None while it is not known yet. Raises what the clock raised."""
+        if self.failure is not None:
+            raise self.failure
         span = (self.leader or self).span_ns()
         if span is None:
             return None
@@ -53,6 +68,23 @@ class Mark:
     def span_ns(self) -> tuple[int, int] | None:
         """Start and end of the communication; None while they are not known yet."""
         return (self.start_ns, self.end_ns) if self.end_ns else None
+
+
+class NoMark(Mark):
+    """Notes nothing: where nothing is measured."""
+
+    __slots__ = ()
+
+    def __init__(self, index: int, nbytes: int) -> None:
+        self.index = index
+        self.nbytes = nbytes
+        self.leader = None
+
+    def start(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
 
 
 class CudaMark(Mark):
@@ -71,10 +103,10 @@ class CudaMark(Mark):
         self._arrival = self._start = _event()
         self._end: torch.cuda.Event | None = None
 
-    def start(self) -> None:
+    def _start_now(self) -> None:
         self._start = _event()
 
-    def end(self) -> None:
+    def _end_now(self) -> None:
         self._end = _event()
 
     def arrived_ns(self) -> int:
@@ -138,11 +170,12 @@ class StepTimer:
 
     MAX_OPEN = 32
 
-    def __init__(self, rank: int, module: int, marks: Marks) -> None:
+    def __init__(self, rank: int, module: int, marks: Marks, begin_ns: int = 0) -> None:
+        """``begin_ns``: when the first step began, if it has."""
         self._rank = rank
         self._module = module
         self._marks = marks
-        self._begin_ns = 0
+        self._begin_ns = begin_ns
         self._current: _Step | None = None
         self._open: deque[_Step] = deque(maxlen=self.MAX_OPEN)
 

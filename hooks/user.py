@@ -1,65 +1,71 @@
-"""A script's own communication hook, with timing around it and nothing else changed."""
+"""A script's own communication hook, with timing around it and nothing else changed.
+
+DDP's built-in hooks too: torch's are in C++ and go into a reducer that has no other hook, so
+here they are in Python, operation for operation (torch's default_comm_hooks.cpp).
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from time import monotonic_ns
+from typing import Any
 
 import torch
-from torch._C._distributed_c10d import GradBucket
+import torch.distributed as dist
+from torch._C._distributed_c10d import BuiltinCommHookType, GradBucket
 from torch.futures import Future
-from torch.nn.parallel.distributed import DistributedDataParallel
 
-from trainmesh.hooks import loss
-from trainmesh.hooks.context import RankContext
-from trainmesh.hooks.timing import CudaMarks, HostMarks, StepTimer
+from trainmesh.hooks.timing import Mark
 
-__all__ = ["TimedUserHook"]
+__all__ = ["BUILT_IN", "UserHook"]
 
-UserHook = Callable[..., Future[torch.Tensor]]
+Hook = Callable[[Any, GradBucket], Future[torch.Tensor]]
 
 
-class TimedUserHook:
-    """Times the buckets that ``hook`` handles for one DDP module."""
+class UserHook:
+    """``hook`` with its ``state``, as it was registered."""
 
-    def __init__(
-        self,
-        module: DistributedDataParallel,
-        number: int,
-        context: RankContext,
-        state: object,
-        hook: UserHook,
-    ) -> None:
+    def __init__(self, state: object, hook: Hook, name: str = "") -> None:
+        self._state = state
         self._hook = hook
-        self._context = context
-        marks = CudaMarks() if module.device_type == "cuda" else HostMarks()
-        self._timer = StepTimer(context.hello.rank, number, marks)
-        self._step = -1
+        self.name = name or str(getattr(hook, "__qualname__", hook))
+        self.is_new = True
 
-    def as_hook(self) -> UserHook:
-        """The hook to register with DDP, with the signature and name of the script's."""
-
-        @functools.wraps(self._hook)
-        def timed(state: object, bucket: GradBucket) -> Future[torch.Tensor]:
-            if bucket.index() == 0:
-                self._begin_step()
-            mark = self._timer.mark(bucket.index(), bucket.buffer().nbytes)
-            future = self._hook(state, bucket)
+    def reduce(self, bucket: GradBucket, mark: Mark) -> Future[torch.Tensor]:
+        """What the script's hook returns."""
+        future = self._hook(self._state, bucket)
+        if isinstance(future, Future):  # else DDP says what is wrong with it
             future.add_done_callback(lambda _: mark.end())
-            return future
+        return future
 
-        return timed
 
-    def forward(self) -> None:
-        self._timer.forward()
+def _all_reduce(group: dist.ProcessGroup, bucket: GradBucket) -> Future[torch.Tensor]:
+    buffer = bucket.buffer()
+    buffer.div_(group.size())
+    return _first(group.allreduce([buffer]).get_future())
 
-    def close(self) -> None:
-        self._timer.close(monotonic_ns())
-        for report in self._timer.finished():
-            self._context.reporter.step(report)
 
-    def _begin_step(self) -> None:
-        self._step += 1
-        for report in self._timer.begin(self._step, 0, loss.take()):
-            self._context.reporter.step(report)
+def _fp16_compress(group: dist.ProcessGroup, bucket: GradBucket) -> Future[torch.Tensor]:
+    buffer = bucket.buffer()
+    compressed = buffer.to(torch.float16)
+    compressed.div_(group.size())
+
+    def decompress(future: Future[list[torch.Tensor]]) -> torch.Tensor:
+        return buffer.copy_(future.value()[0])
+
+    done: Future[torch.Tensor] = group.allreduce([compressed]).get_future().then(decompress)
+    return done
+
+
+def _first(future: Future[list[torch.Tensor]]) -> Future[torch.Tensor]:
+    def first(future: Future[list[torch.Tensor]]) -> torch.Tensor:
+        return future.value()[0]
+
+    done: Future[torch.Tensor] = future.then(first)
+    return done
+
+
+BUILT_IN: dict[BuiltinCommHookType, Hook] = {
+    BuiltinCommHookType.ALLREDUCE: _all_reduce,
+    BuiltinCommHookType.FP16_COMPRESS: _fp16_compress,
+}
+"""Their state is the process group."""

@@ -115,7 +115,7 @@ def _say_untouched(run_dir: RunDir) -> None:
     if run_dir.unseen.exists() and not run_dir.seen.exists():
         say(
             "the script never communicated through DistributedDataParallel or FSDP2, or only "
-            "through a compiled module, or in a Python that ignores PYTHONPATH; it ran untouched"
+            "in a Python that ignores PYTHONPATH; it ran untouched"
         )
 
 

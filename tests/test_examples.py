@@ -60,12 +60,21 @@ def test_a_transformer_on_another_plan_ends_within_rounding(here: Place) -> None
     [
         ("none", "never communicated through DistributedDataParallel"),
         ("own", "own communication hook fp16_compress_hook is kept and timed"),
-        ("builtin", "built-in communication hook is kept"),
-        ("compiled", "or only through a compiled module"),
+        ("builtin", "communication hook BuiltinCommHookType.ALLREDUCE is kept and timed"),
     ],
 )
 def test_what_is_left_alone_is_said_in_one_line(here: Place, kind: str, words: str) -> None:
     done = here.run(*LAUNCH, "--nproc-per-node", "2", str(JOBS / "says.py"), kind)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("trainmesh:")]
+    assert lines
     assert [line for line in lines if words in line] == lines[:1]
+
+
+@pytest.mark.torch
+@pytest.mark.etcd
+def test_a_compiled_module_is_measured(here: Place) -> None:
+    flags = ["--nproc-per-node", "2", "--report", str(here.path / "report")]
+    done = here.run(*LAUNCH, *flags, str(JOBS / "says.py"), "compiled")
+    assert done.returncode == 0, done.stderr
+    assert "untouched" not in done.stderr

@@ -79,7 +79,9 @@ class SocketReporter:
         self._notes: deque[Note] = deque(maxlen=MAX_WAITING_NOTES)
         self._pairs: deque[PairTime] = deque(maxlen=MAX_WAITING_PAIRS)
         self._dropped = 0
-        self._next_flush_s = 0.0
+        # A rank introduces itself when its world is known, which is so after a few steps.
+        waits = not hello.world and hello.world_size > 1
+        self._next_flush_s = monotonic() + FLUSH_EVERY_S if waits else 0.0
 
     def greet(self, hello: Hello) -> None:
         self._hello = hello

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,8 @@ from trainmesh.hooks import loss, modules
 from trainmesh.hooks.context import say
 from trainmesh.hooks.fsdp.reductions import Reductions
 from trainmesh.hooks.fsdp.replicas import ReplicaFabric, ReplicaPlans, replica_groups
-from trainmesh.hooks.modules import ATTRIBUTE
+from trainmesh.hooks.groups import backend_of
+from trainmesh.hooks.observer import Observer
 from trainmesh.types import Collective
 
 __all__ = ["wrap_fsdp"]
@@ -39,6 +41,8 @@ class _Current(threading.local):
 
 
 _current = _Current()
+_reductions: weakref.WeakKeyDictionary[Any, Reductions | None] = weakref.WeakKeyDictionary()
+"""By what the parts of one root share; None: its root is left alone."""
 
 
 def wrap_fsdp() -> None:
@@ -131,45 +135,55 @@ def _root_post_backward(original: Call) -> Call:
     return wrapped
 
 
+def _communication(owner: Any) -> Any:
+    """What the parts of one root share; ``owner`` is a state or a parameter group."""
+    return getattr(owner, "comm_ctx", None) or getattr(owner, "_comm_ctx", None)
+
+
 def _known(owner: Any) -> Reductions | None:
-    """What ``_of`` has made; ``owner`` is a state or a parameter group."""
-    context = getattr(owner, "comm_ctx", None) or getattr(owner, "_comm_ctx", None)
-    known: Reductions | None = getattr(context, ATTRIBUTE, None)
-    return known
+    """What ``_of`` has made."""
+    communication = _communication(owner)
+    return None if communication is None else _reductions.get(communication)
 
 
 def _of(owner: Any, group: dist.ProcessGroup) -> Reductions | None:
     """The reductions of ``owner``'s root, made now if there are none yet; None if those over
     ``group`` are left alone."""
-    communication = owner.comm_ctx
-    if ATTRIBUTE not in vars(communication):
+    communication = _communication(owner)
+    if communication not in _reductions:
         made = None
         try:
             made = _make(owner, group)
         except Exception as error:  # torch's private parts may differ; the script must run
             say(f"an FSDP2 module is left alone: {error!r}")
-        modules.remember(communication, made)
-    known = _known(owner)
+        _reductions[communication] = made
+        modules.mark_seen()
+        if made is not None:
+            weakref.finalize(communication, made.close).atexit = False
+    known = _reductions[communication]
     return known if known is not None and known.group is group else None
 
 
 def _make(owner: Any, group: dist.ProcessGroup) -> Reductions | None:
-    if owner.device.type not in ("cpu", "cuda"):
-        say(f"an FSDP2 module is left alone: device {owner.device.type} is not supported")
+    device = owner.device
+    if device.type not in ("cpu", "cuda"):
+        say(f"an FSDP2 module is left alone: device {device.type} is not supported")
         return None
     is_replicated = isinstance(owner.mesh_info, DDPMeshInfo)
     groups = _replica_groups(owner.mesh_info, group) if is_replicated else ()
     members = dist.get_process_group_ranks(group) if is_replicated else []
     context = modules.shared_context(
-        owner.device.type,
-        group,
+        device.type,
+        backend_of(group),
         collective=Collective.ALLREDUCE if is_replicated else Collective.REDUCE_SCATTER,
         replicas=() if len(groups) == 1 else members,
     )
+    observer = Observer(device.type, lambda: (context, modules.join(observer)))
+    observer.open()
     plans = None
     if groups and group.size() > 1:
-        plans = ReplicaPlans(ReplicaFabric(group, groups), context, owner.device)
-    return Reductions(group, modules.number(), context, owner.device, plans)
+        plans = ReplicaPlans(ReplicaFabric(group, groups), observer)
+    return Reductions(group, device, observer, plans)
 
 
 def _replica_groups(mesh_info: Any, group: dist.ProcessGroup) -> tuple[tuple[int, ...], ...]:

@@ -8,16 +8,14 @@ pass with reductions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic_ns
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks import loss
-from trainmesh.hooks.context import RankContext
 from trainmesh.hooks.fsdp.replicas import ReplicaPlans
-from trainmesh.hooks.timing import CudaMarks, HostMarks, Mark, StepTimer
+from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.timing import Mark
 
 __all__ = ["Reductions"]
 
@@ -30,23 +28,21 @@ class Reductions:
     def __init__(
         self,
         group: dist.ProcessGroup,
-        number: int,
-        context: RankContext,
         device: torch.device,
+        observer: Observer,
         plans: ReplicaPlans | None,
     ) -> None:
         self.group = group
-        self._context = context
+        self._device = device
+        self._observer = observer
         self._plans = plans
-        marks = CudaMarks() if device.type == "cuda" else HostMarks()
-        self._timer = StepTimer(context.hello.rank, number, marks)
         self._step = -1
         self._index = -1
         """Of the newest bucket of the backward pass that is under way; -1 between two."""
 
     def forward(self) -> None:
         """The root's forward pass begins."""
-        self._timer.forward()
+        self._observer.forward()
 
     def backward_ended(self) -> None:
         """All reductions of this backward pass have been started."""
@@ -74,26 +70,29 @@ class Reductions:
             buffer.div_(self.group.size())
         return None
 
+    def finish(self) -> None:
+        """The process or the root ends: report what was measured."""
+        self._observer.finish()
+
     def close(self) -> None:
-        """The process ends: report what was measured."""
-        self._timer.close(monotonic_ns())
-        for report in self._timer.finished():
-            self._context.reporter.step(report)
+        """The root has ended."""
+        self.finish()
+        if self._plans is not None:
+            self._plans.close()
 
     def _mark(self, nbytes: int) -> Mark:
         if self._index < 0:
             self._begin_step()
         self._index += 1
-        return self._timer.mark(self._index, nbytes)
+        return self._observer.mark(self._index, nbytes)
 
     def _begin_step(self) -> None:
         self._step += 1
         epoch = 0
         if self._plans is not None:
-            self._plans.begin_step(self._step)
+            self._plans.begin_step(self._step, self._device)
             epoch = self._plans.epoch
-        for report in self._timer.begin(self._step, epoch, loss.take()):
-            self._context.reporter.step(report)
+        self._observer.begin(self._step, epoch)
 
 
 def _plannable(buffer: torch.Tensor, op: object) -> bool:

@@ -13,14 +13,19 @@ import torch
 import torch.distributed as dist
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.agreement import Agreement, found
+from trainmesh.hooks import world
 from trainmesh.hooks.compressed import NO_CODEC
-from trainmesh.hooks.context import RankContext, say
 from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.observer import Observer
 from trainmesh.hooks.route import check
+from trainmesh.hooks.switching import Switching
 from trainmesh.types import Algorithm, Hint
 
 __all__ = ["ReplicaFabric", "ReplicaPlans", "replica_groups"]
+
+GAP = 2
+"""A rank in its step n has been waited for by its replicas in step n - 1, and these by their
+shards in step n - 2: that is the whole mesh."""
 
 
 def replica_groups(mesh: torch.Tensor, dimension: int) -> tuple[tuple[int, ...], ...]:
@@ -53,87 +58,39 @@ class ReplicaFabric(Fabric):
 class ReplicaPlans:
     """The plan in force for one FSDP2 root; every rank of the job makes one at the same time."""
 
-    def __init__(self, fabric: ReplicaFabric, context: RankContext, device: torch.device) -> None:
-        self.epoch = 0
+    def __init__(self, fabric: ReplicaFabric, observer: Observer) -> None:
         self.executor: Executor | None = None
         """None: what FSDP2 would do."""
         self._fabric = fabric
-        self._context = context
-        self._agreement = self._make_agreement(device)
-        self._step = 0
-        self._rejected = 0
-        """Epoch of the newest hint that all ranks held and some rank could not carry out."""
-        self._unusable: Hint | None = None
+        self._switching = Switching(world.current(), observer, self, GAP)
 
-    def begin_step(self, step: int) -> None:
+    @property
+    def epoch(self) -> int:
+        return self._switching.epoch
+
+    def begin_step(self, step: int, device: torch.device) -> None:
         """Switch if all ranks agreed to, and take part in the next round."""
-        self._step = step
-        if self._agreement is None or step == 0:
-            return
-        try:
-            verdict = self._agreement.result()
-            if verdict is not None and verdict.hint is not None:
-                self._switch(self._agreement, verdict.hint)
-            elif verdict is not None and verdict.split:
-                self._context.note_split(step)
-            self._agreement.propose(step, self._candidate())
-        except RuntimeError as error:
-            # A peer is gone or silent; the training's own collectives will say so.
-            self._agreement = None
-            self._warn(f"agreement broke, the plan in force stays: {error}")
+        self._switching.begin_step(step, device)
 
-    def _make_agreement(self, device: torch.device) -> Agreement | None:
-        group = None
-        try:
-            group = Fabric.new_group(self._fabric, range(dist.get_world_size()), backend="gloo")
-        except RuntimeError as error:
-            self._warn(f"no group for the agreement: {error}")
-        return found(dist.group.WORLD, group, self._context, device)
+    def close(self) -> None:
+        """The root has ended: groups and threads end with it."""
+        self.put_in_force(None)
 
-    def _candidate(self) -> Hint | None:
-        """The newest hint, if this rank could carry it out."""
-        hint = self._context.newest_hint()
-        if hint is None or hint.epoch <= max(self.epoch, self._rejected):
+    def check(self, hint: Hint) -> None:
+        check(hint, self._fabric.world_size)
+        if hint.codec != NO_CODEC:
+            raise PlanError(f"replicas of FSDP2: codec {hint.codec} is for DDP only")
+
+    def build(self, hint: Hint) -> Executor | None:
+        if hint.plan.algorithm == Algorithm.NATIVE:
             return None
-        try:
-            check(hint, self._fabric.world_size)
-            if hint.codec != NO_CODEC:
-                raise PlanError(f"codec {hint.codec} is for DDP only")
-        except PlanError as error:
-            if hint is not self._unusable:
-                self._unusable = hint
-                self._note("rejected", hint, f"replicas of FSDP2: {error}")
-            return None
-        return hint
+        return load(hint.plan.algorithm)(hint.plan, self._fabric)
 
-    def _switch(self, agreement: Agreement, hint: Hint) -> None:
-        """Every rank holds ``hint``: carry it out, if every rank can."""
-        built: Executor | None = None
-        ready = True
-        try:
-            if hint.plan.algorithm != Algorithm.NATIVE:
-                built = load(hint.plan.algorithm)(hint.plan, self._fabric)
-        except Exception as error:  # a plug-in may fail in any way; the vote must still be cast
-            ready = False
-            self._note("rejected", hint, f"can't be carried out: {error}")
-        if not agreement.vote(ready):
-            self._rejected = hint.epoch
-            if ready:
-                self._note("rejected", hint, "another rank can't carry it out")
-            if built is not None:
-                built.close()
-            return
-        old, self.executor, self.epoch = self.executor, built, hint.epoch
-        self._note("switched", hint, hint.plan.algorithm)
+    def put_in_force(self, built: Executor | None) -> None:
+        old, self.executor = self.executor, built
         if old is not None:
             old.close()
-        if hint.probe_bytes:
-            for pair in agreement.probe(hint.epoch, hint.probe_bytes):
-                self._context.reporter.pair(pair)
 
-    def _note(self, kind: str, hint: Hint, text: str) -> None:
-        self._context.note(kind, text, step=self._step, epoch=hint.epoch)
-
-    def _warn(self, text: str) -> None:
-        say(text)
-        self._context.note("warning", text)
+    def discard(self, built: Executor | None) -> None:
+        if built is not None:
+            built.close()

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from msgspec.structs import replace
 
 from trainmesh.hooks import agreement as agreeing
 from trainmesh.hooks.agreement import Agreement, Verdict
 from trainmesh.hooks.context import RankContext
-from trainmesh.hooks.fsdp.replicas import ReplicaPlans
+from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.switching import Switching
 from trainmesh.types import MAX_INT, Hint, Plan
 
 pytestmark = pytest.mark.torch
@@ -21,6 +23,10 @@ pytestmark = pytest.mark.torch
 PLAN = Plan(algorithm="native", world_size=2, order=(0, 1))
 HINT = Hint(job="j", epoch=1, effective_step=0, plan=PLAN, reason="", world=5)
 OTHER = replace(HINT, fusion_bytes=1)
+
+
+def channel(group: Any) -> Any:
+    return SimpleNamespace(channel=group, why="", leave=lambda: None)
 
 
 def together(act: Callable[[int, Any], Any]) -> list[Any]:
@@ -66,7 +72,7 @@ def test_a_round_at_the_ends_of_the_range(
 
     def act(rank: int, group: Any) -> Verdict | None:
         held.rank = rank
-        one = Agreement(group, 1, "n")
+        one = Agreement(channel(group), 1, "n")
         one.propose(0, hints[rank])
         return one.result()
 
@@ -81,7 +87,7 @@ def test_a_hint_of_a_late_step_is_due_at_once_for_a_module_that_was_made_later()
     def act(rank: int, group: Any) -> list[Hint | None]:
         found = []
         for counts_steps in (True, False):
-            one = Agreement(group, 1, "n", counts_steps=counts_steps)
+            one = Agreement(channel(group), 1, "n", counts_steps=counts_steps)
             one.propose(0, late)
             verdict = one.result()
             assert verdict is not None
@@ -91,21 +97,31 @@ def test_a_hint_of_a_late_step_is_due_at_once_for_a_module_that_was_made_later()
     assert together(act) == [[None, late], [None, late]]
 
 
-def test_replicas_note_a_split_once_an_epoch() -> None:
+class OneRound(Agreement):
+    """Every round says that ranks differ."""
+
+    def __init__(self) -> None:
+        pass
+
+    def result(self) -> Verdict:
+        return Verdict(split=True)
+
+    def propose(self, step: int, candidate: Hint | None) -> None:
+        pass
+
+
+def test_a_split_is_noted_once_an_epoch() -> None:
     notes: list[tuple[str, int]] = []
     context = RankContext.__new__(RankContext)
     context._newest, context._split_epoch = HINT, 0
     context.note = lambda kind, text, *, step=0, epoch=0: notes.append((kind, epoch))  # type: ignore[method-assign]
-    plans = ReplicaPlans.__new__(ReplicaPlans)
-    plans.epoch, plans._rejected, plans._context = 0, 1, context
-    context.newest_hint = lambda: context._newest  # type: ignore[method-assign]
-    plans._agreement = SimpleNamespace(  # type: ignore[assignment]
-        result=lambda: Verdict(split=True), propose=lambda step, hint: None
-    )
-    for step in range(1, 4):
-        plans.begin_step(step)
-    assert notes == [("mismatch", 1)]
-    context._newest = replace(HINT, epoch=2)
-    plans._rejected = 2
-    plans.begin_step(4)
+    context.newest_hint = lambda: None  # type: ignore[method-assign]
+    observer = Observer("cpu", lambda: (context, 0))
+    observer._context = context
+    switching: Switching[None] = Switching(channel(None), observer, None, 1)  # type: ignore[arg-type]
+    switching._agreement = OneRound()
+    for epoch in (1, 2):
+        context._newest = replace(HINT, epoch=epoch)
+        for step in range(3):
+            switching.begin_step(step, torch.device("cpu"))
     assert notes == [("mismatch", 1), ("mismatch", 2)]

@@ -9,6 +9,7 @@ with and without the hook (HOOKED=1), and under trainmesh launch.
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 if os.environ.get("HOOKED"):
@@ -42,8 +43,9 @@ def sharded(mode: str) -> nn.Module:
 
 
 def epoch_of(model: nn.Module) -> int:
-    reductions = getattr(model._get_fsdp_state()._comm_ctx, "_trainmesh", None)
-    plans = getattr(reductions, "_plans", None)
+    install = sys.modules.get("trainmesh.hooks.fsdp.install")
+    known = install._reductions.get(model._get_fsdp_state()._comm_ctx) if install else None
+    plans = getattr(known, "_plans", None)
     return plans.epoch if plans else 0
 
 

@@ -30,14 +30,15 @@ from msgspec.structs import replace  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
-from trainmesh.hooks import dispatcher as dispatching  # noqa: E402
+from trainmesh.hooks import world  # noqa: E402
+from trainmesh.hooks.registration import dispatcher_of  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
 from trainmesh.types import Hint  # noqa: E402
 from trainmesh.wire import decode, encode  # noqa: E402
 
 TIMEOUT_S = 4
 VICTIM = 2
-WARM_STEPS = 4
+WARM_STEPS = 200
 
 
 def main() -> None:
@@ -45,14 +46,18 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
     model = DDP(nn.Linear(2000, 1500, bias=False), bucket_cap_mb=4)
     x = torch.ones(1, 2000)
-    model(x).sum().backward()
-    dispatcher: dispatching.Dispatcher = model.__dict__["_trainmesh"]
-    hint = decode(os.environ["HINT"].encode(), Hint, what="HINT")
-    world = dispatcher._context.hello.world
-    write_atomically(RUN / "hint.json", encode(replace(hint, world=world)))
-    for _ in range(WARM_STEPS):
+    dispatcher = dispatcher_of(model)
+    assert dispatcher is not None
+    for _ in range(2):
         model(x).sum().backward()
-    assert dispatcher._epoch == 1, "the plan is not in force"
+    hint = decode(os.environ["HINT"].encode(), Hint, what="HINT")
+    number = world.current().number
+    write_atomically(RUN / "hint.json", encode(replace(hint, world=number)))
+    for _ in range(WARM_STEPS):  # all ranks switch at the same step
+        if dispatcher.epoch:
+            break
+        model(x).sum().backward()
+    assert dispatcher.epoch == 1, "the plan is not in force"
     if RANK == VICTIM:
         code = getattr(signal, "SIG" + os.environ["SIGNAL"])
         threading.Timer(0.004, lambda: os.kill(os.getpid(), code)).start()

@@ -1,12 +1,17 @@
-"""Train small models in every way DDP offers; print one JSON line a rank with what came out.
+"""Train small models in every way DDP offers; write what came out, a JSON file a rank.
 
 Run by tests/hooks/test_parity.py under torchrun, with and without the hook (HOOKED=1).
 """
 
+import copy
+import gc
 import hashlib
+import io
 import json
 import os
+import pickle
 import warnings
+import weakref
 
 if os.environ.get("HOOKED"):
     from trainmesh.hooks import patch
@@ -16,9 +21,14 @@ if os.environ.get("HOOKED"):
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.algorithms.join import Join
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.nn.parallel.distributed import _MixedPrecision
+from torch.optim.swa_utils import AveragedModel
 
 STEPS = 6
 WIDTH = 24
@@ -222,6 +232,237 @@ def eval_on_one_rank() -> dict[str, object]:
     return result(model, train(model))
 
 
+def left_in_eval() -> dict[str, object]:
+    """Rank 0 trains on in eval mode."""
+    model = DDP(mlp())
+    model.train(dist.get_rank() != 0)
+    return result(model, train(model, steps=4))
+
+
+def no_grad_first_on_one_rank() -> dict[str, object]:
+    model = DDP(mlp())
+    if dist.get_rank() == 0:
+        with torch.no_grad():
+            model(batches()[0])
+    return result(model, train(model, steps=4))
+
+
+def copies() -> dict[str, object]:
+    """A model is copied and saved after it has trained, by every way people have; each copy
+    trains on."""
+    model = DDP(mlp(), bucket_cap_mb=0.004)
+    losses = train(model)
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    found = {
+        "deepcopy": copy.deepcopy(model),
+        "torch.save": torch.load(saved, weights_only=False),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "AveragedModel": AveragedModel(model).module,
+        "within": copy.deepcopy({"parts": [nn.Sequential(model)]})["parts"][0][0],
+        "again": copy.deepcopy(copy.deepcopy(model)),
+    }
+    out: dict[str, object] = result(model, losses)
+    for name, twin in found.items():
+        out[name] = result(twin, train(twin, steps=3))
+        out[f"{name} is plain"] = sorted(map(str, twin.__dict__)), repr(twin._comm_hooks)
+    out["pickle names"] = b"trainmesh" in pickle.dumps(model)
+    return {**out, "after": result(model, train(model, steps=3))}
+
+
+def copy_on_one_rank() -> dict[str, object]:
+    model = DDP(mlp())
+    losses = train(model)
+    if dist.get_rank() == 0:
+        pickle.dumps(copy.deepcopy(model))
+    other = DDP(mlp())
+    return {**result(model, losses + train(model)), "other": result(other, train(other))}
+
+
+def copy_of_hooked() -> dict[str, object]:
+    """Of a model with a hook of the script's."""
+    model = DDP(mlp())
+    model.register_comm_hook(None, fp16_compress_hook)
+    train(model)
+    twin = copy.deepcopy(model)
+    names = [hook.__qualname__ for hook, _ in twin._comm_hooks]
+    before = train(twin, steps=2)
+    twin.register_comm_hook(None, fp16_compress_hook)
+    return {**result(twin, before + train(twin)), "names": names}
+
+
+def again(model: DDP) -> str:
+    """What registering a second time says."""
+    try:
+        model.register_comm_hook(None, fp16_compress_hook)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return "nothing"
+
+
+def late_hook() -> dict[str, object]:
+    """Compression after a warm-up, between two steps, and between forward and backward."""
+    out: dict[str, object] = {}
+    for number, hook in enumerate([fp16_compress_hook, powerSGD_hook.powerSGD_hook]):
+        model = DDP(mlp(), bucket_cap_mb=0.004)
+        losses = train(model, steps=5)
+        power = powerSGD_hook.PowerSGDState(None, 2, start_powerSGD_iter=8)
+        model.register_comm_hook(power if number else None, hook)
+        losses += train(model)
+        out[f"{number}"] = {**result(model, losses), "again": again(model)}
+    model = DDP(mlp())
+    loss = model(batches()[0]).pow(2).mean()
+    model.register_comm_hook(None, fp16_compress_hook)
+    loss.backward()
+    out["between"] = result(model, train(model))
+    out["logged"] = model._get_ddp_logging_data()["comm_hook"]
+    return out
+
+
+def late_builtin_hook() -> dict[str, object]:
+    out: dict[str, object] = {}
+    for kind in (dist.BuiltinCommHookType.ALLREDUCE, dist.BuiltinCommHookType.FP16_COMPRESS):
+        model = DDP(mlp(), bucket_cap_mb=0.004)
+        losses = train(model, steps=3)
+        model._register_builtin_comm_hook(kind)
+        losses += train(model)
+        out[str(kind)] = {**result(model, losses), "again": again(model)}
+    return out
+
+
+def bad_hooks() -> dict[str, object]:
+    def wrong(state: object, bucket: int) -> None: ...
+
+    def no_future(state: object, bucket: GradBucket):  # type: ignore[no-untyped-def]
+        return 7
+
+    model = DDP(mlp())
+    said = []
+    for hook in (None, wrong):
+        try:
+            model.register_comm_hook(None, hook)
+        except (TypeError, ValueError) as error:
+            said.append(str(error))
+    model.register_comm_hook(None, no_future)
+    try:
+        train(model, steps=1)
+    except RuntimeError as error:
+        said.append(str(error).splitlines()[0])
+    return {"said": said}
+
+
+def optimizer_in_backward() -> dict[str, object]:
+    """DDP registers a hook for it at the first forward pass; the hook wants an accelerator."""
+    inner = mlp()
+    _apply_optimizer_in_backward(torch.optim.SGD, inner.parameters(), {"lr": 0.05})
+    model = DDP(inner)
+    loss = model(batches()[0]).sum()
+    said = again(model)
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        return {"said": said, "error": str(error).splitlines()[0]}
+    return result(model, [])
+
+
+def fused_optimizer() -> dict[str, object]:
+    model = DDP(mlp())
+    model._register_fused_optim(torch.optim.SGD, 0.05)
+    losses = []
+    for x in batches():
+        loss = model(x).pow(2).mean()
+        loss.backward()
+        losses.append(loss.item())
+        model.zero_grad()
+    return {**result(model, losses), "again": again(model)}
+
+
+def mixed_precision() -> dict[str, object]:
+    """It wants an accelerator too."""
+    try:
+        model = DDP(mlp(), mixed_precision=_MixedPrecision(param_dtype=torch.bfloat16))
+        return result(model, train(model, steps=2))
+    except RuntimeError as error:
+        return {"error": str(error).splitlines()[0]}
+
+
+def batched_copy() -> dict[str, object]:
+    model = DDP(mlp(), bucket_cap_mb=0.004, batched_grad_copy=True)
+    return result(model, train(model))
+
+
+def batched_copy_kept_grads() -> dict[str, object]:
+    model = DDP(mlp(), batched_grad_copy=True, gradient_as_bucket_view=True)
+    return result(model, train(model, keep_grads=True))
+
+
+class Driver(DDP):
+    """A subclass that drives the reducer itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.require_backward_grad_sync:
+            self.reducer._rebuild_buckets()
+            self.reducer.prepare_for_backward([])
+        return self.module(x)
+
+
+def subclass() -> dict[str, object]:
+    model = Driver(mlp(), bucket_cap_mb=0.004, gradient_as_bucket_view=True)
+    return result(model, train(model, keep_grads=True))
+
+
+def complex_loss() -> dict[str, object]:
+    model = DDP(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for x in batches():
+        optimizer.zero_grad()
+        turned = torch.complex(model(x).sum(), torch.zeros(())).reshape(1)
+        turned.backward(gradient=torch.ones_like(turned))
+        optimizer.step()
+    return result(model, [])
+
+
+def other_group() -> dict[str, object]:
+    """The module is moved to another process group in mid-training."""
+    model = DDP(mlp())
+    losses = train(model, steps=3)
+    everyone = dist.new_group()
+    own = [dist.new_group([rank]) for rank in range(dist.get_world_size())][dist.get_rank()]
+    for group in (everyone, own):
+        model._update_process_group(group)
+        losses += train(model, steps=3)
+    return result(model, losses)
+
+
+def join_then_alone() -> dict[str, object]:
+    """Steps after a ``Join`` context in which not all ranks had input to the end."""
+    model = DDP(mlp())
+    with Join([model], divide_by_initial_world_size=False):
+        train(model, steps=1 + dist.get_rank())
+    return result(model, train(model, steps=3))
+
+
+def is_freed() -> dict[str, object]:
+    found = []
+    for _ in range(3):
+        model = DDP(mlp())
+        train(model, steps=3)
+        reference = weakref.ref(model)
+        del model
+        gc.collect()
+        found.append(reference() is None)
+    return {"freed": found}
+
+
+def logging_data() -> dict[str, object]:
+    model = DDP(mlp())
+    train(model)
+    data = model._get_ddp_logging_data()
+    differs = ("time", "port")  # from run to run
+    return {n: value for n, value in data.items() if not any(word in n for word in differs)}
+
+
 SCENARIOS = {
     "plain": plain,
     "bucket_view": bucket_view,
@@ -239,6 +480,25 @@ SCENARIOS = {
     "user_hook": user_hook,
     "builtin_hook": builtin_hook,
     "eval_on_one_rank": eval_on_one_rank,
+    "left_in_eval": left_in_eval,
+    "no_grad_first_on_one_rank": no_grad_first_on_one_rank,
+    "copies": copies,
+    "copy_on_one_rank": copy_on_one_rank,
+    "copy_of_hooked": copy_of_hooked,
+    "late_hook": late_hook,
+    "late_builtin_hook": late_builtin_hook,
+    "bad_hooks": bad_hooks,
+    "optimizer_in_backward": optimizer_in_backward,
+    "fused_optimizer": fused_optimizer,
+    "mixed_precision": mixed_precision,
+    "batched_copy": batched_copy,
+    "batched_copy_kept_grads": batched_copy_kept_grads,
+    "subclass": subclass,
+    "complex_loss": complex_loss,
+    "other_group": other_group,
+    "join_then_alone": join_then_alone,
+    "is_freed": is_freed,
+    "logging_data": logging_data,
 }
 
 

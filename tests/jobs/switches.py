@@ -30,6 +30,8 @@ from msgspec.structs import replace  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
+from trainmesh.hooks import world  # noqa: E402
+from trainmesh.hooks.registration import dispatcher_of  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
 from trainmesh.types import Hint, Hop, Plan, Tree  # noqa: E402
 from trainmesh.wire import encode  # noqa: E402
@@ -129,10 +131,10 @@ def main() -> None:
     model = DDP(nn.Sequential(*[nn.Linear(17, 17) for _ in range(5)]), bucket_cap_mb=0.002)
     reference = nn.Sequential(*[nn.Linear(17, 17) for _ in range(5)])
     draws = torch.Generator().manual_seed(RANK)
-    model(torch.ones(1, 17)).sum().backward()
-    dispatcher = model.__dict__["_trainmesh"]
-    world = dispatcher._context.hello.world
-    delivery = Delivery(world, lambda: dispatcher._epoch)
+    for _ in range(2):
+        model(torch.ones(1, 17)).sum().backward()
+    dispatcher = dispatcher_of(model)
+    delivery = Delivery(world.current().number, lambda: dispatcher.epoch)
     delivery.start()
     steps, epochs, deadline = 0, set(), time.monotonic() + 780
     exact, exact_steps, resident = True, 0, 0
@@ -154,15 +156,15 @@ def main() -> None:
             exact_steps += 1
         seen: list = [None] * WORLD
         digest = hashlib.sha256(grads.numpy().tobytes()).hexdigest()
-        dist.all_gather_object(seen, (dispatcher._epoch, digest))
+        dist.all_gather_object(seen, (dispatcher.epoch, digest))
         assert len(set(seen)) == 1, f"step {steps}: ranks differ: {seen}"
         steps += 1
-        if dispatcher._epoch == SWITCHES // 2:
+        if dispatcher.epoch == SWITCHES // 2:
             resident = resident_bytes()
-        epochs.add(dispatcher._epoch)
-        if dispatcher._epoch >= SWITCHES:
+        epochs.add(dispatcher.epoch)
+        if dispatcher.epoch >= SWITCHES:
             break
-        assert time.monotonic() < deadline, f"only {dispatcher._epoch} switches"
+        assert time.monotonic() < deadline, f"only {dispatcher.epoch} switches"
     delivery.done.set()
     delivery.join(5)
     result = {

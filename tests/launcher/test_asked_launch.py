@@ -34,7 +34,7 @@ def test_a_job_that_never_had_it_says_so_in_its_last_line_and_report() -> None:
     flags = ["--nproc-per-node", "2", "--plan", "tree", "--progress", "off"]
     with place() as here:
         report = here.path / "report"
-        done = here.run(*LAUNCH, *flags, "--report", str(report), str(JOBS / "says.py"), "builtin")
+        done = here.run(*LAUNCH, *flags, "--report", str(report), str(JOBS / "says.py"), "none")
         assert done.returncode == 0, done.stderr
         told = json.loads((report / "report.json").read_text())
     said = [line for line in done.stderr.splitlines() if "tree was asked for" in line]
