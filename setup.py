@@ -15,8 +15,8 @@ COMPILED = {
     "estimate extras forecast guard health histogram hybrid line noted outliers "
     "pool prefix quota reuse roster scorers shadow trend types",
     "identity": "access gate keys refused",
-    "proxy": "answer answers api call client exchange framing headers local route router "
-    "server upgrade upstream",
+    "proxy": "answer answers api call client cors exchange framing headers local request_ids route "
+    "router server upgrade upstream",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 

@@ -21,12 +21,22 @@ __all__ = ["add_arguments", "run"]
 HEAD = ("endpoint", "RTT", "transfer", "waiting", "own work", "total", "score", "in flight")
 
 
+MAX_SHOWN = 10
+
+
+class SeveralRequests(TrainmeshError):
+    """The id is a client's, and is that of more than one request."""
+
+
 class NotRecorded(TrainmeshError):
     """No ledger has the request."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("request_id", help="the x-trainmesh-request-id of the answer")
+    parser.add_argument(
+        "request_id",
+        help="the x-trainmesh-request-id of the answer, or the x-request-id of the client",
+    )
     parser.add_argument(
         "--ledger",
         type=Path,
@@ -55,6 +65,7 @@ def _find(request_id: str, folders: list[Path]) -> list[AttemptStory]:
     for folder in folders:
         stories = attempts_of(entries(find_lines(folder, request_id)))
         if stories:
+            _check_one(request_id, stories)
             return stories
     places = ", ".join(map(str, folders[:3])) or "any ledger of this user"
     if len(folders) > 3:
@@ -63,6 +74,17 @@ def _find(request_id: str, folders: list[Path]) -> list[AttemptStory]:
         f"no decision on request {request_id!r} is in {places}; the id is the answer's "
         "x-trainmesh-request-id; attempts are there once they are over, and old ones are removed"
     )
+
+
+def _check_one(name: str, stories: list[AttemptStory]) -> None:
+    """A client may send one x-request-id with several requests."""
+    ids = list(dict.fromkeys(story.entry.decision.request_id for story in stories))
+    if len(ids) > 1:
+        shown = ", ".join(ids[-MAX_SHOWN:]) + (" ..." if len(ids) > MAX_SHOWN else "")
+        raise SeveralRequests(
+            f"{len(ids)} requests came with the x-request-id {name!r}; name one by its own id "
+            f"(x-trainmesh-request-id): {shown}"
+        )
 
 
 def _ledgers() -> list[Path]:

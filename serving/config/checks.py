@@ -12,13 +12,23 @@ from trainmesh.etcd_address import parse_url as parse_etcd_url
 from trainmesh.serving.config.addresses import Listener, parse_listener, parse_url
 from trainmesh.serving.config.problem import Path, Problem, near
 from trainmesh.serving.config.tenants import check_tenants
-from trainmesh.serving.config.types import Config, EjectConfig, EndpointConfig, ModelConfig
+from trainmesh.serving.config.types import (
+    ANY,
+    Config,
+    CorsConfig,
+    EjectConfig,
+    EndpointConfig,
+    ModelConfig,
+)
 from trainmesh.serving.identity.certificates import FileProblem
 from trainmesh.serving.identity.tls import ServerTls, UpstreamSide
 
 __all__ = ["check"]
 
 FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]*\Z", re.ASCII)
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z", re.ASCII)
+METHOD = re.compile(r"[A-Z]+\Z", re.ASCII)
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~%\[\]:-]+\Z", re.ASCII)
 LABEL = re.compile(r"[!-~]*\Z", re.ASCII)
 
 
@@ -37,6 +47,31 @@ def check(config: Config, policies: Collection[str] | None) -> None:
     _check_limits(config)
     _check_services(config)
     _check_tls(config)
+    if config.cors is not None:
+        _check_cors(config.cors)
+
+
+def _check_cors(cors: CorsConfig) -> None:
+    for place, origin in enumerate(cors.origins):
+        if origin == ANY and cors.credentials:
+            raise Problem(
+                "must not be * beside credentials: any page could then ask in its reader's name; "
+                "write the origins",
+                *("cors", "origins", place),
+            )
+        if origin != ANY and not ORIGIN.match(origin):
+            raise Problem(
+                "must be scheme://host[:port] without a path, such as https://app.example, or *",
+                *("cors", "origins", place),
+            )
+    for name, pattern, what in (
+        ("methods", METHOD, "a method, such as POST"),
+        ("headers", HEADER, "the name of a header, or *"),
+        ("expose_headers", HEADER, "the name of a header"),
+    ):
+        for place, value in enumerate(getattr(cors, name)):
+            if not pattern.match(value):
+                raise Problem(f"must be {what}", "cors", name, place)
 
 
 def _check_listeners(config: Config) -> None:

@@ -14,12 +14,16 @@ import msgspec
 from msgspec import inspect
 
 from trainmesh.serving.config.problem import Path, Problem, near
+from trainmesh.serving.config.types import MODEL_NAME, NAME
 
 __all__ = ["expected", "first_mistake"]
 
 SECRET = frozenset({"keys", "admin_keys", "url"})
 """A wrong value at these is not repeated: it may be a key itself, or hold a password."""
-NAME_WORDS = "letters, digits and . _ : / @ -, the first a letter or digit"
+PATTERNS = {
+    NAME: "letters, digits and . _ : / @ -, the first a letter or digit",
+    MODEL_NAME: "none a control character, the first and last no space",
+}
 
 
 def first_mistake(value: object, kind: Any, path: Path = ()) -> Problem | None:
@@ -134,7 +138,7 @@ def _words(info: inspect.Type) -> str:
 
 def _text_words(info: inspect.StrType) -> str:
     return f"text{_size(info, 'character', 'characters')}" + (
-        f" ({NAME_WORDS})" if info.pattern else ""
+        f" ({PATTERNS[info.pattern]})" if info.pattern else ""
     )
 
 

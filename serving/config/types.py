@@ -6,12 +6,13 @@ Everything but ``models`` has a default. Durations are seconds (``_s``), sizes b
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
 __all__ = [
     "Config",
+    "CorsConfig",
     "EjectConfig",
     "EndpointConfig",
     "HedgeConfig",
@@ -31,17 +32,10 @@ __all__ = [
     "UpstreamTls",
 ]
 
-Name = Annotated[
-    str, Meta(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z")
-]
-ModelName = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=256,
-        pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?\Z",
-    ),
-]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z"
+MODEL_NAME = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?\Z"
+Name = Annotated[str, Meta(min_length=1, max_length=120, pattern=NAME)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=MODEL_NAME)]
 """As endpoints have them: a path (/data/Qwen3), or words in any language."""
 OptionalName = Annotated[str, Meta(max_length=120)]
 Path = Annotated[str, Meta(max_length=4096)]
@@ -217,6 +211,25 @@ class TlsConfig(_Strict, frozen=True):
     client_ca: Path = ""
 
 
+ANY: Final = "*"
+
+
+class CorsConfig(_Strict, frozen=True):
+    """Web pages of other origins that may ask. ``*``: all of them; of ``headers``: whichever a
+    page asks to send."""
+
+    origins: Annotated[tuple[Annotated[str, Meta(max_length=512)], ...], Meta(min_length=1)]
+    methods: tuple[Annotated[str, Meta(max_length=32)], ...] = ("GET", "POST")
+    headers: tuple[Annotated[str, Meta(max_length=256)], ...] = (ANY,)
+    expose_headers: tuple[Annotated[str, Meta(max_length=256)], ...] = (
+        "x-request-id", "x-trainmesh-request-id", "x-trainmesh-endpoint", "retry-after",
+    )  # fmt: skip
+    credentials: bool = False
+    """Cookies and client certificates go along; then no origin may be ``*``."""
+    max_age_s: Annotated[int, Meta(ge=0, le=86_400)] = 600
+    """How long a browser may keep the answer to a preflight."""
+
+
 class HalfClosed(StrEnum):
     """What becomes of a request whose client has shut down its sending side: it is answered, as by
     HAProxy and Envoy, or taken as gone, as by nginx."""
@@ -300,6 +313,7 @@ class Config(_Strict, frozen=True):
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     insecure: bool = False
     tls: TlsConfig | None = None
+    cors: CorsConfig | None = None
     tenants: dict[Name, TenantConfig] = {}
     jwt: JwtConfig | None = None
     admin_keys: tuple[Annotated[str, Meta(max_length=4096)], ...] = ()

@@ -14,7 +14,7 @@ from trainmesh.serving.decide.types import EndpointSignal
 
 __all__ = ["overview"]
 
-FAULTS = ("connect", "reset", "status", "timeout", "stream")
+FAULTS = ("connect", "reset", "status", "timeout", "stream", "lone_error")
 
 
 def overview(

@@ -125,9 +125,11 @@ def _signal(
     limit_s = config.topology.rtt_limit_s
     was_beyond = before is not None and CLIENT_ONLY in before.excluded
     too_far = _too_far(rtt_s, limit_s * RTT_BACK if was_beyond else limit_s, limit_s)
+    excluded = _excluded(endpoint, seen, way, too_far)
     return EndpointSignal(
         name=endpoint.name,
-        excluded=_excluded(endpoint, seen, way, too_far),
+        excluded=excluded,
+        public=_public(endpoint, seen, excluded),
         rtt_s=rtt_s,
         rtt_at_s=pulse.rtt_at_s,
         bandwidth_bytes_per_s=way.bandwidth_bytes_per_s if way else 0.0,
@@ -162,6 +164,13 @@ def _excluded(
         or _other_revision(endpoint, seen.revisions.get(endpoint.url, ()))
         or too_far
     )
+
+
+def _public(endpoint: EndpointConfig, seen: Observations, excluded: str) -> str:
+    """The same without who said so and why, which is for operators."""
+    if words := _cordoned(seen.cordons.get(endpoint.name)):
+        return words.partition(" by ")[0]
+    return "in quarantine" if "in quarantine" in excluded else ""
 
 
 def _cordoned(cordon: Cordon | None) -> str:

@@ -20,6 +20,7 @@ def decision_of(
     shadow = choice.shadow
     return Decision(
         request_id=facts.request_id,
+        client_id=facts.client_id,
         unix_s=unix_s,
         tenant=facts.tenant,
         model=facts.model,

@@ -128,7 +128,7 @@ class Pool:
         for endpoint in self.endpoints:
             reason = endpoint.signal.down
             if not reason and endpoint not in serving:
-                reason = self._roster.exclusions[endpoint.name]
+                reason = self._roster.public(endpoint)
             if not reason:
                 return ""
             reasons.append(f"{endpoint.name}: {reason}")

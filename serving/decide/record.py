@@ -15,6 +15,8 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Written when an attempt is sent: what was known, and what was chosen."""
 
     request_id: str
+    client_id: str = ""
+    """The client's x-request-id, where it sent one; several requests may have the same."""
     unix_s: float
     tenant: str = ""
     model: str

@@ -81,16 +81,20 @@ class Roster:
                 return found
         return []
 
+    def public(self, endpoint: Endpoint) -> str:
+        """Why it takes no requests, as anybody may hear it: not who said so. Empty if it does."""
+        return endpoint.signal.public or self.exclusions.get(endpoint.name, "")
+
     def why_none(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> str:
         """Why no endpoint can take a request, in words."""
         reasons = []
         for endpoint in self.endpoints:
             if allowed is not None and endpoint.index not in allowed:
                 continue
-            reason = self.exclusions.get(endpoint.name)
+            reason = self.public(endpoint)
             if endpoint in tried:
                 reason = "tried already"
-            elif reason is None:
+            elif not reason:
                 reason = f"full, {endpoint.inflight} requests in flight"
             reasons.append(f"{endpoint.name}: {reason}")
         return "; ".join(reasons) or "none is allowed for this request"

@@ -83,6 +83,7 @@ class Facts:
 
     __slots__ = (
         "blocks",
+        "client_id",
         "model",
         "nbytes",
         "output_tokens",
@@ -108,8 +109,11 @@ class Facts:
         output_tokens: int = 0,
         session: bytes = b"",
         blocks: Sequence[int] = (),
+        client_id: str = "",
     ) -> None:
         self.request_id = request_id
+        self.client_id = client_id
+        """The client's own name for it, which others may have too."""
         self.model = model
         self.tenant = tenant
         self.priority = priority

@@ -199,7 +199,8 @@ def _bearer(authorization: bytes | None) -> bytes | None:
 NO_KEY = Refused(
     status=401,
     code="invalid_api_key",
-    message="You didn't provide an API key: send it as Authorization: Bearer KEY.",
+    message="You didn't provide an API key: send it as Authorization: Bearer KEY, or as "
+    "api-key: KEY.",
 )
 WRONG_KEY = Refused(
     status=401, code="invalid_api_key", message="Incorrect API key or token provided."

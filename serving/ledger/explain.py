@@ -80,14 +80,18 @@ def words(stories: list[AttemptStory]) -> list[str]:
     """The story of a request, a line each."""
     first = stories[0].entry.decision
     lines = [
-        f"request {first.request_id}: model {first.model}, tenant {first.tenant or '-'}, "
-        f"about {count(first.prompt_tokens, 'prompt token')}, "
+        f"request {first.request_id}{_client(first)}: model {first.model}, "
+        f"tenant {first.tenant or '-'}, about {count(first.prompt_tokens, 'prompt token')}, "
         f"{'streamed' if first.stream else 'not streamed'}; "
         f"{count(len(stories), 'attempt')}"
     ]
     for number, story in enumerate(stories, 1):
         lines += [f"{number}. {line}" if not at else f"   {line}" for at, line in _numbered(story)]
     return lines
+
+
+def _client(decision: Decision) -> str:
+    return f" ({decision.client_id!r} to its client)" if decision.client_id else ""
 
 
 def _numbered(story: AttemptStory) -> list[tuple[int, str]]:

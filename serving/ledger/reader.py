@@ -41,19 +41,25 @@ def entries(lines: Iterable[bytes]) -> Iterator[Entry]:
 
 
 def find_lines(folder: Path, request_id: str) -> list[bytes]:
-    """The newest lines on ``request_id``, oldest of them first.
+    """The newest lines on ``request_id``, oldest of them first. It may be our id of a request, or
+    the client's own, which several requests may have.
 
-    Segments are searched from the newest, and no further than the one before the first hit: the
-    attempts of one request are close together.
+    Segments are searched from the newest. For an id of ours no further than the one before the
+    first hit: the attempts of one request are close together.
     """
-    needle = b'"request_id":' + msgspec.json.encode(request_id)
-    for segment in sorted(segments(folder), key=_age, reverse=True):
-        found = _search(segment.path, needle)
-        if not found:
-            continue
-        before = Segment.at(folder, segment.worker, segment.number - 1).path
-        return (_search(before, needle) + found)[-MAX_FOUND:]
-    return []
+    text = msgspec.json.encode(request_id)
+    newest = sorted(segments(folder), key=_age, reverse=True)
+    needle = b'"request_id":' + text
+    for segment in newest:
+        if found := _search(segment.path, needle):
+            before = Segment.at(folder, segment.worker, segment.number - 1).path
+            return (_search(before, needle) + found)[-MAX_FOUND:]
+    found = []
+    for segment in newest:
+        found = _search(segment.path, b'"client_id":' + text) + found
+        if len(found) >= MAX_FOUND:
+            break
+    return found[-MAX_FOUND:]
 
 
 def _age(segment: Segment) -> tuple[float, int]:

@@ -11,6 +11,7 @@ from trainmesh.serving.proxy.headers import (
     CONTENT_LENGTH,
     CONTENT_TYPE,
     DROP,
+    REQUEST_ID,
     RETRY_AFTER,
     TRANSFER_ENCODING,
     field,
@@ -108,7 +109,7 @@ class Answer:
         if kind == CONNECTION:
             self.connection += b"," + value
             return
-        if kind == DROP:
+        if kind in (DROP, REQUEST_ID):
             return
         self.fields.append((name, value))
         if kind == CONTENT_TYPE:

@@ -13,7 +13,7 @@ __all__ = ["Refusal", "interrupted_event", "json_answer"]
 class Refusal(Exception):
     """A request that gets no endpoint: status, one line for its sender, and a code for programs.
 
-    ``retry_after_s`` is sent along where it is set.
+    ``retry_after_s`` is sent along where it is set, and so are further header ``fields``.
     """
 
     def __init__(
@@ -24,16 +24,18 @@ class Refusal(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float | None = None,
+        fields: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.fields = fields
 
     def answer(self, *, head: bytes = b"", close: bool = False, bodiless: bool = False) -> bytes:
         """The whole answer; ``head`` is added to its header fields, ``bodiless``: to HEAD."""
-        fields = head
+        fields = head + self.fields
         if self.retry_after_s is not None:
             fields += b"retry-after: %d\r\n" % max(1, math.ceil(self.retry_after_s))
         if self.status == HTTPStatus.UNAUTHORIZED:

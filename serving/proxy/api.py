@@ -16,6 +16,7 @@ __all__ = [
     "POST_PATHS",
     "Body",
     "authority_of",
+    "check_coding",
     "is_host",
     "meant_path",
     "parse_body",
@@ -49,6 +50,21 @@ def parse_body(data: bytes) -> Body:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Refusal(400, f"the body is not JSON: {reason}", code="invalid_json") from error
+
+
+def check_coding(coding: bytes | None) -> None:
+    """A compressed body is refused: the router must read it, and a few bytes of it can be as long
+    as any. No runtime that speaks OpenAI's API takes one either.
+
+    Raises:
+        Refusal: 415, with the coding that may be used (RFC 9110, 15.5.16).
+    """
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        raise Refusal(
+            415, f"Content-Encoding {coding[:40].decode('ascii', 'replace')} is not taken; send "
+            "the body as it is", code="unsupported_content_encoding",
+            fields=b"accept-encoding: identity\r\n",
+        )  # fmt: skip
 
 
 def is_host(value: bytes) -> bool:

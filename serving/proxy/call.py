@@ -11,9 +11,9 @@ __all__ = ["Call"]
 class Call:
     """A request as it came, without the fields that were for us only."""
 
-    __slots__ = ("body", "fields", "http10", "keep_alive", "method", "model", "parts",
-                 "passed_key", "path", "place", "query", "received_s", "size", "special",
-                 "target", "tenant")  # fmt: skip
+    __slots__ = ("body", "fields", "given_id", "http10", "keep_alive", "method", "model", "parts",
+                 "passed_key", "path", "place", "query", "received_s", "request_id", "size",
+                 "special", "target", "tenant")  # fmt: skip
 
     def __init__(self) -> None:
         self.place = 0
@@ -29,6 +29,10 @@ class Call:
         self.size = 0
         self.body = b""
         self.received_s = 0.0
+        self.request_id = ""
+        """Ours: no other request has it. Empty until it is needed."""
+        self.given_id = ""
+        """The client's own, where it sends one that can be passed on."""
         self.tenant: Tenant | None = None
         self.model = ""
         """As the client named it."""

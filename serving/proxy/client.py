@@ -23,8 +23,10 @@ from trainmesh.serving.proxy.api import authority_of, is_host
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.framing import answer_framing
 from trainmesh.serving.proxy.headers import (
+    API_KEY,
     AUTHORIZATION,
     CONNECTION,
+    CONTENT_ENCODING,
     CONTENT_LENGTH,
     CONTENT_TYPE,
     DROP,
@@ -52,6 +54,8 @@ HALF_CLOSED_S: Final = 5.0
 """Between two looks whether a client that sends nothing more still reads: some count interim
 answers."""
 _ONCE: Final = {
+    API_KEY: "api-key",
+    CONTENT_ENCODING: "Content-Encoding",
     HOST: "Host",
     AUTHORIZATION: "Authorization",
     TRANSFER_ENCODING: "Transfer-Encoding",
@@ -356,7 +360,8 @@ class ClientConnection(asyncio.Protocol):
             answer = self._router.open(self, item)
         except Refusal as refusal:
             head_only = item.method == b"HEAD"
-            answer = refusal.answer(close=not self._goes_on(), bodiless=head_only)
+            head = self._router.own_fields(item)
+            answer = refusal.answer(head=head, close=not self._goes_on(), bodiless=head_only)
             self._router.refused(item, refusal)
         if answer is not None:
             self.transport.write(answer)
@@ -374,7 +379,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _hang_up(self, refusal: Refusal) -> None:
         self._router.refused(self._call, refusal)
-        self.transport.write(refusal.answer(close=True))
+        head = self._router.own_fields(self._call)
+        self.transport.write(refusal.answer(head=head, close=True))
         self._broken = True
         self._enter(Phase.LINGER, monotonic())
         if self.transport.can_write_eof():
@@ -397,7 +403,7 @@ class ClientConnection(asyncio.Protocol):
         self._router.release(call)
         head = [
             b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason),
-            self.answer_fields(exchange.facts.request_id, upstream.attempt.endpoint.name),
+            self._router.own_fields(call, upstream.attempt.endpoint.name),
             *answer_framing(upstream, call),
             self._connection_field(call),
             b"\r\n",
@@ -411,12 +417,6 @@ class ClientConnection(asyncio.Protocol):
         if not self._goes_on():
             return b"connection: close\r\n"
         return b"connection: keep-alive\r\n" if call.http10 else b""
-
-    def answer_fields(self, request_id: str, endpoint: str) -> bytes:
-        """Our own header fields of every answer."""
-        return b"x-trainmesh-request-id: %s\r\n" % request_id.encode() + (
-            b"x-trainmesh-endpoint: %s\r\n" % endpoint.encode() if endpoint else b""
-        )
 
     def end_answer(self, exchange: Exchange, *, close: bool) -> None:
         """The answer is complete, or can't be completed (``close``)."""

@@ -361,7 +361,8 @@ class Exchange:
         """Answer with an error of ours."""
         client = self.client
         if client is not None:
-            head = client.answer_fields(self.facts.request_id, "")
+            endpoint = self.tried[-1].name if self.tried else ""
+            head = self._router.own_fields(self.call, endpoint)
             client.write(self, refusal.answer(head=head))
             self._finish(refusal.status, now_s)
 

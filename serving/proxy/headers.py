@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "API_KEY",
+    "ASKED_HEADERS",
+    "ASKED_METHOD",
     "AUTHORIZATION",
     "CONNECTION",
+    "CONTENT_ENCODING",
     "CONTENT_LENGTH",
     "CONTENT_TYPE",
     "DROP",
@@ -35,9 +39,15 @@ EXPECT: Final = 7
 REQUEST_ID: Final = 8
 TRACEPARENT: Final = 9
 ORIGIN: Final = 10
-CONTENT_TYPE: Final = 11
+API_KEY: Final = 11
+CONTENT_ENCODING: Final = 12
+"""Of a request's body; an answer's goes on."""
+ASKED_METHOD: Final = 13
+"""What a preflight asks for (Fetch Standard, 3.3.2); so does the next one."""
+ASKED_HEADERS: Final = 14
+CONTENT_TYPE: Final = 15
 """It matters in an answer, and goes on in any case; so does the next one."""
-RETRY_AFTER: Final = 12
+RETRY_AFTER: Final = 16
 
 _KNOWN: Final = {
     b"connection": CONNECTION,
@@ -49,6 +59,10 @@ _KNOWN: Final = {
     b"x-request-id": REQUEST_ID,
     b"traceparent": TRACEPARENT,
     b"origin": ORIGIN,
+    b"api-key": API_KEY,
+    b"content-encoding": CONTENT_ENCODING,
+    b"access-control-request-method": ASKED_METHOD,
+    b"access-control-request-headers": ASKED_HEADERS,
     b"content-type": CONTENT_TYPE,
     b"retry-after": RETRY_AFTER,
     b"keep-alive": DROP,
@@ -61,6 +75,13 @@ _KNOWN: Final = {
     b"http2-settings": DROP,
     b"x-trainmesh-endpoint": DROP,
     b"x-trainmesh-request-id": DROP,
+    # Which web pages may ask is for us to say (``cors``), whatever an endpoint thinks of it.
+    b"access-control-allow-credentials": DROP,
+    b"access-control-allow-headers": DROP,
+    b"access-control-allow-methods": DROP,
+    b"access-control-allow-origin": DROP,
+    b"access-control-expose-headers": DROP,
+    b"access-control-max-age": DROP,
 }
 _SPELLED: Final = dict(_KNOWN)
 _MAX_SPELLINGS: Final = 4096

@@ -25,11 +25,16 @@ def is_health_path(target: bytes) -> bool:
     return path in ALIVE_PATHS or path in READY_PATHS
 
 
-def health_answer(call: Call, missing: Mapping[str, str], num_models: int) -> bytes:
+def health_answer(
+    call: Call, missing: Mapping[str, str], num_models: int, head: bytes = b""
+) -> bytes:
     """Alive as long as it answers; ready while a model can be served.
 
     Args:
+        call: what is asked.
         missing: model -> why none of its endpoints is in service.
+        num_models: how many there are.
+        head: header fields of every answer.
 
     Raises:
         Refusal: 405.
@@ -41,11 +46,12 @@ def health_answer(call: Call, missing: Mapping[str, str], num_models: int) -> by
     if call.path in READY_PATHS and missing:
         said["missing"] = missing
     body = msgspec.json.encode(said)
-    return json_answer(200 if ready else 503, body, bodiless=call.method == b"HEAD")
+    status = 200 if ready else 503
+    return json_answer(status, body, head=head, bodiless=call.method == b"HEAD")
 
 
-def models_answer(call: Call, names: Iterable[str]) -> bytes:
-    """The models of ``names``, or the one in the path.
+def models_answer(call: Call, names: Iterable[str], head: bytes = b"") -> bytes:
+    """The models of ``names``, or the one in the path; ``head``: fields of every answer.
 
     Raises:
         Refusal: 404 or 405.
@@ -57,11 +63,11 @@ def models_answer(call: Call, names: Iterable[str]) -> bytes:
     ]
     wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
     if not wanted:
-        return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}))
+        return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}), head=head)
     name = unquote_to_bytes(wanted).decode("utf-8", "replace")
     for model in seen:
         if model["id"] == name:
-            return json_answer(200, msgspec.json.encode(model))
+            return json_answer(200, msgspec.json.encode(model), head=head)
     raise Refusal(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
 
 

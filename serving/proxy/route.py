@@ -18,6 +18,7 @@ from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.types import Attempt, Kind, Outcome
 from trainmesh.serving.proxy.answer import Request
 from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.request_ids import for_endpoint
 from trainmesh.serving.proxy.server import Server
 from trainmesh.serving.proxy.upstream import Upstream
 
@@ -111,7 +112,7 @@ class Route:
             self._heads.get((endpoint, target)) or self._head(endpoint, call, target),
             self._keys[endpoint] or call.passed_key,
             *[b"%s: %s\r\n" % pair for pair in fields],
-            b"x-request-id: %s\r\n" % request_id.encode(),
+            b"x-request-id: %s\r\n" % for_endpoint(call, request_id),
             b"traceparent: %s\r\n" % traceparent if traceparent else b"",
             b"content-length: %d\r\n\r\n" % len(body),
         ]

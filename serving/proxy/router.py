@@ -32,15 +32,29 @@ from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.log import ACCESS, LOGGER, log_event
 from trainmesh.serving.orders import Orders
 from trainmesh.serving.proxy.answers import Refusal
-from trainmesh.serving.proxy.api import POST_PATHS, parse_body, prefix_blocks, split_target
+from trainmesh.serving.proxy.api import (
+    POST_PATHS,
+    check_coding,
+    parse_body,
+    prefix_blocks,
+    split_target,
+)
+from trainmesh.serving.proxy.cors import Cors
 from trainmesh.serving.proxy.exchange import Exchange, Trial
-from trainmesh.serving.proxy.headers import AUTHORIZATION, ORIGIN, REQUEST_ID, TRACEPARENT
+from trainmesh.serving.proxy.headers import (
+    API_KEY,
+    AUTHORIZATION,
+    CONTENT_ENCODING,
+    ORIGIN,
+    TRACEPARENT,
+)
 from trainmesh.serving.proxy.local import (
     health_answer,
     is_health_path,
     models_answer,
     unknown_path,
 )
+from trainmesh.serving.proxy.request_ids import RequestIds
 from trainmesh.serving.proxy.route import Route
 from trainmesh.serving.proxy.upstream import Upstream
 from trainmesh.serving.trace import Tracer
@@ -51,7 +65,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Router"]
 
-_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d+){3}|::1")
 BYTES_PER_TOKEN: Final = 4
 """Of English text in common tokenizers."""
@@ -74,8 +87,8 @@ class Router:
         self.draining = False
         self._worker = worker
         self._exchanges: set[Exchange] = set()
-        self._prefix = secrets.token_hex(6)
-        self._count = 0
+        self._ids = RequestIds()
+        self._cors: Cors | None = None
         self._random = random.Random(secrets.randbits(64))  # noqa: S311 - no secret
         self._routes: dict[str, Route] = {}
         self._snapshot: Snapshot | None = None
@@ -124,6 +137,7 @@ class Router:
         self._by_name = dict(routes)
         for name, model in config.models.items():
             self._by_name.update((alias, routes[name]) for alias in model.aliases)
+        self._cors = Cors(config.cors) if config.cors is not None else None
         self._gate = Gate(config)
         self._access = Access(config)
         self._open = not config.tenants and config.jwt is None
@@ -173,20 +187,49 @@ class Router:
         Raises:
             Refusal: nobody who may.
         """
-        if is_health_path(call.target):
+        if is_health_path(call.target) or self._is_preflight(call):
             return None
         special = call.special
-        authorization = special.get(AUTHORIZATION)
-        found = self._gate.identify(authorization, names)
+        authorization, key = special.get(AUTHORIZATION), special.get(API_KEY)
+        shown = authorization
+        if shown is None and key is not None:
+            shown = b"Bearer " + key  # as Azure's clients show it
+        found = self._gate.identify(shown, names)
         if isinstance(found, Refused):
             raise Refusal(found.status, found.message, code=found.code)
         if self._open:
-            origin = special.get(ORIGIN)
-            if origin and not _LOOPBACK.fullmatch(_host_of(origin)):
-                raise Refusal(403, "web pages of other hosts may not ask without a key")
+            self._check_origin(special.get(ORIGIN))
             if authorization is not None:
                 call.passed_key = b"authorization: %s\r\n" % authorization
+            if key is not None:
+                call.passed_key += b"api-key: %s\r\n" % key
         return found
+
+    def _check_origin(self, origin: bytes | None) -> None:
+        if not origin or _LOOPBACK.fullmatch(_host_of(origin)):
+            return
+        if self._cors is None or not self._cors.allows(origin):
+            raise Refusal(
+                403, "web pages of other hosts may not ask without a key; cors.origins of "
+                "serve.yaml says which may", code="origin_not_allowed",
+            )  # fmt: skip
+
+    def _is_preflight(self, call: Call) -> bool:
+        return self._cors is not None and self._cors.is_preflight(call)
+
+    def own_fields(self, call: Call | None, endpoint: str = "") -> bytes:
+        """Our own header fields of every answer.
+
+        Args:
+            call: what is answered; None if it could not be read.
+            endpoint: the name of the one that answers, or was asked last.
+        """
+        fields = self._ids.fields(call)
+        if endpoint:
+            fields += b"x-trainmesh-endpoint: %s\r\n" % endpoint.encode()
+        if self._cors is not None and call is not None:
+            fields += self._cors.fields(call)
+        return fields
 
     def open(self, client: ClientConnection, call: Call) -> bytes | None:
         """Begin to answer ``call``: at once with what is returned, or later through ``client``.
@@ -195,10 +238,13 @@ class Router:
             Refusal: it is not served.
         """
         call.path, call.query = split_target(call.target)
+        if self._cors is not None and self._cors.is_preflight(call):
+            return self._cors.preflight(call, self.own_fields(call))
         if call.path not in POST_PATHS:
             return self._local(call)
         if call.method != b"POST":
             raise Refusal(405, f"{call.path.decode()} wants POST", code="method_not_allowed")
+        check_coding(call.special.get(CONTENT_ENCODING))
         exchange = self._exchange(client, call)
         now_s = monotonic()
         facts = exchange.facts
@@ -239,7 +285,8 @@ class Router:
         call.model = body.model
         session = route.session_of(call) or body.prompt_cache_key.encode("utf-8", "replace")
         facts = Facts(
-            request_id=self._request_id(call),
+            request_id=self._ids.name(call),
+            client_id=call.given_id,
             model=route.name,
             tenant=tenant.name,
             priority=tenant.config.priority,
@@ -281,13 +328,6 @@ class Router:
         raise Refusal(
             400, "the body names no model; see /v1/models", code="invalid_value", param="model"
         )
-
-    def _request_id(self, call: Call) -> str:
-        given = call.special.get(REQUEST_ID)
-        if given is not None and _REQUEST_ID.fullmatch(given):
-            return given.decode("ascii")
-        self._count += 1
-        return f"{self._prefix}{self._count:x}"
 
     def _start(self, ticket: Ticket, now_s: float) -> None:
         """Send a request that has waited."""
@@ -374,8 +414,9 @@ class Router:
     def _log_access(self, exchange: Exchange, status: int, now_s: float) -> None:
         winner, facts = exchange.winner, exchange.facts
         log_event(
-            ACCESS, "request", id=facts.request_id, model=facts.model, tenant=facts.tenant,
-            status=status, duration_s=round(now_s - exchange.started_s, 6),
+            ACCESS, "request", id=facts.request_id, client_id=facts.client_id,
+            model=facts.model, tenant=facts.tenant, status=status,
+            duration_s=round(now_s - exchange.started_s, 6),
             endpoint=winner.attempt.endpoint.name if winner is not None else "",
         )  # fmt: skip
 
@@ -392,12 +433,13 @@ class Router:
 
     def _local(self, call: Call) -> bytes:
         if is_health_path(call.path):
-            return health_answer(call, self.missing(), len(self._routes))
+            head = self.own_fields(call)
+            return health_answer(call, self.missing(), len(self._routes), head)
         if call.path == b"/v1/models" or call.path.startswith(b"/v1/models/"):
             tenant = call.tenant.name if call.tenant is not None else ""
             see = self._access.may_see
             names = [name for name, route in self._by_name.items() if see(tenant, route.name)]
-            return models_answer(call, names)
+            return models_answer(call, names, self.own_fields(call))
         raise unknown_path(call)
 
     # -- time ------------------------------------------------------------------------------

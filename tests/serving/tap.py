@@ -5,6 +5,7 @@ the router it is that server.
 """
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -118,8 +119,11 @@ class Tap:
         self.exchanges, self.errors = [], []
         self.piece_bytes, self.delay_s = 65536, 0.0
 
-    def of(self, request_id: str) -> list[Exchange]:
-        return [each for each in self.exchanges if each.header("x-request-id") == request_id]
+    def of(self, request_id: str, kind: str = "") -> list[Exchange]:
+        """Those of the client's ``request_id``, which the router puts before its own id; ``kind``:
+        what the router puts behind it, as for hedges."""
+        name = re.compile(rf"{re.escape(request_id)}-[0-9a-f]+{kind}")
+        return [each for each in self.exchanges if name.fullmatch(each.header("x-request-id"))]
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

@@ -130,6 +130,9 @@ class Front:
         self.calls.append((call.method, call.target, tuple(call.passed_fields()), call.body))
         return b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
+    def own_fields(self, call: Call | None, endpoint: str = "") -> bytes:
+        return b""
+
     def refused(self, call: Call | None, refusal: Refusal) -> None:
         self.refusals.append(refusal.status)
 

@@ -30,6 +30,7 @@ SECTIONS = {
     "A tenant": types.TenantConfig,
     "JWT": types.JwtConfig,
     "TLS": types.TlsConfig,
+    "CORS": types.CorsConfig,
     "Limits": types.LimitsConfig,
     "Ledger": types.LedgerConfig,
     "Telemetry": types.TelemetryConfig,

@@ -195,3 +195,35 @@ def test_counters_survive_a_reload_and_a_crash(observed: Observed) -> None:
     assert observed.answered() == observed.sent
     observed.chat(10)
     until(lambda: observed.answered() == observed.sent)
+
+
+def test_a_client_hears_that_all_are_out_but_not_by_whom(observed: Observed) -> None:
+    """Neither a digest of an admin's key nor a name; operators hear both."""
+    for name in ("h1", "h2"):
+        assert main(["endpoints", "cordon", name]) == 0
+    until(lambda: all(observed.router.post(CHAT)[0] == 503 for _ in range(20)))  # both workers
+    told = observed.router.post(CHAT)[1] + ask(observed.router.name, "GET", "/ready")[1]
+    admin = observed.info.admin.partition("//")[2]
+    told += until(lambda: ask(admin, "GET", "/ready")[0] == 503 and ask(admin, "GET", "/ready")[1])
+    assert told.count(b"cordoned") == 6, told
+    assert b"sha256" not in told
+    assert b" by " not in told
+    assert b"cordoned by key sha256:" in ask(admin, "GET", "/endpoints")[1]
+    for name in ("h1", "h2"):
+        assert main(["endpoints", "uncordon", name]) == 0
+    until(lambda: all(observed.router.post(CHAT)[0] == 200 for _ in range(20)))
+
+
+def test_why_takes_a_clients_id_where_it_is_of_one_request(
+    observed: Observed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((alone, _),) = observed.chat(**{"x-request-id": "only-once"})
+    until(lambda: main(["why", "only-once"]) == 0, what="the ledger never has it")
+    assert f"request {alone} ('only-once' to its client): " in capsys.readouterr().out
+    several = [own for own, _ in observed.chat(3, **{"x-request-id": "same"})]
+    until(lambda: all(main(["why", own]) == 0 for own in several))
+    capsys.readouterr()
+    assert main(["why", "same"]) == 1
+    said = capsys.readouterr().err
+    assert "3 requests came with the x-request-id 'same'" in said
+    assert all(own in said for own in several)

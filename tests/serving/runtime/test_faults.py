@@ -163,9 +163,9 @@ def test_every_disconnect_reaches_the_server(
     assert not any(each.complete for each in attempts)
 
 
-def sent(replicas: list[Replica], name: str) -> list[Exchange]:
+def sent(replicas: list[Replica], name: str, kind: str = "") -> list[Exchange]:
     """What reached the servers under this request id, in turn."""
-    attempts = [each for replica in replicas for each in replica.tap.of(name)]
+    attempts = [each for replica in replicas for each in replica.tap.of(name, kind)]
     return sorted(attempts, key=lambda attempt: attempt.begun_s)
 
 
@@ -221,7 +221,7 @@ def test_a_hedge_answers_for_a_slow_replica_and_the_loser_is_cancelled(
             status, answer = router.post(body, name)
             assert status == 200
             assert content(answer, stream=False) == right[number]
-        hedged = [name for name in ids if sent(replicas, f"{name}-hedge")]
+        hedged = [name for name in ids if sent(replicas, name, "-hedge")]
         assert hedged, "nothing was hedged"
         losers = [each for name in hedged for each in replicas[0].tap.of(name)]
         assert losers
