@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainmesh.console import say
 from trainmesh.errors import ConfigError, GraphError, WireError
+from trainmesh.format import count
 from trainmesh.launcher import signals
 from trainmesh.types import Algorithm, JobStatus
 from trainmesh.wire import decode
@@ -33,6 +35,8 @@ def check(settings: LaunchSettings, config: LaunchConfig) -> None:
         ConfigError: it can't; the message says why.
     """
     num_ranks = config.max_nodes * config.nproc_per_node
+    if settings.topology is not None:
+        _check_size(settings.topology, config)
     if config.min_nodes != config.max_nodes:
         return
     check_codec(settings.compression, num_ranks)
@@ -53,6 +57,32 @@ def check(settings: LaunchSettings, config: LaunchConfig) -> None:
         raise ConfigError(f"--plan {settings.plan} can't run here: {why}; leave --plan out")
 
 
+def _check_size(topology: Path, config: LaunchConfig) -> None:
+    """Refuse a graph of another size than the job's, or warn of it where the job's size follows
+    from what other nodes do.
+
+    Raises:
+        ConfigError: the job is on one node, and the graph isn't of its ranks.
+    """
+    from trainmesh.topology.document import load_file
+
+    declared = count(load_file(topology).world_size, "rank")
+    each, fewest, most = config.nproc_per_node, config.min_nodes, config.max_nodes
+    sizes = [count(nodes * each, "rank") for nodes in range(fewest, most + 1)]
+    if declared in sizes:
+        return
+    if most == 1:
+        raise ConfigError(
+            f"--topology {topology}: the file has {declared}, the job has {sizes[0]}; give "
+            "--nproc-per-node or another file"
+        )
+    may = sizes[0] if fewest == most else f"{sizes[0]} to {sizes[-1]}"
+    say(
+        f"warning: --topology {topology}: the file has {declared}; it is ignored in a job of "
+        f"another size, and this one has {may} with {each} on each node"
+    )
+
+
 def check_codec(text: str, num_ranks: int = 1) -> None:
     """Check that there is such a codec, and that it can serve ``num_ranks``.
 
@@ -67,7 +97,9 @@ def check_codec(text: str, num_ranks: int = 1) -> None:
     try:
         codec(text, num_ranks)
     except ConfigError as error:
-        raise ConfigError(f"--compression {text}: {error}") from error
+        raise ConfigError(
+            f"--compression {text}: {error} ({AUTO} chooses one, {NO_CODEC} is off)"
+        ) from error
 
 
 def _declared(topology: Path | None, num_ranks: int) -> LinkGraph | None:

@@ -13,12 +13,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from trainmesh import __version__
 from trainmesh.console import clean, say, write_error
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher import signals
+from trainmesh.launcher.arguments import Parser
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -41,15 +42,7 @@ COMMANDS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        write_error(f"{self.prog}: error: {clean(message)} (see {self.prog} --help)\n")
-        self.exit(2)
-
-
-def build_parser(command: str | None) -> argparse.ArgumentParser:
+def build_parser(command: str | None) -> Parser:
     """The parser of all commands; only ``command`` has its arguments filled in."""
     parser = Parser(prog="trainmesh", description="Coordinates data-parallel training jobs.")
     parser.add_argument("--version", action="version", version=f"trainmesh {__version__}")
@@ -85,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with signals.exiting():
             command = next((word for word in argv if not word.startswith("-")), None)
-            args = build_parser(command).parse_args(argv)
+            args = build_parser(command).parse(argv)
         debug = args.debug = args.debug or debug
         code: int = args.run(args)
     except (TrainmeshError, OSError, KeyboardInterrupt, signals.Ended) as error:

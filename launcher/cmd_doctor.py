@@ -10,6 +10,7 @@ import msgspec
 
 from trainmesh.errors import ConfigError
 from trainmesh.format import count
+from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.doctor import Check, State, check_all
 from trainmesh.launcher.terminal import Output
 
@@ -19,16 +20,9 @@ STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--etcd",
-        metavar="URL",
-        default=os.environ.get("TRAINMESH_ETCD") or None,
-        help="an etcd that must answer (default: $TRAINMESH_ETCD, else one can be started here)",
-    )
-    parser.add_argument(
-        "--insecure-etcd",
-        action="store_true",
-        help="send etcd's password to another machine in plain text",
+    add_etcd(
+        parser.add_argument,
+        "an etcd that must answer (default: $TRAINMESH_ETCD, else one can be started here)",
     )
     parser.add_argument(
         "--nproc-per-node", metavar="N", type=int, help="ranks that are to run on this machine"

@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     status = jobs.find_job(args)
-    if status is None:
-        print("null" if args.json else "no job is running")
-    elif args.json:
+    if args.json:
         fields = {
             "job": status.job,
             "epoch": status.epoch,

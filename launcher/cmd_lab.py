@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count
+from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run_parser.add_argument("words", nargs=argparse.REMAINDER)
     run_parser.set_defaults(act=_run)
     stream = actions.add_parser("stream", help="the rate of one TCP stream between two hosts")
-    stream.add_argument("--topology", metavar="FILE", type=Path, required=True)
+    stream.add_argument("--topology", metavar="FILE", type=file_path, required=True)
     stream.add_argument("src", metavar="SRC", help="the host that sends")
     stream.add_argument("dst", metavar="DST", help="the host that receives")
     stream.add_argument(

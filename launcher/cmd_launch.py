@@ -19,6 +19,7 @@ from trainmesh.console import say
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import asked, signals, target
+from trainmesh.launcher.arguments import add_etcd, file_path
 from trainmesh.launcher.meeting import meeting_of
 from trainmesh.launcher.own_modules import environment_of_ours
 from trainmesh.launcher.quantity import nbytes
@@ -46,20 +47,10 @@ def parent_parsers() -> list[ArgumentParser]:
 def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("trainmesh")
     add = group.add_argument
-    add(
-        "--etcd",
-        metavar="URL",
-        default=os.environ.get("TRAINMESH_ETCD") or None,
-        help="a running etcd (default: $TRAINMESH_ETCD, else one is started on this machine)",
-    )
-    add(
-        "--insecure-etcd",
-        action="store_true",
-        help="send etcd's password to another machine in plain text",
-    )
+    add_etcd(add, "a running etcd (default: $TRAINMESH_ETCD, else one is started on this machine)")
     add("--job", metavar="NAME", type=_job, help="the job's name (default: made from the flags)")
-    add("--topology", metavar="FILE", type=Path, help="the link graph this job runs on")
-    add("--report", metavar="DIR", type=Path, help="write report.json and report.html there")
+    add("--topology", metavar="FILE", type=file_path, help="the link graph this job runs on")
+    add("--report", metavar="DIR", type=file_path, help="write report.json and report.html there")
     add(
         "--plan",
         choices=["auto", *map(str, Algorithm)],
@@ -245,7 +236,10 @@ def _fusion(text: str) -> str:
     """``auto``, or a number of bytes; 0 for off."""
     if text in (AUTO, "off"):
         return AUTO if text == AUTO else "0"
-    return str(nbytes(text))
+    try:
+        return str(nbytes(text))
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"{error}, nor auto or off") from error
 
 
 def _cadence(text: str) -> int:

@@ -37,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ping; 0 if anything came back, else 1."""
     status = jobs.find_job(args)
-    if status is None:
-        raise TrainmeshError("no job is running: there is no agent to ping")
     with signals.raising(), jobs.opened_store(args, status.job) as store:
         nodes = nodes_of(store, status.job) if store is not None else []
         if store is None or args.node not in nodes:

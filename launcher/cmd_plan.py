@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from trainmesh.format import count, duration, rate
-from trainmesh.launcher.output_file import output_path, write_output
+from trainmesh.launcher.arguments import file_path, file_to_write
+from trainmesh.launcher.output_file import write_output
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output, waiting
 from trainmesh.topology.answer import Answer, answer
@@ -25,7 +25,11 @@ MAX_TREES = 65_536
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--graph", metavar="FILE", type=Path, required=True, help="a topology file (YAML or JSON)"
+        "--graph",
+        metavar="FILE",
+        type=file_path,
+        required=True,
+        help="a topology file (YAML or JSON)",
     )
     parser.add_argument(
         "--collective",
@@ -59,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--draw", metavar="FILE.svg", type=output_path, help="draw the graph with its bottleneck"
+        "--draw",
+        metavar="FILE.svg",
+        type=file_to_write(".svg"),
+        help="draw the graph with its bottleneck",
     )
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher import jobs
+from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import live_runs
 from trainmesh.serving.control.places import Known, emptied, known_in
@@ -64,17 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--etcd",
-        metavar="URL",
-        default=os.environ.get("TRAINMESH_ETCD") or None,
-        help="the cluster's etcd (default: that of the job on this machine)",
-    )
-    parser.add_argument(
-        "--insecure-etcd",
-        action="store_true",
-        help="send etcd's password to another machine in plain text",
-    )
+    add_etcd(parser.add_argument, "the cluster's etcd (default: that of the job on this machine)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

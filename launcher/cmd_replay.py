@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import stat
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -12,16 +14,19 @@ import msgspec
 from trainmesh.console import clean, say
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, percent
+from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.terminal import Output
 from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.ledger.counterfactual import Comparison, compare
+from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.reader import entries, read_lines
+from trainmesh.serving.ledger.segments import segments
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ledger", type=Path, help="a ledger's directory, or one of its files")
+    parser.add_argument("ledger", type=file_path, help="a ledger's directory, or one of its files")
     parser.add_argument("--policy", metavar="X", help="the policy to try; each one's own if absent")
     parser.add_argument("--model", metavar="M", help="only the decisions of this model")
     parser.add_argument(
@@ -35,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     scorers, warnings = load_scorers()
     for warning in warnings:
         say(f"warning: {warning}")
-    found = compare(entries(read_lines(args.ledger)), scorers, args.policy, args.model)
+    found = compare(_entries(args.ledger), scorers, args.policy, args.model)
     if args.json:
         fields = msgspec.structs.asdict(found)
         sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
@@ -53,6 +58,22 @@ def _check_readable(ledger: Path) -> None:
                 path.open("rb").close()
     except OSError as error:
         raise ConfigError(f"{clean(str(error.filename))}: {error.strerror}") from error
+
+
+def _entries(ledger: Path) -> Iterator[Entry]:
+    """The entries of a ledger, which may be new and have none.
+
+    Raises:
+        ConfigError: it is no ledger.
+    """
+    found = entries(read_lines(ledger))
+    first = next(found, None)
+    if first is not None:
+        return chain([first], found)
+    is_ledger = bool(segments(ledger)) if ledger.is_dir() else not ledger.stat().st_size
+    if not is_ledger:
+        raise ConfigError(f"{clean(str(ledger))}: not a ledger of a router, nor a file of one")
+    return iter(())
 
 
 def _show(found: Comparison, output: Output) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import msgspec
 
 from trainmesh.format import count, duration, percent, rate, size
 from trainmesh.launcher.analysis_types import RunAnalysis
+from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.report import Report, load_report
 from trainmesh.launcher.terminal import Output
 
@@ -19,7 +19,7 @@ MAX_ROWS = 48
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, help="what was given to launch --report")
+    parser.add_argument("directory", type=file_path, help="what was given to launch --report")
     parser.add_argument("--json", action="store_true", help="print report.json")
 
 

@@ -7,9 +7,9 @@ import asyncio
 import os
 import resource
 import sys
-from pathlib import Path
 
 from trainmesh.errors import ConfigError
+from trainmesh.launcher.arguments import file_path
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,7 +19,7 @@ FEW_OPEN_FILES = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, type=Path, metavar="FILE",
+        "--config", required=True, type=file_path, metavar="FILE",
         help="serve.yaml: models, their endpoints, and everything else (docs/serving.md)",
     )  # fmt: skip
     parser.add_argument("--check", action="store_true", help="check the file and exit")

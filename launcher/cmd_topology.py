@@ -9,10 +9,11 @@ from pathlib import Path
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, rate, size
 from trainmesh.launcher import import_topology, jobs, probe_topology
-from trainmesh.launcher.output_file import output_path, write_output
+from trainmesh.launcher.arguments import file_path, file_to_write
+from trainmesh.launcher.output_file import write_output
 from trainmesh.launcher.terminal import Output
 from trainmesh.topology.bounds import bound
-from trainmesh.topology.document import dump, load, load_file
+from trainmesh.topology.document import dump, load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.render import svg, table_rows
 from trainmesh.types import Plan
@@ -29,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print a running job's graph, or a file's")
     jobs.add_arguments(show)
     show.add_argument(
-        "--file", metavar="FILE", type=Path, help="a topology file instead of a running job"
+        "--file", metavar="FILE", type=file_path, help="a topology file instead of a running job"
     )
-    show.add_argument("--draw", metavar="FILE.svg", type=output_path, help="draw it into this file")
+    show.add_argument(
+        "--draw", metavar="FILE.svg", type=file_to_write(".svg"), help="draw it into this file"
+    )
     validate = actions.add_parser("validate", help="check a topology file")
-    validate.add_argument("file", type=Path)
+    validate.add_argument("file", type=file_path)
     words = "make a topology file of what NCCL, nvidia-smi, NVML, SLURM or a hostfile say"
     import_topology.add_arguments(actions.add_parser("import", help=words, description=words))
     words = "measure round trips and bandwidth between a running job's nodes"
@@ -51,11 +54,7 @@ def run(args: argparse.Namespace) -> int:
         return probe_topology.run(args)
     if args.file is not None and args.job is not None:
         raise ConfigError("give a job or --file, not both")
-    found = (load_file(args.file), None) if args.file else _of_job(args)
-    if found is None:
-        print("null" if args.json else "no job is running, or its ranks are not known yet")
-        return 0
-    graph, plan = found
+    graph, plan = (load_file(args.file), None) if args.file else _of_job(args)
     if args.draw:
         _draw(graph, plan, args.draw)
     if args.json:
@@ -69,13 +68,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_job(args: argparse.Namespace) -> tuple[LinkGraph, Plan | None] | None:
+def _of_job(args: argparse.Namespace) -> tuple[LinkGraph, Plan | None]:
     """The graph of a running job, and the plan that it runs."""
     status = jobs.find_job(args)
-    document = jobs.graph_document(args, status.job) if status is not None else None
-    if status is None or document is None:
-        return None
-    return load(document.decode(), source=f"graph of {status.job}"), status.plan
+    with jobs.opened_store(args, status.job) as store:
+        return jobs.graph_of(store, status.job), status.plan
 
 
 def _size(graph: LinkGraph) -> str:

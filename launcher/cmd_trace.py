@@ -7,17 +7,16 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, rate
 from trainmesh.launcher import jobs
+from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import CostFit, PairMeasure, measured_key
-from trainmesh.store import job_prefix
-from trainmesh.topology.document import load, load_file
+from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import Link, LinkGraph
 from trainmesh.topology.measured import expected
 from trainmesh.types import JobStatus, LinkCost
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="RANK", type=_rank, help="to this rank, and back")
     jobs.add_arguments(parser)
     parser.add_argument(
-        "--file", metavar="FILE", type=Path, help="a topology file instead of a running job"
+        "--file", metavar="FILE", type=file_path, help="a topology file instead of a running job"
     )
 
 
@@ -73,11 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file is not None:
         graph, measured = load_file(args.file), None
     else:
-        found = _of_job(args)
-        if found is None:
-            print("null" if args.json else "no job is running, or its ranks are not known yet")
-            return 0
-        graph, measured = found
+        graph, measured = _of_job(args)
     trace = _trace(graph, args.src, args.dst, measured)
     if args.json:
         sys.stdout.write(msgspec.json.encode(trace).decode() + "\n")
@@ -86,17 +81,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _of_job(args: argparse.Namespace) -> tuple[LinkGraph, PairMeasure | None] | None:
+def _of_job(args: argparse.Namespace) -> tuple[LinkGraph, PairMeasure | None]:
     status = jobs.find_job(args)
-    if status is None:
-        return None
     with jobs.opened_store(args, status.job) as store:
-        entry = store.get(f"{job_prefix(status.job)}graph") if store is not None else None
-        if store is None or entry is None:
-            return None
-        graph = load(entry.value.decode(), source=f"graph of {status.job}")
+        graph = jobs.graph_of(store, status.job)
         for key in _keys(status, args.src, args.dst):
-            stored = store.get(key)
+            stored = store.get(key) if store is not None else None
             if stored is not None:
                 return graph, decode(stored.value, PairMeasure, what=key)
     return graph, None
@@ -114,7 +104,7 @@ def _keys(status: JobStatus, src: int, dst: int) -> list[str]:
 def _trace(graph: LinkGraph, src: int, dst: int, measured: PairMeasure | None) -> Trace:
     for rank in (src, dst):
         if rank >= graph.world_size:
-            raise TrainmeshError(f"no rank {rank} in the graph; known: 0..{graph.world_size - 1}")
+            raise ConfigError(f"no rank {rank} in the graph; known: 0..{graph.world_size - 1}")
     return Trace(
         src=src,
         dst=dst,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from trainmesh.errors import TrainmeshError
+from trainmesh.console import clean
+from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import duration
+from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.terminal import Output
 from trainmesh.serving.control.rundir import live_routers
 from trainmesh.serving.ledger.explain import AttemptStory, Terms, attempts_of, words
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ledger",
-        type=Path,
+        type=file_path,
         metavar="DIR",
         help="look in this ledger instead of those of this user's routers",
     )
@@ -47,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.ledger and not os.path.isdir(args.ledger):
+        raise ConfigError(f"--ledger {clean(str(args.ledger))}: no such directory")
     stories = _find(args.request_id, [args.ledger] if args.ledger else _ledgers())
     if args.json:
         answer = {"words": words(stories), "attempts": stories}

@@ -11,13 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
 from trainmesh.console import clean
 from trainmesh.errors import ConfigError, GraphError
 from trainmesh.format import count, percent, rate
-from trainmesh.launcher.output_file import output_path, write_output
-from trainmesh.topology.document import dump, load, load_file
+from trainmesh.launcher.arguments import file_path, file_to_write
+from trainmesh.launcher.graph_file import SUFFIXES, write_graph
+from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import LinkGraph, host_graph
 from trainmesh.topology.importers import (
     calibration,
@@ -55,12 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="*", metavar="FILE", help="what to read, one per host; - is standard input"
     )
     parser.add_argument(
-        "--output", metavar="FILE", type=output_path, help="write here (.json or YAML)"
+        "--output",
+        metavar="FILE",
+        type=file_to_write(*SUFFIXES),
+        help="write here, as the name says: .yaml, .yml or .json",
     )
     parser.add_argument(
         "--merge",
         metavar="FILE",
-        type=Path,
+        type=file_path,
         action="append",
         default=[],
         help="a topology file to merge with; may be given again",
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     before: Pieces = [load_file(path) for path in args.merge]
     pieces, notes = KINDS[args.kind](args, before)
     graph = _merged(args, pieces)
-    _write(graph, args.output)
+    write_graph(graph, args.output, what="--output")
     if args.json:
         _print_json(args, graph, notes)
         return 0
@@ -167,19 +169,6 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError("--json needs --output: standard output has the topology file else")
     if args.link_class and not args.merge:
         raise ConfigError("--class needs --merge: which graph has that class of links?")
-
-
-def _write(graph: LinkGraph, path: Path | None) -> None:
-    document = dump(graph)
-    if path is not None and path.suffix == ".json":
-        text = json.dumps(document, indent=1) + "\n"
-    else:
-        text = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=200)
-    load(text, source="what was imported")  # what is written can be read, or is not written
-    if path is None:
-        sys.stdout.write(text)
-        return
-    write_output(path, text.encode(), what="--output")
 
 
 def _read(name: str) -> str:

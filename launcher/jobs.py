@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from trainmesh.errors import ConfigError, TrainmeshError, WireError
+from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
+from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.troubles import read_troubles
 from trainmesh.rundir import RunDir, live_runs
 from trainmesh.store import Store, job_prefix
 from trainmesh.types import JobStatus
 from trainmesh.wire import decode
 
-__all__ = ["add_arguments", "find_job", "find_jobs", "graph_document", "opened_store"]
+if TYPE_CHECKING:
+    from trainmesh.topology.graph import LinkGraph
+
+__all__ = [
+    "NoGraph",
+    "NoSuchJob",
+    "add_arguments",
+    "find_job",
+    "find_jobs",
+    "graph_of",
+    "opened_store",
+]
 
 JOBS = "/trainmesh/jobs/"
 
 
 class NoSuchJob(TrainmeshError):
-    """No running job has the given name."""
+    """No job is running, or none of the given name."""
+
+
+class NoGraph(TrainmeshError):
+    """A running job has no link graph that can be read, yet."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every command that looks at running jobs."""
     parser.add_argument("job", nargs="?", help="the job's name; needed where several run")
-    parser.add_argument(
-        "--etcd",
-        metavar="URL",
-        default=os.environ.get("TRAINMESH_ETCD") or None,
-        help="look in this etcd instead of on this machine",
-    )
-    parser.add_argument(
-        "--insecure-etcd",
-        action="store_true",
-        help="send etcd's password to another machine in plain text",
-    )
+    add_etcd(parser.add_argument, "look in this etcd instead of on this machine")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -59,24 +65,39 @@ def find_jobs(args: argparse.Namespace) -> list[JobStatus]:
     return named
 
 
-def find_job(args: argparse.Namespace) -> JobStatus | None:
-    """The one job that is meant; None if none is running.
+def find_job(args: argparse.Namespace) -> JobStatus:
+    """The one job that is meant.
 
     Raises:
+        NoSuchJob: it, or any job, is not running there.
         ConfigError: several are running and none is named.
     """
     statuses = find_jobs(args)
     if len(statuses) > 1:
         names = ", ".join(status.job for status in statuses)
         raise ConfigError(f"several jobs are running; name one of {names}")
-    return statuses[0] if statuses else None
+    if not statuses:
+        raise NoSuchJob(f"no job is running {_where(args)}")
+    return statuses[0]
 
 
-def graph_document(args: argparse.Namespace, job: str) -> bytes | None:
-    """The link graph of ``job`` as its JSON document; None if there is none yet."""
-    with opened_store(args, job) as store:
-        entry = store.get(f"{job_prefix(job)}graph") if store is not None else None
-        return entry.value if entry is not None else None
+def graph_of(store: Store | None, job: str) -> LinkGraph:
+    """The link graph of ``job``.
+
+    Raises:
+        NoGraph: there is none yet, or what the store has is none.
+    """
+    entry = store.get(f"{job_prefix(job)}graph") if store is not None else None
+    if entry is None:
+        raise NoGraph(
+            f"job {job} has no link graph before all its ranks have reported; try again then"
+        )
+    from trainmesh.topology.document import load
+
+    try:
+        return load(entry.value.decode(), source=f"graph of {job}")
+    except (GraphError, UnicodeDecodeError) as error:
+        raise NoGraph(f"the link graph of job {job} in etcd can't be read: {error}") from error
 
 
 @contextmanager

@@ -7,7 +7,6 @@ written to, never replaced.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import select
@@ -20,7 +19,7 @@ from pathlib import Path
 from trainmesh.console import clean
 from trainmesh.errors import ConfigError
 
-__all__ = ["check_output", "output_path", "write_output"]
+__all__ = ["check_output", "write_output"]
 
 READER_S = 5.0
 """How long a FIFO may be without a reader: that of ``mkfifo f; cat f &`` is there in no time."""
@@ -30,13 +29,6 @@ STALL_S = 60.0
 IN_PLACE = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV)
 """A file in a folder that can't be written to, or that something is mounted on, can't be
 replaced, and may still be written."""
-
-
-def output_path(text: str) -> Path:
-    """The type of an argument that names a file to write."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name of a file is empty")
-    return Path(text)
 
 
 def check_output(path: Path, *, what: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import defaultdict
@@ -13,18 +12,19 @@ from pathlib import Path
 import msgspec
 
 from trainmesh.console import clean, say
-from trainmesh.errors import ConfigError, GraphError, TrainmeshError
+from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count, duration, size
 from trainmesh.launcher import jobs, signals
-from trainmesh.launcher.output_file import check_output, output_path, write_output
+from trainmesh.launcher.arguments import file_to_write
+from trainmesh.launcher.graph_file import SUFFIXES, write_graph
+from trainmesh.launcher.output_file import check_output
 from trainmesh.launcher.probe_progress import shown
 from trainmesh.launcher.probe_report import PairReport, ProbeReport, node_facts, show
 from trainmesh.launcher.probe_session import GRACE_S, ProbeSession, nodes_of
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output
 from trainmesh.probes import MAX_NODES, MAX_PAIR_BYTES, MAX_PAIR_S, PairMeasure
-from trainmesh.store import Store, job_prefix
-from trainmesh.topology.document import dump, load
+from trainmesh.store import Store
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.measured import Between, expected, with_measures
 from trainmesh.topology.probing import LEAST_BYTES, exchanged, ladder, rounds
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=output_path,
+        type=file_to_write(*SUFFIXES),
         help="write the job's graph with the measured costs into this topology file",
     )
 
@@ -67,9 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Probe; 0 if every pair was measured, 1 if not."""
     status = jobs.find_job(args)
-    if status is None:
-        print("null" if args.json else "no job is running")
-        return 0
     with signals.raising(), jobs.opened_store(args, status.job) as store:
         if store is None:
             raise TrainmeshError(f"job {status.job} is still starting; try again in a moment")
@@ -80,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
         report, turns = _probe(args, status, store, nodes, graph)
     if args.output is not None and graph is not None:
         report = msgspec.structs.replace(report, output=clean(str(args.output)))
-        document = json.dumps(dump(_measured(graph, status, turns)), indent=1) + "\n"
-        write_output(args.output, document.encode(), what="--output")
+        write_graph(_measured(graph, status, turns), args.output, what="--output")
     if args.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
@@ -111,14 +107,13 @@ def _one_node(args: argparse.Namespace, status: JobStatus, nodes: Sequence[str])
 
 def _graph(store: Store, status: JobStatus, output: Path | None) -> LinkGraph | None:
     """The graph in force; what ``output`` needs is looked for before anything is measured."""
-    entry = store.get(f"{job_prefix(status.job)}graph")
-    graph = load(entry.value.decode(), source=f"graph of {status.job}") if entry else None
+    try:
+        graph = jobs.graph_of(store, status.job)
+    except jobs.NoGraph:
+        if output is not None:
+            raise
+        return None
     if output is not None:
-        if graph is None:
-            raise GraphError(
-                f"--output {output}: job {status.job} has no link graph before all its ranks have "
-                "reported; try again then"
-            )
         check_output(output, what="--output")
     return graph
 

@@ -7,9 +7,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from torch.distributed import run as torch_run
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -49,11 +51,26 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
     try:
         with _quiet():
             config, command, arguments = torch_run.config_from_args(copy)
+            _check_values(config)
     except WRONG_FLAGS as error:
         get_error_handler().record_exception(error)
         raise Refused(f"torchrun refuses its flags: {_first_line(error)}") from error
     name = command if isinstance(command, str) else f"{sys.executable} (runpy.run_path)"
     return config, [name, *arguments]
+
+
+def _check_values(config: LaunchConfig) -> None:
+    """What torchrun refuses later by an assertion without words, or in the middle of the run.
+
+    Raises:
+        ValueError: such a value.
+    """
+    if config.nproc_per_node < 1:
+        raise ValueError(f"--nproc-per-node {config.nproc_per_node}: must be 1 or more")
+    if not 0 < config.monitor_interval <= threading.TIMEOUT_MAX:
+        raise ValueError(
+            f"--monitor-interval {config.monitor_interval:g}: must be a number of seconds above 0"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +119,11 @@ def _trace(args: argparse.Namespace) -> None:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if lines:
+        return lines[0]
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" in {Path(frame.filename).name}:{frame.lineno}" for frame in where)
+    return f"{type(error).__name__}{place}; --debug shows the traceback"
 
 
 @contextmanager

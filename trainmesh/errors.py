@@ -1,7 +1,10 @@
 """The error tree. Everything trainmesh raises on purpose is one of these.
 
+Exit codes (docs/exit_codes.md) follow from it: 2 for a ConfigError, which is found before anything
+is done, and 1 for every other.
+
 TrainmeshError
-|-- ConfigError       a flag, file or variable has a wrong value      -> exit code 2
+|-- ConfigError       a flag, file or variable has a wrong value
 |   |-- GraphError    a topology file or link graph is not usable
 |-- PlanError         a plan or hint is malformed or not a correct all-reduce
 |-- WireError         bytes from outside are not the JSON value they should be
@@ -41,8 +44,6 @@ class ConfigError(TrainmeshError):
 
 class GraphError(ConfigError):
     """A topology file or link graph can't be used; the message names the line, node or link."""
-
-    exit_code = 1
 
 
 class PlanError(TrainmeshError):

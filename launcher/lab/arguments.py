@@ -7,10 +7,9 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from trainmesh.console import clean
 from trainmesh.launcher import cmd_launch, target
+from trainmesh.launcher.arguments import Parser
 
 __all__ = ["LabArguments", "parse"]
 
@@ -45,11 +44,6 @@ class LabArguments:
     program: tuple[str, ...]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {clean(message)} (see {self.prog} --help)\n")
-
-
 def parse(words: Sequence[str]) -> LabArguments:
     """Read the words; ends the process (exit code 2) with one line where they are wrong.
 
@@ -57,7 +51,7 @@ def parse(words: Sequence[str]) -> LabArguments:
         ConfigError: there is no such script or module.
     """
     parser = _everything()
-    given = parser.parse_args(words)
+    given = parser.parse(words)
     for name, why in REFUSED.items():
         if getattr(given, name) != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')}: {why}")
@@ -84,9 +78,9 @@ def parse(words: Sequence[str]) -> LabArguments:
     )
 
 
-def _everything() -> _Parser:
+def _everything() -> Parser:
     """All flags there are; short forms of them could not be told apart from a host's."""
-    parser = _Parser(
+    parser = Parser(
         prog="trainmesh lab run",
         description="Runs a script on the emulated hosts of a topology file.",
         parents=cmd_launch.parent_parsers(),

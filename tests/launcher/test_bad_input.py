@@ -10,6 +10,7 @@ from trainmesh.launcher.cli import main
 
 pytestmark = pytest.mark.torch
 
+RACKS = str(ROOT / "examples" / "two_racks.yaml")
 SCRIPT = str(JOBS / "probe.py")
 TWO, FOUR, MANY = (["--nproc-per-node", number] for number in ("2", "4", "65"))
 
@@ -55,9 +56,13 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--margin", "-0.1", SCRIPT], 2, "argument --margin"),
         (["--margin", "nan", SCRIPT], 2, "argument --margin: 'nan'"),
         (["--margin", "x", SCRIPT], 2, "argument --margin: 'x'"),
-        (["--fusion", "-1", SCRIPT], 2, "argument --fusion: '-1' is not a size"),
+        (
+            ["--fusion", "-1", SCRIPT],
+            2,
+            "argument --fusion: 64MB or 25MiB, nor auto or off",
+        ),
         (["--fusion", "0", SCRIPT], 2, "argument --fusion"),
-        (["--compression", "best", SCRIPT], 2, "--compression best: unknown codec 'best'"),
+        (["--compression", "best", SCRIPT], 2, "powersgd, topk (auto chooses one, none is off)"),
         (["--compression", "topk:x", SCRIPT], 2, "--compression topk:x"),
         (["--plan", "best", SCRIPT], 2, "argument --plan: invalid choice: 'best'"),
         (["--plan", "ring", SCRIPT], 2, "--plan ring can't run here: it takes 3 ranks or more"),
@@ -70,10 +75,20 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--job", "a/b", SCRIPT], 2, "argument --job: 'a/b'"),
         (["--job", "", SCRIPT], 2, "argument --job: ''"),
         (["--job", "x" * 65, SCRIPT], 2, "argument --job"),
-        (["--topology", "none.yaml", SCRIPT], 1, "none.yaml"),
-        (["--topology", "bad.yaml", SCRIPT], 1, "bad.yaml"),
-        (["--topology", ".", SCRIPT], 1, ".: "),
+        (["--topology", "none.yaml", SCRIPT], 2, "none.yaml"),
+        (["--topology", "bad.yaml", SCRIPT], 2, "bad.yaml"),
+        (["--topology", ".", SCRIPT], 2, ".: "),
+        (["--topology", "", SCRIPT], 2, "argument --topology: the name of a file is empty"),
+        (["--topology", RACKS, *TWO, SCRIPT], 2, "the file has 4 ranks, the job has 2 ranks"),
+        (["--topology", RACKS, *TWO, "--dry-run", SCRIPT], 2, "the file has 4 ranks"),
+        (["--report", "", SCRIPT], 2, "argument --report: the name of a file is empty"),
         (["--etcd", "nonsense", SCRIPT], 2, "'nonsense' must be http://host:port"),
+        (["--etcd", "nonsense", "--dry-run", SCRIPT], 2, "'nonsense' must be http://host:port"),
+        (["--etcd", "", SCRIPT], 2, "'' must be http://host:port"),
+        (["--nproc-per-node", "0", SCRIPT], 1, "--nproc-per-node 0: must be 1 or more"),
+        (["--nproc-per-node=-1", "--dry-run", SCRIPT], 1, "--nproc-per-node -1: must be 1 or more"),
+        (["--monitor-interval", "0", SCRIPT], 1, "--monitor-interval 0: must be a number"),
+        (["--monitor-interval", "nan", SCRIPT], 1, "--monitor-interval nan: must be a number"),
     ],
 )
 def test_bad_input(
@@ -102,7 +117,7 @@ def test_bad_input(
         ["--plan", "ring", "--nnodes", "1:4", *TWO],
         ["--plan", "hierarchical", "--nnodes", "3", *FOUR],
         ["--plan", "hierarchical", "--nnodes", "4"],  # nobody knows the links between them yet
-        ["--plan", "hierarchical", *FOUR, "--topology", str(ROOT / "examples" / "two_racks.yaml")],
+        ["--plan", "hierarchical", *FOUR, "--topology", RACKS],
         ["--compression", "int8", *FOUR],
         ["--compression", "auto"],
     ],
@@ -112,6 +127,26 @@ def test_what_may_be_had_is_not_refused(
 ) -> None:
     assert main(["launch", "--dry-run", "--etcd", "http://127.0.0.1:2379", *flags, SCRIPT]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--nnodes", "2", "--nproc-per-node", "2"], ""),
+        (["--nnodes", "1:4"], ""),
+        (["--nnodes", "2"], "this one has 2 ranks with 1 on each node"),
+        (["--nnodes", "1:2", "--nproc-per-node", "3"], "this one has 3 ranks to 6 ranks with 3"),
+    ],
+)
+def test_a_topology_of_another_size_is_said(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not refused: other nodes may start other numbers of ranks."""
+    etcd = ["--etcd", "http://127.0.0.1:2379"]
+    assert main(["launch", "--dry-run", *etcd, "--topology", RACKS, *flags, SCRIPT]) == 0
+    err = capsys.readouterr().err
+    assert words in err
+    assert len(err.splitlines()) == (1 if words else 0)
 
 
 def test_a_dry_run_says_what_would_be_started_and_starts_nothing(

@@ -144,7 +144,9 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert done.returncode in (0, 1)  # 0: the pipe was still open
 
 
-@pytest.mark.parametrize("words", [["status"], ["topology", "show"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["topology", "show", "--file", "examples/two_racks.yaml"]]
+)
 def test_a_full_disk_is_one_line(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

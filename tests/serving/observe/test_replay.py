@@ -84,6 +84,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["replay", ledger, "--model", "other"]) == 0
     assert capsys.readouterr().out == "no decision to take again\n"
     assert main(["replay", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err.endswith("none: no such file or directory\n")
+    assert capsys.readouterr().err.endswith("none: No such file or directory\n")
     assert main(["replay", ledger, "--policy", "x"]) == 2
     assert capsys.readouterr().err.startswith("trainmesh: error: no policy is called 'x'")
