@@ -11,13 +11,17 @@ import msgspec
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, percent, rate
 from trainmesh.launcher import routers
+from trainmesh.launcher.cmd_quarantine import duration_s
 from trainmesh.launcher.terminal import Output
 from trainmesh.serving.control.views import EndpointView, ModelView, Overview
 
 __all__ = ["add_arguments", "run"]
 
 WATCH_EVERY_S = 1.0
-DRAIN_TIMEOUT_S = 3600.0
+MAX_WAIT_S = 86_400.0
+"""No answer takes longer: limits.stream_timeout_s is a day at most."""
+ANSWER_S = 3600.0
+"""For the router's answer where the router says how long it waits."""
 HEAD = (
     *("endpoint", "state", "in flight", "share", "RTT", "bandwidth", "rate", "first byte"),
     *("queue", "KV", "faults", "why"),
@@ -33,6 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "uncordon: take either back",
     )
     parser.add_argument("endpoint", nargs="?", help="the endpoint's name")
+    parser.add_argument(
+        "--wait",
+        nargs="?",
+        metavar="DURATION",
+        type=duration_s,
+        const=MAX_WAIT_S,
+        help="how long drain waits at most, such as 90s, 30m or 2h; without a value until it is "
+        "idle (default: limits.drain_s of the router)",
+    )
     parser.add_argument("--watch", action="store_true", help="show it again every second")
     routers.add_arguments(parser)
 
@@ -40,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.action is not None:
         return _tell(args)
+    if args.wait is not None:
+        raise ConfigError("--wait is for drain")
     output = Output()
     while True:
         views = [_view(router) for router in routers.choose_routers(args.router)]
@@ -58,14 +73,23 @@ def run(args: argparse.Namespace) -> int:
 def _tell(args: argparse.Namespace) -> int:
     if not args.endpoint:
         raise ConfigError(f"name the endpoint to {args.action}; trainmesh endpoints lists them")
+    if args.wait is not None and args.action != "drain":
+        raise ConfigError(f"--wait is for drain; {args.action} takes effect at once")
     router = routers.one_router(args.router)
-    answer = routers.tell(router, args.endpoint, args.action, timeout_s=DRAIN_TIMEOUT_S)
+    answer = routers.tell(
+        router, args.endpoint, args.action, wait_s=args.wait,
+        timeout_s=ANSWER_S if args.wait is None else args.wait + routers.TIMEOUT_S,
+    )  # fmt: skip
     if args.json:
         sys.stdout.write(answer.decode() + "\n")
         return 0
     inflight = msgspec.json.decode(answer)["inflight"]
     left = f", {count(inflight, 'request')} in flight" if inflight else ", idle"
-    done = {"cordon": "cordoned", "drain": "drained", "uncordon": "takes requests again"}
+    done = {
+        "cordon": "cordoned",
+        "drain": "draining" if inflight else "drained",
+        "uncordon": "takes requests again",
+    }
     Output().text(f"{args.endpoint}: {done[args.action]}{left}")
     return 1 if args.action == "drain" and inflight else 0
 

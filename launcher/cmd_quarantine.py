@@ -21,6 +21,7 @@ from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import live_runs
 from trainmesh.serving.control.places import Known, emptied, known_in
+from trainmesh.serving.control.rundir import RouterInfo, live_routers
 from trainmesh.serving.control.verdicts import (
     ADMIN,
     QUARANTINE,
@@ -65,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_store_arguments(parser: argparse.ArgumentParser) -> None:
-    add_etcd(parser.add_argument, "the cluster's etcd (default: that of the job on this machine)")
+    use = "the cluster's etcd (default: that of the job or router on this machine)"
+    add_etcd(parser.add_argument, use)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -105,14 +107,41 @@ def _opened_store(args: argparse.Namespace) -> Iterator[Store]:
         ConfigError: it is not clear which one.
         StoreError: it does not answer.
     """
-    here = {info.etcd: info.job for _, info in live_runs() if info.etcd}
-    if not args.etcd and len(here) != 1:
-        found = "several jobs run here" if here else "no job runs here"
-        raise ConfigError(f"which etcd? {found}; pass --etcd URL or set TRAINMESH_ETCD")
-    with jobs.opened_store(args, next(iter(here.values()), "")) as store:
+    jobs_here = {info.etcd: info.job for _, info in live_runs() if info.etcd}
+    routers = [info for _, info in live_routers()]
+    here = {**{info.etcd: "" for info in routers if info.etcd}, **jobs_here}
+    if not args.etcd:
+        _check_only(here, routers)
+        url, job = next(iter(here.items()))
+        args.etcd = None if job else url
+    with jobs.opened_store(args, "" if args.etcd else job) as store:
         if store is None:  # it ended just now
             raise ConfigError("the job here has no etcd any more; pass --etcd URL")
         yield store
+
+
+def _check_only(here: Collection[str], routers: Collection[RouterInfo]) -> None:
+    """There must be one etcd here that can be meant.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    if len(here) > 1:
+        raise ConfigError(
+            f"which etcd? jobs and routers here use {', '.join(here)}; pass --etcd URL or set "
+            "TRAINMESH_ETCD"
+        )
+    if not here:
+        alone = (
+            f"router {next(iter(routers)).name} runs without one, so trainmesh endpoints cordon "
+            "NAME takes an endpoint out of it; for a cluster set routers.etcd in serve.yaml, or"
+            if routers
+            else "no job or router that has one runs here;"
+        )
+        raise ConfigError(
+            f"quarantine is kept in an etcd that a cluster shares: {alone} pass --etcd URL or set "
+            "TRAINMESH_ETCD"
+        )
 
 
 def _list(args: argparse.Namespace, store: Store) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import stat
 import sys
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -15,18 +14,27 @@ from trainmesh.console import clean, say
 from trainmesh.errors import ConfigError
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher.arguments import file_path
+from trainmesh.launcher.ledgers import NoLedger, check_ledger, find_ledgers
 from trainmesh.launcher.terminal import Output
+from trainmesh.serving.control.rundir import live_routers
 from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.ledger.counterfactual import Comparison, compare
-from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.reader import entries, read_lines
 from trainmesh.serving.ledger.segments import segments
 
 __all__ = ["add_arguments", "run"]
 
+Item = TypeVar("Item")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ledger", type=file_path, help="a ledger's directory, or one of its files")
+    parser.add_argument(
+        "ledger",
+        type=file_path,
+        nargs="?",
+        help="a ledger's directory, or one of its files; unless given, that of the running router, "
+        "or the newest that one has left",
+    )
     parser.add_argument("--policy", metavar="X", help="the policy to try; each one's own if absent")
     parser.add_argument("--model", metavar="M", help="only the decisions of this model")
     parser.add_argument(
@@ -36,44 +44,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check_readable(args.ledger)
+    ledger = args.ledger or _newest()
+    check_ledger(ledger)
     scorers, warnings = load_scorers()
     for warning in warnings:
         say(f"warning: {warning}")
-    found = compare(_entries(args.ledger), scorers, args.policy, args.model)
+    lines = _Counted(read_lines(ledger))
+    recorded = _Counted(entries(lines))
+    found = compare(recorded, scorers, args.policy, args.model)
+    if lines.count and not recorded.count:
+        raise ConfigError(f"{clean(str(ledger))}: no line of it is a decision of this version")
     if args.json:
         fields = msgspec.structs.asdict(found)
         sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
     else:
         _show(found, Output())
-    return 1 if args.check and not found.identical else 0
+    checked = found.identical and found.decisions > 0  # of nothing, nothing is shown
+    return 1 if args.check and not checked else 0
 
 
-def _check_readable(ledger: Path) -> None:
-    try:
-        mode = ledger.stat().st_mode
-        paths = list(ledger.iterdir()) if stat.S_ISDIR(mode) else [ledger]
-        for path in paths:
-            if path.is_file():  # a FIFO is opened once
-                path.open("rb").close()
-    except OSError as error:
-        raise ConfigError(f"{clean(str(error.filename))}: {error.strerror}") from error
-
-
-def _entries(ledger: Path) -> Iterator[Entry]:
-    """The entries of a ledger, which may be new and have none.
+def _newest() -> Path:
+    """Where ``why`` would look first.
 
     Raises:
-        ConfigError: it is no ledger.
+        NoLedger: there is none.
+        ConfigError: several routers run.
     """
-    found = entries(read_lines(ledger))
-    first = next(found, None)
-    if first is not None:
-        return chain([first], found)
-    is_ledger = bool(segments(ledger)) if ledger.is_dir() else not ledger.stat().st_size
-    if not is_ledger:
-        raise ConfigError(f"{clean(str(ledger))}: not a ledger of a router, nor a file of one")
-    return iter(())
+    live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
+    if len(live) > 1:
+        names = ", ".join(map(str, live))
+        raise ConfigError(f"several routers are running; name one of their ledgers: {names}")
+    ledger = next((path for path in find_ledgers() if path in live or segments(path)), None)
+    if ledger is None:
+        raise NoLedger(
+            "no router of this user has kept a ledger; name its directory, or start trainmesh serve"
+        )
+    say(f"ledger: {ledger}")
+    return ledger
+
+
+class _Counted(Iterator[Item]):
+    """Passes ``items`` on and counts them."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self.count = 0
+
+    def __next__(self) -> Item:
+        item = next(self._items)
+        self.count += 1
+        return item
 
 
 def _show(found: Comparison, output: Output) -> None:

@@ -13,11 +13,10 @@ from trainmesh.console import clean
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import duration
 from trainmesh.launcher.arguments import file_path
+from trainmesh.launcher.ledgers import check_ledger, find_ledgers
 from trainmesh.launcher.terminal import Output
-from trainmesh.serving.control.rundir import live_routers
 from trainmesh.serving.ledger.explain import AttemptStory, Terms, attempts_of, words
 from trainmesh.serving.ledger.reader import entries, find_lines
-from trainmesh.serving.ledger.segments import state_root
 
 __all__ = ["add_arguments", "run"]
 
@@ -52,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.ledger and not os.path.isdir(args.ledger):
         raise ConfigError(f"--ledger {clean(str(args.ledger))}: no such directory")
-    stories = _find(args.request_id, [args.ledger] if args.ledger else _ledgers())
+    if args.ledger:
+        check_ledger(args.ledger)
+    stories = _find(args.request_id, [args.ledger] if args.ledger else find_ledgers())
     if args.json:
         answer = {"words": words(stories), "attempts": stories}
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
@@ -90,20 +91,6 @@ def _check_one(name: str, stories: list[AttemptStory]) -> None:
             f"{len(ids)} requests came with the x-request-id {name!r}; name one by its own id "
             f"(x-trainmesh-request-id): {shown}"
         )
-
-
-def _ledgers() -> list[Path]:
-    """Those of running routers first, then those that were left behind, newest first."""
-    live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
-    left = sorted(state_root().glob("*/ledger"), key=_changed, reverse=True)
-    return list(dict.fromkeys((*live, *left)))
-
-
-def _changed(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _row(terms: Terms) -> list[str]:

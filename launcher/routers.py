@@ -12,7 +12,15 @@ from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun, live_routers
 from trainmesh.serving.identity import admin_token
 
-__all__ = ["RouterError", "add_arguments", "ask", "choose_routers", "one_router", "tell"]
+__all__ = [
+    "TIMEOUT_S",
+    "RouterError",
+    "add_arguments",
+    "ask",
+    "choose_routers",
+    "one_router",
+    "tell",
+]
 
 TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 64 << 20
@@ -71,8 +79,11 @@ def ask(router: Router, path: str) -> bytes:
     return _request(router, "GET", path, {}, TIMEOUT_S)
 
 
-def tell(router: Router, endpoint: str, word: str, *, timeout_s: float) -> bytes:
-    """Say an admin's word (cordon, drain, uncordon) on an endpoint.
+def tell(
+    router: Router, endpoint: str, word: str, *, timeout_s: float, wait_s: float | None = None
+) -> bytes:
+    """Say an admin's word (cordon, drain, uncordon) on an endpoint; ``wait_s``: how long to drain
+    it at most, if not for as long as the router's configuration says.
 
     Raises:
         RouterError: the router refused or doesn't answer.
@@ -80,6 +91,8 @@ def tell(router: Router, endpoint: str, word: str, *, timeout_s: float) -> bytes
     """
     key = admin_token.read(router[0].path)
     path = f"/endpoints/{quote(endpoint)}/{word}"
+    if wait_s is not None:
+        path += f"?wait_s={wait_s:g}"
     return _request(router, "POST", path, {"Authorization": f"Bearer {key}"}, timeout_s)
 
 

@@ -9,7 +9,7 @@
     GET  /why/ID                     the ledger's records of one request (JSON lines)
     POST /endpoints/NAME/cordon      no new requests
     POST /endpoints/NAME/drain       the same; answers when nothing is in flight any more, or
-                                     after limits.drain_s
+                                     after limits.drain_s (?wait_s=SECONDS: after that time)
     POST /endpoints/NAME/uncordon    takes either back
 
 On loopback, where it listens unless told otherwise, reading needs no key; POST and /why need one
@@ -47,6 +47,9 @@ __all__ = ["Admin", "Control"]
 MAX_BODY_BYTES = 4096
 MAX_ID_BYTES = 256
 DRAIN_POLL_S = 0.05
+MAX_WAIT_S = 86_400.0
+WORKER_ALIVE_S = 2.0
+"""Without a sign of life for that long a worker holds up no drain: it ticks 20 times a second."""
 WORDS = {"cordon": CordonState.CORDON, "drain": CordonState.DRAIN, "uncordon": CordonState.OPEN}
 HEADERS = {
     "Cache-Control": "no-store",
@@ -209,6 +212,7 @@ class Admin:
 
     async def _cordon(self, request: web.Request) -> web.Response:
         name, word = request.match_info["name"], request.match_info["word"]
+        wait_s = self._wait_s(request)
         who = self._authorize(request)
         if isinstance(who, Refused):
             return _refusal(who)
@@ -217,7 +221,7 @@ class Admin:
         self._control.audit(who, word, name, request.remote or "", "accepted")
         await self._control.cordon(name, WORDS[word], who)
         if word == "drain":
-            await self._drained(name)
+            await self._drained(name, wait_s)
         answer = {
             "endpoint": name,
             "state": WORDS[word].value,
@@ -230,11 +234,38 @@ class Admin:
         header = request.headers.get("Authorization", "")
         return self._control.authorize(header, request.remote or "")
 
-    async def _drained(self, name: str) -> None:
-        """Wait until no worker has anything in flight there; ``limits.drain_s`` at most."""
-        deadline_s = time.monotonic() + self._control.config.limits.drain_s
+    def _wait_s(self, request: web.Request) -> float:
+        """How long to wait for a drain."""
+        text = request.query.get("wait_s")
+        if text is None:
+            return self._control.config.limits.drain_s
+        try:
+            wait_s = float(text)
+        except ValueError:
+            wait_s = -1.0
+        if not 0 <= wait_s <= MAX_WAIT_S:
+            raise web.HTTPBadRequest(reason=f"wait_s must be 0 to {MAX_WAIT_S:g} seconds")
+        return wait_s
+
+    async def _drained(self, name: str, wait_s: float) -> None:
+        """Wait until no worker has anything in flight there, at most that long."""
+        snapshot = self._control.snapshot
+        version = snapshot.version if snapshot is not None else 0
+        deadline_s = time.monotonic() + wait_s
+        while time.monotonic() < deadline_s and not self._heard(version):
+            await asyncio.sleep(DRAIN_POLL_S)  # until then one may still send something there
         while time.monotonic() < deadline_s and self._inflight(name):
             await asyncio.sleep(DRAIN_POLL_S)
+
+    def _heard(self, version: int) -> bool:
+        """Whether each worker that runs decides with this snapshot, or a later one."""
+        board = self._control.board
+        cells, fresh_s = board.layout.worker, time.monotonic() - WORKER_ALIVE_S
+        return all(
+            row.cells[cells.snapshot] >= version
+            for row in board.rows
+            if row.cells[cells.pid] and row.reals[cells.alive_at_s] > fresh_s
+        )
 
     def _inflight(self, name: str) -> int:
         board = self._control.board

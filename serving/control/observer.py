@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trainmesh.errors import StoreError
@@ -34,6 +34,7 @@ from trainmesh.serving.control.peers import (
     router_prefix,
 )
 from trainmesh.serving.control.probes import Prober
+from trainmesh.serving.control.pulse import Pulse
 from trainmesh.serving.control.rounds import surface
 from trainmesh.serving.control.scrape import Scraper
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
@@ -128,6 +129,11 @@ class Observer:
             cluster.read(self._mirror.under)
         self._watch()
         self._on_change()
+
+    @property
+    def pulses(self) -> Mapping[str, Pulse]:
+        """What health checks have found, by URL."""
+        return self._prober.pulses if self._prober is not None else {}
 
     def cordon(self, endpoint: str, state: CordonState, by: str) -> None:
         """An admin's word on an endpoint (by name); other routers of the group hear it too."""

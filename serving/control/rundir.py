@@ -45,6 +45,8 @@ class RouterInfo(Struct, frozen=True, kw_only=True):
     """Base URL of the admin server."""
     ledger: str = ""
     """Folder of the ledger; empty: none is kept."""
+    etcd: str = ""
+    """URL of the store that it shares with other routers; empty: it is alone."""
     started_unix_s: float = 0.0
 
 

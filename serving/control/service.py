@@ -27,6 +27,7 @@ from trainmesh.serving.control.observer import Local, Observer
 from trainmesh.serving.control.peers import Load
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords, sweep
 from trainmesh.serving.control.snapshot import Snapshot
+from trainmesh.serving.control.startup import Startup
 from trainmesh.serving.control.workers import Workers
 from trainmesh.serving.identity import admin_token
 from trainmesh.serving.identity.audit import AuditLog
@@ -82,6 +83,7 @@ class Service:
                 asyncio.create_task(self._publish_forever()),
                 asyncio.create_task(self._reload_forever()),
             ]
+            starting = asyncio.create_task(self._tell_start())
             if self.config.jwt is not None:
                 source = JwksSource(self.config.jwt, self._take_keys, self._say)
                 tasks.append(asyncio.create_task(source.run()))
@@ -89,9 +91,9 @@ class Service:
             try:
                 await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (*tasks, stopping):
+                for task in (*tasks, stopping, starting):
                     task.cancel()
-                ended = await asyncio.gather(*tasks, return_exceptions=True)
+                ended = await asyncio.gather(*tasks, starting, return_exceptions=True)
             self._say("stopping: requests on their way are finished first")
             for error in ended:
                 if isinstance(error, Exception):
@@ -143,6 +145,7 @@ class Service:
             listen=f"{scheme}://{host}:{self._port}",
             admin=admin_url,
             ledger=str(ledger) if ledger is not None else "",
+            etcd=self.config.routers.etcd,
         )
         self._run.publish(self.info)
         endpoints = sum(len(model.endpoints) for model in self.config.models.values())
@@ -243,6 +246,14 @@ class Service:
             for name in self.config.models
         }
         return Local(loads=loads, demand=demand)
+
+    async def _tell_start(self) -> None:
+        """Say which endpoints are awaited until all have answered."""
+        startup = Startup(monotonic())
+        while not startup.over:
+            await asyncio.sleep(SNAPSHOT_EVERY_S)
+            if line := startup.look(self.config, self._observer.pulses, monotonic()):
+                self._say(line)
 
     # -- reload ----------------------------------------------------------------------------
 

@@ -163,7 +163,6 @@ class Router:
     def take(self, snapshot: Snapshot, now_s: float) -> None:
         """Decide with ``snapshot`` from now on."""
         self._snapshot = snapshot
-        self._cells[self._own.snapshot] = snapshot.version
         for name, route in self._routes.items():
             signals = {signal.name: signal for signal in snapshot.signals.get(name, ())}
             route.pool.update(signals, now_s)
@@ -458,6 +457,9 @@ class Router:
             for line in route.pool.tick(now_s):
                 log_event(LOGGER, "endpoint", model=route.name, what=line)
             route.publish(now_s, self._admission.waiting(route.name))
+        if self._snapshot is not None:
+            # Behind what is in flight: who sees this version sees all that was sent before it.
+            self._cells[own.snapshot] = self._snapshot.version
         for ticket, full in self._admission.expire(now_s):
             cast(Exchange, ticket.owner).refuse(
                 Refusal(full.status, full.reason, code="overloaded",

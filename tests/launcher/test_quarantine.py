@@ -1,6 +1,7 @@
 """``trainmesh quarantine`` on a real etcd."""
 
 import json
+import os
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from trainmesh.etcd import EtcdStore, connect
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.cmd_quarantine import duration_s
 from trainmesh.serving.control.peers import Place, RouterState, router_prefix
+from trainmesh.serving.control.rundir import RouterInfo, ServeRun
 from trainmesh.serving.control.verdicts import QUARANTINE
 from trainmesh.store import job_prefix
 from trainmesh.topology.document import dump
@@ -122,8 +124,25 @@ def test_which_etcd(
     monkeypatch.delenv("TRAINMESH_ETCD", raising=False)
     assert quarantine("list") == 2
     assert capsys.readouterr().err == (
-        "trainmesh: error: which etcd? no job runs here; pass --etcd URL or set TRAINMESH_ETCD\n"
+        "trainmesh: error: quarantine is kept in an etcd that a cluster shares: no job or router "
+        "that has one runs here; pass --etcd URL or set TRAINMESH_ETCD\n"
     )
+    alone = ServeRun.create("front")
+    assert quarantine("add", "endpoint", "a") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "router front runs without one, so trainmesh endpoints cordon NAME takes" in said
+    alone.publish(RouterInfo(name="front", pid=os.getpid(), etcd="http://127.0.0.1:1"))
+    assert quarantine("list") == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err, "it asked another one"
+    other = ServeRun.create("back")
+    other.publish(RouterInfo(name="back", pid=os.getpid(), etcd="http://127.0.0.1:2"))
+    assert quarantine("list") == 2
+    assert "jobs and routers here use http://127.0.0.1:1, http://127.0.0.1:2" in (
+        capsys.readouterr().err
+    )
+    other.remove()
+    alone.remove()
     assert quarantine("list", "--etcd", "http://127.0.0.1:1") == 1
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -92,6 +92,29 @@ def test_an_admins_words(router: Running, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == "h1: cordoned, 2 requests in flight\n"
 
 
+def test_drain_waits_as_long_as_it_is_told(
+    router: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = router.desk.board.layout.endpoints["m", "h1"]
+    row = router.desk.board.row(0)
+    row.cells[cells.inflight] = 1
+    assert main(["endpoints", "drain", "h1", "--wait", "1s"]) == 1
+    assert capsys.readouterr().out == "h1: draining, 1 request in flight\n"
+    done: list[int] = []
+    waiting = threading.Thread(
+        target=lambda: done.append(main(["endpoints", "drain", "h1", "--wait"]))
+    )
+    waiting.start()
+    waiting.join(0.3)
+    assert done == []
+    row.cells[cells.inflight] = 0
+    waiting.join(10)
+    assert done == [0]
+    for argv in (["--wait"], ["cordon", "h1", "--wait", "1s"]):
+        assert main(["endpoints", *argv]) == 2
+        assert "--wait is for drain" in capsys.readouterr().err
+
+
 def test_mistakes_end_in_one_line(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code, said in (
         (["drain"], 2, "name the endpoint to drain; trainmesh endpoints lists them"),

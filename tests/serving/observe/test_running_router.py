@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -227,3 +228,51 @@ def test_why_takes_a_clients_id_where_it_is_of_one_request(
     said = capsys.readouterr().err
     assert "3 requests came with the x-request-id 'same'" in said
     assert all(own in said for own in several)
+
+
+def test_drain_waits_for_workers_that_have_not_heard_of_it(observed: Observed) -> None:
+    """One that has not taken the word yet may still send a request there, though none is now."""
+    observed.chat(4)
+    victim, *_ = observed.router.workers()
+    os.kill(victim, signal.SIGSTOP)
+    done: list[int] = []
+    draining = threading.Thread(
+        target=lambda: done.append(main(["endpoints", "drain", "h1", "--wait", "60s"]))
+    )
+    draining.start()
+    try:
+        until(lambda: b"draining" in ask(observed._admin, "GET", "/endpoints")[1])
+        time.sleep(0.5)
+        assert done == [], "it did not wait for the worker that stands still"
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    draining.join(30)
+    assert done == [0]
+    assert main(["endpoints", "uncordon", "h1"]) == 0
+
+
+def test_replay_finds_the_ledger_by_itself(
+    observed: Observed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((request_id, _),) = observed.chat()
+    until(lambda: main(["why", request_id]) == 0)
+    capsys.readouterr()
+    assert main(["replay", "--check"]) == 0
+    told = capsys.readouterr()
+    assert "(100.0 %)" in told.out
+    assert f"ledger: {observed.info.ledger}" in told.err
+    assert main(["replay", "--check", "--model", "nobody"]) == 1, "it has shown nothing"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.jsonl").write_text('{"a": 1}\n')
+    capsys.readouterr()
+    for path, words in (
+        ("empty", "an empty folder"),
+        ("other", "this is no ledger"),
+        ("other/notes.jsonl", "no line of it is a decision"),
+        ("none", "No such file"),
+    ):
+        assert main(["replay", str(tmp_path / path)]) == 2
+        assert words in capsys.readouterr().err
+    for path in ("empty", "other", "none"):
+        assert main(["why", request_id, "--ledger", str(tmp_path / path)]) == 2

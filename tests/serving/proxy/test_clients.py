@@ -168,3 +168,13 @@ def test_what_asks_whether_it_is_ready_needs_no_key() -> None:
             one.start()
             until(lambda: ask(router.name, "GET", "/ready")[0] == 200, 60)
             until(lambda: ask(name, "GET", "/ready")[0] == 200, 60)
+
+
+def test_it_says_which_endpoints_it_waits_for() -> None:
+    with backends(2) as (up, late):
+        late.stop()
+        models = {"m": {"endpoints": [{"url": up.url}, {"url": late.url, "name": "late"}]}}
+        with running_router({"models": models}) as router:
+            until(lambda: "waiting for 1 of 2 endpoints: late (no connection: " in router.log)
+            late.start()
+            until(lambda: "all endpoints answer" in router.log)
