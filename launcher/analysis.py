@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
+from msgspec.structs import replace
+
 from trainmesh.decisions.asked import in_force, unmet
 from trainmesh.decisions.planning import executors_of
 from trainmesh.decisions.regime import Regime
@@ -28,7 +30,16 @@ from trainmesh.launcher.run_sample import Group, RunSample, Start
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.topology.cost import busbw_bytes_per_s
-from trainmesh.types import Algorithm, Asked, Collective, Hello, Hint, Plan, StepReport
+from trainmesh.types import (
+    Algorithm,
+    Asked,
+    Collective,
+    Hello,
+    Hint,
+    LinkOrigin,
+    Plan,
+    StepReport,
+)
 
 __all__ = ["analyse", "split_of"]
 
@@ -52,6 +63,9 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
     ]
     world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
     complete = [item for item in steps if len(item[2]) == world_size]
+    if world_size == 1:
+        steps = _without_buckets(steps)
+        complete = steps
     reports = [report for _, _, group in steps for report in group.values()]
     times_s = [_step_time_s(group) for _, _, group in steps]
     plans = _plans(sample, steps, complete)
@@ -81,6 +95,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         fits=tuple(sample.fits.values()),
         graph=sample.graph,
         link_sources=_link_sources(sample.graph),
+        measured_by=sample.origin,
         events=tuple(sample.events),
         events_omitted=sample.events_omitted,
         series=_series(steps),
@@ -88,6 +103,14 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         corrupt_lines=corrupt_lines,
         missing=_missing(sample, world_size, reports, complete, corrupt_lines, plans),
     )
+
+
+def _without_buckets(steps: Steps) -> list[tuple[int, int, Group]]:
+    """One rank has nobody to communicate with: what its buckets took is a part of its step."""
+    return [
+        (step, epoch, {rank: replace(report, buckets=()) for rank, report in group.items()})
+        for step, epoch, group in steps
+    ]
 
 
 def split_of(reports: Sequence[StepReport]) -> TimeSplit | None:
@@ -162,7 +185,10 @@ def _regimes(sample: RunSample) -> dict[int, int]:
 
 def _bucket_stats(complete: Steps, hellos: Mapping[int, Hello]) -> tuple[BucketStats, ...]:
     """Of the ranks that reduce with the first one."""
-    members = Replicas.of(hellos).groups[0]
+    replicas = Replicas.of(hellos)
+    if replicas.are_single:
+        return ()
+    members = replicas.groups[0]
     collective = next((hello.collective for hello in hellos.values()), Collective.ALLREDUCE)
     samples: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for _, epoch, group in complete:
@@ -264,6 +290,7 @@ def _outcome(
         if plan is not None and nbytes == plan.nbytes and codec == NO_CODEC
     ]
     measured_s = median(of_size) if of_size else None
+    exceeds_bound = plan is not None and measured_s is not None and measured_s < plan.bound_s
     if plan is not None and (hint is None or plan is not hint.plan) and measured_s is None:
         plan = None  # it was predicted for other bytes than these
     return PlanOutcome(
@@ -279,7 +306,13 @@ def _outcome(
         split=split_of([report for _, _, group in steps for report in group.values()]),
         step_transfer_s=step_transfer_s,
         measured_s=measured_s,
-        measured_efficiency=plan.bound_s / measured_s if plan and measured_s else None,
+        measured_efficiency=plan.bound_s / measured_s
+        if plan and measured_s and not exceeds_bound
+        else None,
+        exceeds_bound=exceeds_bound,
+        origin=sample.origins.get(plan.graph_version, LinkOrigin.GIVEN)
+        if plan is not None
+        else LinkOrigin.GIVEN,
         switch=effect,
     )
 
@@ -334,7 +367,7 @@ def _missing(
             f"The job's processes were started {sample.num_starts} times; the figures are of the "
             "last start that has steps."
         )
-    if sample.graph is None:
+    if sample.graph is None and world_size > 1:
         found.append("The record holds no link graph, so there is no picture of it.")
     if sample.choice is None and world_size > 1:
         ran = " and ".join(dict.fromkeys(plan.name for plan in plans))
@@ -349,6 +382,8 @@ def _why_no_choice(sample: RunSample, complete: Steps) -> str:
     kept = next((event.text for event in sample.events if event.kind == "hook_kept"), None)
     if not hellos or len(hellos) < world_size:
         return f"only {len(hellos)} of {world_size or 'the'} ranks introduced themselves"
+    if Replicas.of(hellos).are_single:
+        return "each shard has one replica, so nothing is all-reduced"
     if not Replicas.of(hellos).follows_plans:
         return (
             "gradients are not all-reduced by all ranks (FSDP2 without replicas reduce-scatters "
@@ -356,7 +391,7 @@ def _why_no_choice(sample: RunSample, complete: Steps) -> str:
         )
     if kept is not None:
         return f"the script's own communication hook is kept ({kept}), which no plan replaces"
-    by_epoch = Counter(epoch for _, epoch, _ in complete)
+    by_epoch = Counter(step.epoch for _, step in _measured(complete))
     most = max(by_epoch.values(), default=0)
     if most < Settings.min_steps:
         return (
@@ -381,6 +416,8 @@ def _missing_steps(
             f"Only steps 0 to {FIRST_STEP - 1} were recorded; they are never measured, because DDP "
             "builds its buckets in them."
         ]
+    if world_size == 1:
+        return ["One rank has nobody to communicate with: there is nothing to time or to plan."]
     if not any(report.buckets for report in reports):
         return ["No bucket times were recorded: a built-in C++ communication hook hides them."]
     silent = sorted(set(range(world_size)) - set(start.num_steps))

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from trainmesh.decisions.regime import regime_words
-from trainmesh.types import Asked, Choice, ClassFit, Event, Plan
+from trainmesh.format import percent, quotient
+from trainmesh.types import Asked, Choice, ClassFit, Event, LinkOrigin, Plan
 
 __all__ = [
     "BucketStats",
@@ -25,6 +26,7 @@ __all__ = [
     "SwitchEffect",
     "TimeSplit",
     "UNKNOWN",
+    "measured_efficiency_words",
 ]
 
 
@@ -104,12 +106,13 @@ class BucketStats(Struct, frozen=True, kw_only=True):
 
 class RankSkew(Struct, frozen=True, kw_only=True):
     """How much later than the earliest rank one rank's gradients were ready, over all steps and
-    buckets."""
+    buckets; ``last_share``: the share of these at which it was the last."""
 
     rank: int
     node: str
     median_s: float
     p95_s: float
+    last_share: float = 0.0
 
 
 class SwitchEffect(Struct, frozen=True, kw_only=True):
@@ -127,8 +130,7 @@ class SwitchEffect(Struct, frozen=True, kw_only=True):
     @property
     def transfer_speedup(self) -> float:
         """Above 1: communication is faster than before; 1 where nothing was timed."""
-        timed = self.transfer_before_s and self.transfer_after_s
-        return self.transfer_before_s / self.transfer_after_s if timed else 1.0
+        return quotient(self.transfer_before_s, self.transfer_after_s)
 
 
 UNKNOWN = "not known"
@@ -142,6 +144,8 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     of the plan's size, to be compared with ``plan.predicted_s``; None with a codec, of whose time
     the prediction knows nothing. ``step_transfer_s`` is the median over steps of all their buckets'
     transfers. ``switch`` is None for the first plan and where there were no complete steps.
+    ``measured_efficiency`` is None too where ``exceeds_bound``: collectives took less than the
+    bound, which was computed from link costs (of ``origin``) that are not those of the links.
     """
 
     epoch: int
@@ -157,6 +161,8 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     step_transfer_s: float | None = None
     measured_s: float | None = None
     measured_efficiency: float | None = None
+    exceeds_bound: bool = False
+    origin: LinkOrigin = LinkOrigin.GIVEN
     switch: SwitchEffect | None = None
 
     @property
@@ -165,6 +171,14 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
         if self.algorithm == UNKNOWN:
             return "a plan that the record does not hold"
         return regime_words(self.algorithm, self.fusion_bytes, self.codec)
+
+
+def measured_efficiency_words(outcome: PlanOutcome) -> str:
+    """For a table's cell."""
+    if outcome.exceeds_bound:
+        return "bound exceeded"
+    efficiency = outcome.measured_efficiency
+    return percent(efficiency) if efficiency is not None else "-"
 
 
 class SeriesPoint(Struct, frozen=True, array_like=True):
@@ -216,6 +230,8 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     graph: dict[str, object] | None
     link_sources: dict[str, int]
     """Number of links of the last graph by where their cost comes from."""
+    measured_by: LinkOrigin = LinkOrigin.GIVEN
+    """What the costs of its measured links are taken from."""
     events: tuple[Event, ...]
     events_omitted: int
     series: tuple[SeriesPoint, ...]

@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
 def words(status: JobStatus) -> list[str]:
     """The explanation, a line each."""
+    if status.world_size == 1:
+        lines = [f"Job {status.job} has one rank: there is nothing to communicate or to plan."]
+        return lines + [f"{text}." for text in asked_words(status)]
     lines = [
         f"Job {status.job} runs {plan_words(status)} (epoch {status.epoch}) at step {status.step}."
     ]

@@ -8,7 +8,7 @@ import sys
 import msgspec
 
 from trainmesh.format import count, duration, percent, rate, size
-from trainmesh.launcher.analysis_types import RunAnalysis
+from trainmesh.launcher.analysis_types import RunAnalysis, measured_efficiency_words
 from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.report import Report, load_report
 from trainmesh.launcher.terminal import Output
@@ -71,32 +71,33 @@ def _show_time(run: RunAnalysis, output: Output) -> None:
 
 
 def _show_plans(run: RunAnalysis, output: Output) -> None:
-    if not run.plans:
+    if not run.plans or run.world_size == 1:
         return
     rows = []
     for outcome in run.plans:
         plan = outcome.plan
-        measured_s, efficiency = outcome.measured_s, outcome.measured_efficiency
+        measured_s = outcome.measured_s
         rows.append(
             [
                 str(outcome.epoch),
                 outcome.name,
                 f"{outcome.first_step}-{outcome.last_step}",
                 duration(outcome.step_time_s),
+                size(plan.nbytes) if plan is not None else "-",
                 duration(plan.bound_s) if plan is not None else "-",
                 duration(plan.predicted_s) if plan is not None else "-",
                 duration(measured_s) if measured_s is not None else "-",
                 percent(plan.efficiency) if plan is not None else "-",
-                percent(efficiency) if efficiency is not None else "-",
+                measured_efficiency_words(outcome),
             ]
         )
-    output.heading("Plans against the bound (largest bucket)")
-    head = ["epoch", "plan", "steps", "step time", "bound", "predicted", "measured"]
-    output.table([*head, "efficiency predicted", "measured"], rows, "ntnnnnnnn", MAX_ROWS)
+    output.heading("Plans against the bound (for a bucket of the given size)")
+    head = ["epoch", "plan", "steps", "step time", "bucket", "bound", "predicted", "measured"]
+    output.table([*head, "efficiency predicted", "measured"], rows, "ntnnnnnnnn", MAX_ROWS)
 
 
 def _show_buckets(run: RunAnalysis, output: Output) -> None:
-    if not run.buckets:
+    if not run.buckets or run.world_size == 1:
         return
     rows = [
         [

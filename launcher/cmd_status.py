@@ -12,7 +12,7 @@ from trainmesh.decisions.asked import name, sentence
 from trainmesh.decisions.regime import Regime
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher import jobs
-from trainmesh.launcher.progress import plan_words
+from trainmesh.launcher.progress import plan_words, waiting_words
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
@@ -61,10 +61,14 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
             continue
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
-            f"{duration(status.step_time_s)} a step, "
-            f"{percent(status.exposed_share)} of it waiting on communication",
+            f"{duration(status.step_time_s)} a step, {waiting_words(status)}",
             f"plan {_plan(status)}, loss {_loss(status)}, as of {age_s:.0f} s ago",
         )
+        if len(status.ranks) < status.world_size:
+            output.text(
+                f"only {len(status.ranks)} of the {count(status.world_size, 'rank')} have "
+                "introduced themselves; nothing is planned without the others"
+            )
         output.text(*asked_words(status))
         if status.dropped:
             output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")
@@ -101,8 +105,8 @@ def _show_ranks(status: JobStatus, output: Output) -> None:
             str(rank.pid),
             str(rank.step),
             str(rank.epoch),
-            duration(rank.skew_s),
-            percent(rank.exposed_share),
+            duration(rank.skew_s) if rank.skew_s is not None else "-",
+            percent(rank.exposed_share) if rank.exposed_share is not None else "-",
         ]
         for rank in status.ranks
     ]

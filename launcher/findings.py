@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import StrEnum
-from math import prod
 from statistics import median
 
 from msgspec import Struct
 
-from trainmesh.format import count, duration, percent, size
-from trainmesh.launcher.analysis_types import PlanOutcome, RankSkew, RunAnalysis
-from trainmesh.types import Algorithm
+from trainmesh.format import count, duration, percent, quotient, size, speedup
+from trainmesh.launcher.analysis_types import (
+    PlanOutcome,
+    RankSkew,
+    RunAnalysis,
+    SwitchEffect,
+)
+from trainmesh.types import Algorithm, LinkOrigin, Plan
 
 __all__ = ["Headline", "Tone", "headline"]
 
@@ -19,6 +23,13 @@ NOISE = 1.1
 """A change by less than this factor is not called one."""
 HIDDEN_SHARE = 0.05
 """Below this share of exposed communication there is nothing to gain from a better plan."""
+MAX_SWITCHES = 4
+"""So many of the last switches have a sentence each."""
+MOST_EXPOSED = 0.999
+"""A step that does nothing but wait has no bound on what hiding it would gain."""
+MAX_NAMED = 8
+STRAGGLER_SHARE = 0.75
+"""Ranks that arrive last by chance take turns; one that is slow itself is last most of the time."""
 FAR_OFF = 2.0
 """A prediction that is wrong by more than this factor is worth a warning."""
 
@@ -74,15 +85,15 @@ def _switch_title(plans: tuple[PlanOutcome, ...]) -> tuple[str, Tone]:
     moved = f"All ranks moved to {last.name} at step {last.first_step}"
     if last.switch is None:
         return moved, Tone.NEUTRAL
-    speedup = prod(plan.switch.transfer_speedup for plan in plans if plan.switch is not None)
-    if speedup >= NOISE:
-        faster = f"communication became {speedup:.2f}x as fast"
+    ratio = last.switch.transfer_speedup
+    if ratio >= NOISE:
+        faster = f"communication became {ratio:.2f}x as fast"
         if last.switch.step_after_s > NOISE * last.switch.step_before_s:
             return f"{moved}; {faster}, but steps became slower", Tone.NEUTRAL
         return f"{moved}, and {faster}", Tone.GOOD
-    if speedup > 1 / NOISE:
+    if ratio > 1 / NOISE:
         return f"{moved}; communication takes about as long as before", Tone.NEUTRAL
-    return f"{moved}, and communication became slower ({speedup:.2f}x as fast)", Tone.BAD
+    return f"{moved}, and communication became slower ({ratio:.2f}x as fast)", Tone.BAD
 
 
 def _points(run: RunAnalysis) -> Iterator[str]:
@@ -92,42 +103,75 @@ def _points(run: RunAnalysis) -> Iterator[str]:
         text = (
             f"A step took {duration(time.median_s)} at the median of {time.num_samples} steps "
             f"(5th to 95th percentile: {duration(time.p5_s)} to {duration(time.p95_s)})"
+            if time.num_samples > 1
+            else f"The one step that was measured took {duration(time.median_s)}"
         )
         if run.split is not None and run.world_size > 1:
             share = percent(run.split.exposed_share)
             text += f"; {share} of it was spent waiting for communication"
         yield f"{text}."
+    if run.world_size == 1:
+        return
+    switches = [plan for plan in run.plans if plan.switch is not None]
+    yield from (
+        _switch_point(plan, plan.switch) for plan in switches[-MAX_SWITCHES:] if plan.switch
+    )
     if run.plans:
         yield from _plan_points(run.plans[-1])
+    yield from (
+        _exceeded(plan, plan.plan) for plan in run.plans if plan.exceeds_bound and plan.plan
+    )
     if run.graph is not None and run.choice is not None:
         yield _sources(run)
 
 
+def _switch_point(new: PlanOutcome, effect: SwitchEffect) -> str:
+    return (
+        f"Switch to {new.name} at step {new.first_step}: in the "
+        f"{count(effect.num_before, 'step')} before it a step's buckets moved in "
+        f"{duration(effect.transfer_before_s)}, in the {effect.num_after} after it in "
+        f"{duration(effect.transfer_after_s)} "
+        f"({speedup(effect.transfer_before_s, effect.transfer_after_s)} as fast); a step took "
+        f"{duration(effect.step_before_s)}, then {duration(effect.step_after_s)}."
+    )
+
+
+def _exceeded(outcome: PlanOutcome, plan: Plan) -> str:
+    """A bound that was beaten: the links are not what it was computed from."""
+    why = {
+        LinkOrigin.GIVEN: "the topology that was declared or assumed calls links slower than they "
+        "are here",
+        LinkOrigin.BUCKETS: "the links' costs were fitted to earlier bucket times, in which "
+        "something else (busy CPUs, late ranks) counted too",
+        LinkOrigin.PROBES: "the links are faster than when they were probed, or other traffic "
+        "slowed the probe",
+    }[outcome.origin]
+    took_s = outcome.measured_s or 0.0
+    return (
+        f"Under {outcome.name} (epoch {outcome.epoch}) a bucket of {size(plan.nbytes)} took "
+        f"{duration(took_s)}, less than the bound of {duration(plan.bound_s)}: {why}. So that "
+        "bound is none, and no efficiency is given: trust what was measured."
+    )
+
+
 def _plan_points(last: PlanOutcome) -> Iterator[str]:
-    effect = last.switch
-    if effect is not None:
-        yield (
-            f"Measured in the {count(effect.num_before, 'step')} before the switch and the "
-            f"{effect.num_after} after it: a step's buckets moved in "
-            f"{duration(effect.transfer_before_s)}, then in {duration(effect.transfer_after_s)}; "
-            f"a step took {duration(effect.step_before_s)}, then {duration(effect.step_after_s)}."
-        )
     if last.plan is None or not last.measured_s or not last.plan.predicted_s:
         return
     predicted_s = last.plan.predicted_s
     yield (
         f"For a bucket of {size(last.plan.nbytes)} {last.name} was predicted to take "
-        f"{duration(predicted_s)} and took {duration(last.measured_s)}; no algorithm can take "
-        f"less than {duration(last.plan.bound_s)} on the link graph."
-    )
-    if last.measured_s < last.plan.bound_s:
-        yield (
-            "It was faster than the graph allows, so the graph calls its links slower than they "
-            "are here: trust what was measured, not what was predicted."
+        f"{duration(predicted_s)} and took {duration(last.measured_s)}"
+        + (
+            "."
+            if last.exceeds_bound
+            else f"; no algorithm can take less than {duration(last.plan.bound_s)} on the link "
+            "graph."
         )
-    elif last.measured_s > FAR_OFF * predicted_s:
+    )
+    ratio = quotient(last.measured_s, predicted_s)
+    if ratio > FAR_OFF:
         yield (
-            f"Measured is {last.measured_s / predicted_s:.1f} times predicted: something that the "
+            f"Measured is {ratio:.1f} times predicted: something that the "
             "graph does not know (busy CPUs, the transport, other traffic) limits this job."
         )
 
@@ -138,20 +182,22 @@ def _sources(run: RunAnalysis) -> str:
         where = "no topology was declared, so links were assumed to be equal"
     else:
         where = "as declared in the topology file"
+    graph = "Predictions and bounds come from the link graph"
     if measured == 0:
-        return f"Predictions and the bound come from the link graph, {where}; no link was measured."
+        return f"{graph}, {where}; no link was measured."
     rest = "" if measured == total else f"; the other {total - measured}: {where}"
-    return (
-        f"Predictions and the bound come from the link graph: {measured} of its {total} links "
-        f"with costs fitted to this run's bucket times{rest}."
-    )
+    how = {
+        LinkOrigin.BUCKETS: "fitted to this run's bucket times",
+        LinkOrigin.PROBES: "measured by probes between two steps",
+    }.get(run.measured_by, "measured before this run")
+    return f"{graph}. In the end {measured} of its {total} links had costs {how}{rest}."
 
 
 def _advice(run: RunAnalysis) -> str:
+    if run.step_time is not None and run.world_size == 1:
+        return "Start more than one rank (--nproc-per-node) to see communication."
     if run.step_time is None or run.split is None:
         return "Train for at least a few dozen steps with DistributedDataParallel and look again."
-    if run.world_size == 1:
-        return "Start more than one rank (--nproc-per-node) to see communication."
     share = run.split.exposed_share
     if share < HIDDEN_SHARE:
         return (
@@ -163,8 +209,9 @@ def _advice(run: RunAnalysis) -> str:
         return late
     if run.link_sources.get("assumed") and len(run.nodes) > 1:
         return "Declare the links with --topology, so that plans can be compared on them."
+    computing = 1 - min(round(share, 3), MOST_EXPOSED)
     return (
-        f"If all communication were hidden, steps would be {1 / (1 - share):.2f}x as fast at most. "
+        f"If all communication were hidden, steps would be {1 / computing:.2f}x as fast at most. "
         "Gradient accumulation (no_sync) or a larger batch leave less of it to wait for."
     )
 
@@ -173,22 +220,55 @@ def _lateness_advice(skew: tuple[RankSkew, ...], exposed: float) -> str | None:
     """Words about ranks that wait for each other rather than for the network."""
     if len(skew) < 2:
         return None
-    *others, latest = sorted(skew, key=lambda rank: rank.median_s)
-    usual_s = median(rank.median_s for rank in others)
-    if latest.median_s - usual_s > exposed / 4:
+    late = _stragglers(skew, exposed)
+    if late:
+        names = f"{_ranks(late)} {'is' if len(late) == 1 else 'are'}"
+        punctual = [rank.median_s for rank in skew if rank not in late]
         return (
-            f"Rank {latest.rank} is ready {duration(latest.median_s)} after the earliest rank "
-            f"(median), the others {duration(usual_s)}, while a step waits {duration(exposed)} for "
-            "communication: find what slows that rank (data loading, a shared CPU, a slower "
-            "device) before the network."
+            f"{names} ready {_range([rank.median_s for rank in late])} after the earliest rank "
+            f"(median), {_others(punctual)}, while a step waits {duration(exposed)} for "
+            f"communication: find what slows {'it' if len(late) == 1 else 'them'} (data loading, a "
+            "shared CPU, a slower device) before the network."
         )
+    usual_s = median(rank.median_s for rank in skew)
     if usual_s > exposed / 2:
         return (
-            f"Ranks are ready {duration(usual_s)} after the earliest one (median), in changing "
-            f"order, while a step waits {duration(exposed)} for communication: much of that is "
-            "waiting for each other, as more ranks than free CPU cores or uneven batches cause it."
+            f"Ranks are ready {duration(usual_s)} after the earliest one (median), while a step "
+            f"waits {duration(exposed)} for communication: much of that is waiting for each "
+            "other, as more ranks than free CPU cores or uneven batches cause it."
         )
     return None
+
+
+def _stragglers(skew: tuple[RankSkew, ...], exposed: float) -> list[RankSkew]:
+    """The ranks that the others wait for: at most half of all, later than the others by a good part
+    of the waiting, and the last ones nearly always. Of ranks that take turns there are none."""
+    ranks = sorted(skew, key=lambda rank: rank.median_s)
+    least = (len(ranks) + 1) // 2
+    gaps = [ranks[n].median_s - ranks[n - 1].median_s for n in range(least, len(ranks))]
+    widest = max(gaps, default=0.0)
+    late = ranks[least + gaps.index(widest) :] if gaps else []
+    share = sum(rank.last_share for rank in late)
+    is_clear = widest > exposed / 4 and share >= STRAGGLER_SHARE
+    return sorted(late, key=lambda rank: rank.rank) if is_clear else []
+
+
+def _ranks(late: list[RankSkew]) -> str:
+    if len(late) == 1:
+        return f"Rank {late[0].rank}"
+    shown = ", ".join(str(rank.rank) for rank in late[:MAX_NAMED])
+    return f"Ranks {shown}" + (", ..." if len(late) > MAX_NAMED else "")
+
+
+def _others(medians_s: list[float]) -> str:
+    if len(medians_s) == 1:
+        return f"the other {duration(medians_s[0])}"
+    return f"the others {_range(medians_s)}"
+
+
+def _range(values_s: Collection[float]) -> str:
+    low, high = duration(min(values_s)), duration(max(values_s))
+    return low if low == high else f"{low} to {high}"
 
 
 def _capital(text: str) -> str:

@@ -24,7 +24,15 @@ from trainmesh.rundir import RunDir
 from trainmesh.types import Algorithm, Event, JobStatus
 from trainmesh.wire import decode
 
-__all__ = ["BottomLine", "Progress", "event_line", "new_events", "plan_words", "status_line"]
+__all__ = [
+    "BottomLine",
+    "Progress",
+    "event_line",
+    "new_events",
+    "plan_words",
+    "status_line",
+    "waiting_words",
+]
 
 REFRESH_S = 0.5
 PLAIN_LINE_EVERY_S = 5.0
@@ -42,8 +50,17 @@ def status_line(status: JobStatus) -> str:
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
     return clean(
         f"trainmesh: step {status.step}, {loss}{duration(status.step_time_s)} a step, "
-        f"{percent(status.exposed_share)} waiting on communication, plan {plan}"
+        f"{waiting_words(status)}, plan {plan}"
     )
+
+
+def waiting_words(status: JobStatus) -> str:
+    """How much of a step waits on communication, as far as that is known."""
+    if status.world_size == 1:
+        return "one rank, which has nobody to communicate with"
+    if status.exposed_share is None:
+        return "waiting on communication not measured yet"
+    return f"{percent(status.exposed_share)} of it waiting on communication"
 
 
 def plan_words(status: JobStatus) -> str:

@@ -21,6 +21,7 @@ from trainmesh.launcher.analysis_types import (
     PlanOutcome,
     RunAnalysis,
     TimeSplit,
+    measured_efficiency_words,
 )
 from trainmesh.launcher.charts import Bar, Part
 from trainmesh.launcher.findings import Headline
@@ -136,13 +137,14 @@ def _tiles(run: RunAnalysis) -> str:
     if run.step_time is None:
         return ""
     last = run.plans[-1]
-    efficiency = last.measured_efficiency
     tiles = [
         ("step time, median", duration(run.step_time.median_s)),
         ("waiting for communication", percent(run.split.exposed_share) if run.split else "-"),
         ("plan at the end", last.name),
-        ("measured efficiency", percent(efficiency) if efficiency is not None else "-"),
+        ("measured efficiency", measured_efficiency_words(last)),
     ]
+    if run.world_size == 1:
+        tiles = tiles[:1]
     inner = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b></div>'
         for name, value in tiles
@@ -222,12 +224,12 @@ def _steps(run: RunAnalysis) -> str:
 
 
 def _plans(run: RunAnalysis) -> str:
-    if not run.plans:
+    if not run.plans or run.world_size == 1:
         return ""
-    head = ["plan", "steps", "step time", "a step's buckets", "largest bucket: bound"]
+    head = ["plan", "steps", "step time", "a step's buckets", "for a bucket of", "bound"]
     head += ["predicted", "measured", "efficiency predicted", "measured"]
     shown = run.plans[-MAX_ROWS:]
-    parts = [_table(head, [_plan_row(plan) for plan in shown], "tnnnnnnnn")]
+    parts = [_table(head, [_plan_row(plan) for plan in shown], "tnnnnnnnnn")]
     compared = {plan.reason for plan in run.choice.candidates} if run.choice is not None else set()
     is_ring = executors_of(run.backend, asked=True).native_is_ring
     parts += [
@@ -265,11 +267,12 @@ def _plan_row(plan: PlanOutcome) -> list[str]:
         f"{plan.first_step}-{plan.last_step}",
         duration(plan.step_time_s),
         _maybe(plan.step_transfer_s),
+        size(plan.plan.nbytes) if plan.plan is not None and known else "-",
         duration(plan.plan.bound_s) if plan.plan is not None and known else "-",
         duration(plan.plan.predicted_s) if plan.plan is not None and known else "-",
         _maybe(plan.measured_s),
         percent(plan.plan.efficiency) if plan.plan is not None and known else "-",
-        percent(plan.measured_efficiency) if plan.measured_efficiency and known else "-",
+        measured_efficiency_words(plan) if known else "-",
     ]
 
 
@@ -278,6 +281,8 @@ def _maybe(seconds: float | None) -> str:
 
 
 def _topology(run: RunAnalysis) -> str:
+    if run.world_size == 1:
+        return ""
     try:
         graph = load(json.dumps(run.graph), source="record") if run.graph is not None else None
     except GraphError:
@@ -317,7 +322,7 @@ def _beside_candidates(choice: Choice) -> list[str]:
 
 
 def _buckets(run: RunAnalysis) -> str:
-    if not run.buckets:
+    if not run.buckets or run.world_size == 1:
         return ""
     names = {plan.epoch: plan.name for plan in run.plans}
     ends = {run.buckets[0].epoch, run.buckets[-1].epoch}

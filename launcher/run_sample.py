@@ -7,10 +7,22 @@ holds most is let go (the same steps of every rank), so short epochs stay whole.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from trainmesh.types import Asked, Choice, ClassFit, Event, Hello, Hint, RecordLine, StepReport
+from msgspec.structs import replace
+
+from trainmesh.types import (
+    Asked,
+    Choice,
+    ClassFit,
+    Event,
+    Hello,
+    Hint,
+    LinkOrigin,
+    RecordLine,
+    StepReport,
+)
 
 __all__ = ["MAX_EVENTS", "RunSample", "Start", "StepSample", "collect"]
 
@@ -114,6 +126,10 @@ class RunSample:
     choice: Choice | None = None
     fits: dict[str, ClassFit] = field(default_factory=dict)
     graph: dict[str, object] | None = None
+    origin: LinkOrigin = LinkOrigin.GIVEN
+    """Of ``graph``."""
+    origins: dict[int, LinkOrigin] = field(default_factory=dict)
+    """By the version of a graph."""
     asked: tuple[Asked, ...] = ()
     events: list[Event] = field(default_factory=list)
     events_omitted: int = 0
@@ -143,17 +159,24 @@ class _Collector:
         elif line.fit is not None:
             sample.fits[line.fit.link_class] = line.fit
         elif line.graph is not None:
-            sample.graph = line.graph
+            self._see_graph(line.graph)
+        elif line.links_from is not None:
+            sample.origin = line.links_from
         elif line.asked is not None:
             sample.asked = line.asked
 
+    def _see_graph(self, graph: dict[str, object]) -> None:
+        sample = self.sample
+        sample.graph = graph
+        if sample.origin is not LinkOrigin.BUCKETS:
+            sample.fits = {}
+        version = graph.get("graph_version")
+        if isinstance(version, int) and len(sample.origins) < MAX_EPOCHS:
+            sample.origins[version] = sample.origin
+
     def _greet(self, hello: Hello) -> None:
         """A rank that comes again as another process means that all were started again."""
-        known = self._newest.hellos
-        if known.get(hello.rank, hello) != hello or any(
-            (other.world, other.world_size) != (hello.world, hello.world_size)
-            for other in known.values()
-        ):
+        if not _is_one_start(self._newest.hellos, hello):
             self._newest = Start()
         if not self._newest.hellos:
             self.sample.num_starts += 1
@@ -168,6 +191,18 @@ class _Collector:
         if len(events) > MAX_EVENTS:
             del events[MAX_EVENTS // 2]
             self.sample.events_omitted += 1
+
+
+def _is_one_start(known: Mapping[int, Hello], hello: Hello) -> bool:
+    """Whether ``hello`` is of the same start of the processes as those that are known: of the same
+    process, if that rank is known, and of no other world. Ranks may introduce themselves before
+    they know the number of their world (0)."""
+    before = known.get(hello.rank, hello)
+    return replace(before, world=hello.world) == hello and all(
+        other.world_size == hello.world_size
+        and (other.world == hello.world or 0 in (other.world, hello.world))
+        for other in known.values()
+    )
 
 
 def collect(lines: Iterable[RecordLine]) -> RunSample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
@@ -27,12 +27,14 @@ def rank_skew(
         return ()
     offsets_ns = clock_offsets_ns(groups, clocks)
     late_ns: dict[int, list[float]] = defaultdict(list)
+    last: Counter[int] = Counter()
     for timings in _buckets(groups):
         arrivals = {
             rank: timing.arrival_ns - offsets_ns[clocks.get(rank, "")]
             for rank, timing in timings.items()
         }
         earliest = min(arrivals.values())
+        last[max(arrivals, key=arrivals.__getitem__)] += 1
         for rank, arrival in arrivals.items():
             late_ns[rank].append(arrival - earliest)
     skews = []
@@ -44,6 +46,7 @@ def rank_skew(
                 node=nodes.get(rank, ""),
                 median_s=spread.median_s,
                 p95_s=spread.p95_s,
+                last_share=last[rank] / spread.num_samples,
             )
         )
     return tuple(skews)

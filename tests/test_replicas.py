@@ -178,3 +178,49 @@ def test_a_coordinator_only_watches_reduce_scatters() -> None:
     assert status.step == 239
     assert status.exposed_share == pytest.approx(0.5)
     assert any("no plan is made" in event.text for event in status.events)
+
+
+def test_shards_with_one_replica_leave_the_coordinator_alive() -> None:
+    """A mesh of 1 replica of 6 shards: there is no link between the ranks of a plan."""
+    coordinator = Coordinator("job", Settings(only="ring"), None)
+    greet(coordinator, hellos({rank: (rank,) for rank in range(6)}))
+    take(coordinator, steps(0, 0), 1.0)
+    assert hint_of(coordinator, 2.0) is None
+    status = coordinator.status(3.0)
+    assert (status.world_size, len(status.ranks), status.exposed_share) == (6, 6, None)
+    assert any("one replica" in event.text for event in status.events)
+    assert [item.refusal for item in status.asked] == [
+        "each shard has one replica, so nothing is all-reduced"
+    ]
+
+
+def test_a_share_is_not_zero_where_nothing_was_timed() -> None:
+    """Agents leave out the bucket times of most steps, and a new plan has no steps yet."""
+    coordinator = Coordinator("job", Settings(only="ring"), None)
+    greet(coordinator, hellos({}))
+    take(coordinator, steps(0, 0), 1.0)
+    bare = [
+        RankReport(steps=(StepReport(rank, 0, 24, 0, 24 * 10**8, 25 * 10**8, None, ()),))
+        for rank in range(6)
+    ]
+    take(coordinator, bare, 2.0)
+    status = coordinator.status(2.0)
+    assert status.step == 24
+    assert status.exposed_share == pytest.approx(0.5)
+    assert [rank.exposed_share for rank in status.ranks] == [pytest.approx(0.5)] * 6
+    assert [rank.skew_s for rank in status.ranks] == [0.0] * 6
+    hint = hint_of(coordinator, 3.0)
+    assert hint is not None
+    notes = [Note(kind="switched", rank=rank, text="", step=30, epoch=1) for rank in range(6)]
+    take(coordinator, [RankReport(notes=(note,)) for note in notes], 3.0)
+    assert coordinator.status(3.0).epoch == 1
+    assert coordinator.status(3.0).exposed_share is None
+
+
+def test_ranks_that_are_missing_do_not_make_the_job_empty() -> None:
+    coordinator = Coordinator("job", Settings(), None)
+    some = dict(list(hellos({}).items())[:4])
+    greet(coordinator, some)
+    take(coordinator, steps(0, 0, ranks=range(4)), 1.0)
+    status = coordinator.status(2.0)
+    assert (status.world_size, len(status.ranks), status.num_steps) == (6, 4, 24)

@@ -100,6 +100,19 @@ def test_without_a_number_another_process_or_size_is_another_world() -> None:
     assert worlds.current.size == 2
 
 
+def test_ranks_learn_their_number_each_in_its_own_time() -> None:
+    """What a rank has sent before it knew the number doesn't end the world that has it."""
+    worlds = Worlds()
+    early = [hello(0, 3, rank, "a", pid=10 + rank) for rank in range(3)]
+    known = [hello(7, 3, rank, "a", pid=10 + rank) for rank in range(3)]
+    for one in (*early, known[0], early[1], known[1], early[2], early[0], known[2], early[1]):
+        worlds.greet(one)
+    assert current(worlds) == (7, ["a", "a", "a"])
+    for rank in range(3):  # others than those, who know no number: a new start
+        worlds.greet(hello(0, 3, rank, "a", pid=20 + rank))
+    assert current(worlds) == (0, ["a", "a", "a"])
+
+
 def test_a_rank_beyond_its_world_is_no_rank() -> None:
     worlds = Worlds()
     assert not worlds.greet(hello(1, 2, 2, "a"))

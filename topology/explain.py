@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainmesh.format import duration, rate, size
+from trainmesh.format import count, duration, rate, size, speedup
 from trainmesh.topology.advice import Advice
 from trainmesh.topology.bounds import Bound
 from trainmesh.topology.graph import LinkGraph
@@ -91,19 +91,22 @@ def slack_at_most(least: Bound, candidates: Sequence[Plan]) -> float:
 @dataclass(frozen=True)
 class Comparison:
     """How plans were compared: the gain over native that it takes, the algorithm that was asked for
-    and why it can't be had (empty if it can), and whether native is what the backend runs."""
+    and why it can't be had (empty if it can), whether native is what the backend runs, and for how
+    many buckets."""
 
     margin: float
     asked_for: str | None
     refusal: str
     native_is_ring: bool
+    num_buckets: int
 
 
-def reason(plan: Plan, how: Comparison, *, chosen: bool, speed: float) -> str:
-    """Why ``plan`` is or is not the chosen one; ``speed`` is that of native = 1."""
+def reason(plan: Plan, how: Comparison, *, chosen: bool, step_s: float, native_s: float) -> str:
+    """Why ``plan`` is or is not the chosen one; ``step_s`` and ``native_s``: what a step's buckets
+    are predicted to take with it and with native."""
     limit = f", limited by {names(plan.bottleneck)}" if plan.bottleneck else ""
     if plan.algorithm != Algorithm.NATIVE:
-        text = f"{plan.algorithm} {_shape(plan)} is predicted {_pace(plan, how, speed)}{limit}"
+        text = f"{plan.algorithm} {_shape(plan)} is predicted {_pace(how, step_s, native_s)}{limit}"
         return f"{text} (asked for)" if chosen and how.asked_for == plan.algorithm else text
     if how.refusal:
         return f"{how.asked_for} was asked for and can't run here: {how.refusal}"
@@ -120,11 +123,13 @@ def reason(plan: Plan, how: Comparison, *, chosen: bool, speed: float) -> str:
     return f"no plan is predicted to be {least}faster than {other}"
 
 
-def _pace(plan: Plan, how: Comparison, speed: float) -> str:
+def _pace(how: Comparison, step_s: float, native_s: float) -> str:
     """Against native where that is what runs without us."""
+    what = "a bucket" if how.num_buckets == 1 else f"a step's {how.num_buckets} buckets"
     if how.native_is_ring:
-        return f"{speed:.2f}x as fast as native"
-    return f"to take {duration(plan.predicted_s)}"
+        faster = f"{speedup(native_s, step_s)} as fast as native"
+        return f"{faster} ({duration(step_s)}, not {duration(native_s)}, for {what})"
+    return f"to take {duration(step_s)} for {what}"
 
 
 def crossover_words(found: Sequence[Crossover]) -> list[str]:
@@ -172,10 +177,11 @@ def bound_words(graph: LinkGraph, least: Bound, nbytes: int, collective: Collect
     if least.groups:
         copies = 2 * (len(least.groups) - 1)
         together = copies * nbytes / least.time_s if least.time_s else 0.0
+        carry = "link between them carries" if len(least.links) == 1 else "links between them carry"
         return (
             f"{limit} {len(least.groups)} groups of nodes ({_group_words(least)}) have to send it "
-            f"{copies} times over to each other, and the {len(least.links)} links between them "
-            f"carry {rate(together)}."
+            f"{copies} times over to each other, and the {len(least.links)} {carry} "
+            f"{rate(together)}."
         )
     return (
         f"{limit} reducing it to some ranks and sending it out from there fills "
@@ -188,12 +194,13 @@ def _cut_words(graph: LinkGraph, least: Bound, collective: Collective) -> str:
     inside = set(least.cut)
     others = [node.name for node in graph.nodes if node.name not in inside]
     few, verb = (others, "enter") if len(others) < len(inside) else (least.cut, "leave")
-    over = f"over {names(least.links)}, which carry {rate(capacity)} together."
+    carry = "carries" if len(least.links) == 1 else "together carry"
+    over = f"over {names(least.links)}, which {carry} {rate(capacity)}."
     if collective == Collective.ALLREDUCE:
         return f"all of it must {verb} {{{names(few)}}}, {over}"
     sending = sum(graph.rank_node(rank) in inside for rank in range(graph.world_size))
     shards = sending if collective == Collective.ALLGATHER else graph.world_size - sending
-    return f"{shards} of the {graph.world_size} shards must {verb} {{{names(few)}}}, {over}"
+    return f"{count(shards, 'shard')} of {graph.world_size} must {verb} {{{names(few)}}}, {over}"
 
 
 def _group_words(least: Bound) -> str:
@@ -202,9 +209,10 @@ def _group_words(least: Bound) -> str:
 
 def _shape(plan: Plan) -> str:
     if plan.trees:
-        return f"of {len(plan.trees)} trees"
+        return _tree_words(plan)
     if plan.rings:
-        return f"of {len(plan.rings)} rings at once"
+        at_once = " at once" if len(plan.rings) > 1 else ""
+        return f"of {count(len(plan.rings), 'ring')}{at_once}"
     if plan.algorithm == Algorithm.SHARDED:
         return f"with shards from {min(plan.shares):.1%} to {max(plan.shares):.1%}"
     if not plan.islands:
@@ -214,6 +222,13 @@ def _shape(plan: Plan) -> str:
     levels = f" in {len(plan.levels)} levels" if plan.levels else ""
     places = f" with shares by place from {min(plan.shares):.1%}" if plan.shares else ""
     return f"over {len(plan.islands)} islands{levels} ({shown}{more}){places}"
+
+
+def _tree_words(plan: Plan) -> str:
+    """A tree's root, or how many trees take a share each."""
+    if len(plan.trees) == 1:
+        return f"rooted at rank {plan.trees[0].root}"
+    return f"of {len(plan.trees)} trees at once"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

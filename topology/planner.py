@@ -135,11 +135,10 @@ def choose(
     native_s = next(seconds for seconds, plan in timed if plan.algorithm == Algorithm.NATIVE)
     best = _winner(timed, native_s, margin, only)
     refusal = "" if only in (None, best.algorithm) else _refusal(only, graph, request)
-    how = Comparison(margin, only, refusal, executors.native_is_ring)
+    how = Comparison(margin, only, refusal, executors.native_is_ring, len(sizes))
     candidates = []
     for seconds, plan in timed:
-        speed = native_s / seconds if seconds else 1.0
-        words = reason(plan, how, chosen=plan is best, speed=speed)
+        words = reason(plan, how, chosen=plan is best, step_s=seconds, native_s=native_s)
         candidates.append(replace(plan, reason=words))
     [chosen] = (plan for plan in candidates if plan.algorithm == best.algorithm)
     changes = crossovers(

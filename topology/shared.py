@@ -31,6 +31,7 @@ def share_of_first(graph: LinkGraph, groups: Sequence[Sequence[int]]) -> LinkGra
     ]
     place = {rank: number for number, rank in enumerate(groups[0])}
     ends = {link.src for link in links} | {link.dst for link in links}
+    ends |= {graph.rank_node(rank) for rank in groups[0]}  # one rank alone uses no link
     nodes = [_renumbered(node, place) for node in graph.nodes if node.name in ends]
     return LinkGraph(nodes, links, version=graph.version)
 

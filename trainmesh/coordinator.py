@@ -19,6 +19,7 @@ from trainmesh.decisions.links import Links
 from trainmesh.decisions.pilot import Pilot, Proposal, Turn
 from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.settings import Settings
+from trainmesh.format import count
 from trainmesh.hints import Hints
 from trainmesh.jobview import JobView
 from trainmesh.topology.document import dump
@@ -31,6 +32,7 @@ from trainmesh.types import (
     Hello,
     Hint,
     JobStatus,
+    LinkOrigin,
     NodeReport,
     Note,
     RankReport,
@@ -130,8 +132,10 @@ class Coordinator:
     def end(self, now_unix_s: float) -> Effects:
         """The job is over."""
         effects = Effects()
+        said = {event.text for event in self._events if event.kind == "warning"}
         for text in asked.unmet(self._asked, self._view.num_steps):
-            self._log(effects, now_unix_s, "warning", text)
+            if text not in said:
+                self._log(effects, now_unix_s, "warning", text)
         return effects
 
     def log(self, kind: str, text: str, now_unix_s: float) -> Effects:
@@ -146,7 +150,7 @@ class Coordinator:
         return JobStatus(
             job=self._job,
             updated_unix_s=now_unix_s,
-            world_size=self._view.world_size,
+            world_size=self._view.expected_size,
             step=self._view.step,
             num_steps=self._view.num_steps,
             step_time_s=self._view.step_time_s,
@@ -226,7 +230,7 @@ class Coordinator:
         self._is_urgent = True
         self._note_graph(effects)
         names = ", ".join(sorted(nodes))
-        text = f"{world.size} ranks on {names} with {backend}"
+        text = f"{count(world.size, 'rank')} on {names} with {backend}"
         self._log(effects, now_unix_s, "hello", text + replicas.words)
         self._judge_asked(effects, now_unix_s)
 
@@ -292,7 +296,7 @@ class Coordinator:
             if self._declared.world_size == world_size:
                 return self._declared
             text = (
-                f"the topology file has {self._declared.world_size} ranks, the job has "
+                f"the topology file has {count(self._declared.world_size, 'rank')}, the job has "
                 f"{world_size}; it is ignored"
             )
             self._log(effects, now_unix_s, "warning", text)
@@ -377,9 +381,15 @@ class Coordinator:
         """Record the links if they have changed; whether they have."""
         if self._pilot is None or self._pilot.links.now is self._graph:
             return False
-        self._graph = self._pilot.links.now
+        links = self._pilot.links
+        self._graph = links.now
         self.document = dump(self._graph)
-        effects.lines.append(RecordLine(graph=self.document))
+        if links.origin is not LinkOrigin.BUCKETS:
+            self._fits = ()  # nothing is planned with them any more
+        effects.lines += [
+            RecordLine(links_from=links.origin),
+            RecordLine(graph=self.document),
+        ]
         return True
 
     def _log(

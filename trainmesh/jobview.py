@@ -13,6 +13,11 @@ from trainmesh.worlds import World
 __all__ = ["JobView"]
 
 
+MAX_TIMED = 64
+"""Agents send bucket times of some eight steps a second, and ranks' reports come within a second
+or two of each other."""
+
+
 class JobView:
     """Facts of one world; nothing is decided here."""
 
@@ -28,12 +33,19 @@ class JobView:
         """Of the main module."""
         self.step_time_s = 0.0
         self._latest: dict[int, StepReport] = {}
+        self._timed: dict[int, dict[int, StepReport]] = {}
+        """Reports with bucket times of the newest steps, by step and rank."""
         self._switched: dict[int, int] = {}
 
     @property
     def world_size(self) -> int:
         """0 until the ranks were complete."""
         return self.world.size if self.world is not None else 0
+
+    @property
+    def expected_size(self) -> int:
+        """The same as the ranks say that have introduced themselves; 0 if none has."""
+        return max((hello.world_size for hello in self.hellos.values()), default=0)
 
     @property
     def backend(self) -> str:
@@ -64,6 +76,10 @@ class JobView:
         if self.world is not None and step.rank in self.replicas.groups[0]:
             self.window.add(step)
         self._latest[step.rank] = step
+        if step.buckets:
+            self._timed.setdefault(step.step, {})[step.rank] = step
+            while len(self._timed) > MAX_TIMED:
+                del self._timed[min(self._timed)]
         if step.step >= self.step:
             self.step = step.step
             self.num_steps = step.step + 1
@@ -79,14 +95,14 @@ class JobView:
     def statuses(self) -> tuple[RankStatus, ...]:
         return tuple(self._status(rank) for rank in sorted(self.hellos))
 
-    def exposed_share(self, epoch: int) -> float:
-        """Median share of the last steps of ``epoch`` in which they waited for communication."""
-        recent = self.window.of_epoch(epoch)[-32:]
-        return median(step.exposed_share for step in recent) if recent else 0.0
+    def exposed_share(self, epoch: int) -> float | None:
+        """Median share of the last steps of ``epoch`` in which they waited for communication; None
+        where none was measured, or where there is nobody to communicate with."""
+        recent = self.window.of_epoch(epoch)[-32:] if self.replicas.size > 1 else []
+        return median(step.exposed_share for step in recent) if recent else None
 
     def _status(self, rank: int) -> RankStatus:
         hello, latest = self.hellos[rank], self._latest.get(rank)
-        duration_s = (latest.end_ns - latest.begin_ns) / 1e9 if latest else 0.0
         return RankStatus(
             rank=rank,
             node=hello.node,
@@ -94,18 +110,25 @@ class JobView:
             step=latest.step if latest else 0,
             epoch=latest.epoch if latest else 0,
             skew_s=self._skew_s(rank),
-            exposed_share=exposed_s(latest) / duration_s if latest and duration_s else 0.0,
+            exposed_share=self._exposed_share(rank),
         )
 
-    def _skew_s(self, rank: int) -> float:
-        """Lateness at the first bucket against the earliest rank on the same clock."""
-        own = self._latest.get(rank)
-        if own is None or not own.buckets:
-            return 0.0
+    def _exposed_share(self, rank: int) -> float | None:
+        own = next(
+            (g[rank] for _, g in sorted(self._timed.items(), reverse=True) if rank in g), None
+        )
+        if own is None or len(self.hellos) < 2:
+            return None
+        duration_s = (own.end_ns - own.begin_ns) / 1e9
+        return exposed_s(own) / duration_s if duration_s else None
+
+    def _skew_s(self, rank: int) -> float | None:
+        """At the newest step that all ranks of its clock have timed."""
         on_clock = {r for r, h in self.hellos.items() if h.clock == self.hellos[rank].clock}
-        arrivals = [
-            other.buckets[0].arrival_ns
-            for other_rank, other in self._latest.items()
-            if other.step == own.step and other.buckets and other_rank in on_clock
-        ]
-        return max(0, own.buckets[0].arrival_ns - min(arrivals)) / 1e9
+        if len(on_clock) < 2:
+            return None
+        for _, group in sorted(self._timed.items(), reverse=True):
+            if on_clock <= group.keys():
+                arrivals = {other: group[other].buckets[0].arrival_ns for other in on_clock}
+                return (arrivals[rank] - min(arrivals.values())) / 1e9
+        return None

@@ -37,6 +37,7 @@ __all__ = [
     "Hop",
     "JobStatus",
     "LinkCost",
+    "LinkOrigin",
     "NodeReport",
     "Note",
     "PairTime",
@@ -94,6 +95,15 @@ class Collective(StrEnum):
     ALLREDUCE = "allreduce"
     ALLGATHER = "allgather"
     REDUCE_SCATTER = "reduce_scatter"
+
+
+class LinkOrigin(StrEnum):
+    """What the costs of a job's links were taken from last: the topology file or an assumption, the
+    ranks' bucket times, or probes of the links."""
+
+    GIVEN = "given"
+    BUCKETS = "buckets"
+    PROBES = "probes"
 
 
 class LinkCost(Struct, frozen=True, kw_only=True):
@@ -361,16 +371,17 @@ class Asked(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RankStatus(Struct, frozen=True, kw_only=True):
-    """One line of ``trainmesh status``. ``skew_s``: median lateness at bucket arrival against
-    the earliest rank; ``exposed_share``: share of the step spent waiting on communication."""
+    """One line of ``trainmesh status``, of the newest step that was timed. ``skew_s``: lateness at
+    its first bucket against the earliest rank of the same host clock; ``exposed_share``: share of
+    it spent waiting on communication. None: not measured, or there is no other rank."""
 
     rank: RankId
     node: Name
     pid: Natural
     step: Natural
     epoch: Natural
-    skew_s: float
-    exposed_share: float
+    skew_s: float | None = None
+    exposed_share: float | None = None
 
 
 class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -379,11 +390,13 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     job: Name
     updated_unix_s: float
     world_size: Natural = 0
+    """As the ranks say that have introduced themselves (``ranks``); 0 if none has."""
     step: Natural = 0
     num_steps: Natural = 0
     """Of the main module, in the newest start of the processes."""
     step_time_s: float = 0.0
-    exposed_share: float = 0.0
+    exposed_share: float | None = None
+    """Median of the last steps under the plan in force; None: none of them was timed yet."""
     loss: float | None = None
     backend: Name = ""
     epoch: Natural = 0
@@ -419,3 +432,5 @@ class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     asked: tuple[Asked, ...] | None = None
     """All of it, again whenever something of it has changed."""
     graph: dict[str, object] | None = None
+    links_from: LinkOrigin | None = None
+    """Of the next ``graph``."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from trainmesh.types import Hello
 
 __all__ = ["World", "Worlds"]
@@ -66,6 +68,8 @@ class Worlds:
             return False
         key = _key(hello)
         before = self._spoken_for.get(hello.node)
+        if not hello.world and before is not None and self._has_a_number(before, hello):
+            return False
         if before is not None and before != key:
             self._end(before)
         self._spoken_for.pop(hello.node, None)
@@ -88,6 +92,15 @@ class Worlds:
     def is_current(self, hello: Hello) -> bool:
         """Whether ``hello`` is of the current world."""
         return self.current is not None and self.current.knows(hello)
+
+    def _has_a_number(self, key: Key, hello: Hello) -> bool:
+        """Whether ``hello`` was sent before its rank knew the number that others of its node tell
+        already: ranks learn it at their own steps."""
+        world = self._open.get(key)
+        if world is None or not world.number or world.size != hello.world_size:
+            return False
+        known = world.hellos.get(hello.rank)
+        return known is None or replace(known, world=0) == hello
 
     def _end(self, key: Key) -> None:
         world = self._open.pop(key, None)

@@ -1,5 +1,8 @@
 """The numbers of a report, against a record that was worked out by hand (``records``)."""
 
+import random
+import re
+
 import pytest
 from msgspec.structs import replace
 
@@ -8,6 +11,7 @@ from tests.launcher.records import (
     HINT,
     MS,
     NUM_STEPS,
+    RING,
     SWITCH_STEP,
     analysed,
     event,
@@ -18,10 +22,10 @@ from tests.launcher.records import (
     steps,
 )
 from trainmesh.launcher.analysis import analyse, split_of
-from trainmesh.launcher.analysis_types import Spread
+from trainmesh.launcher.analysis_types import RankSkew, Spread
 from trainmesh.launcher.findings import Tone, headline
 from trainmesh.launcher.run_sample import MAX_EVENTS, StepSample, collect
-from trainmesh.types import Asked, BucketTiming, Collective, RecordLine, StepReport
+from trainmesh.types import Asked, BucketTiming, Collective, LinkOrigin, RecordLine, StepReport
 
 
 def test_the_run_is_described() -> None:
@@ -199,9 +203,19 @@ def test_one_rank_is_not_compared_with_anybody() -> None:
         *(RecordLine(step=report(0, step, world_size=1)) for step in range(6)),
     ]
     run = analysed(record)
-    assert run.skew == ()
-    assert run.buckets[0].busbw_bytes_per_s == 0
-    assert headline(run).title == "One rank: there was nothing to communicate"
+    assert (run.skew, run.buckets, run.split) == ((), (), None)
+    found = headline(run)
+    assert found.title == "One rank: there was nothing to communicate"
+    said = " ".join((*found.points, *run.missing, found.advice))
+    assert "nobody to communicate with" in said
+    assert "%" not in said
+
+
+def test_shards_with_one_replica_have_no_all_reduce_to_time() -> None:
+    alone = [RecordLine(hello=replace(hello(rank), replicas=(rank,))) for rank in range(4)]
+    run = analysed([*alone, *steps()])
+    assert run.buckets == ()
+    assert any("each shard has one replica" in text for text in run.missing)
 
 
 def test_corrupt_lines_are_counted() -> None:
@@ -265,13 +279,115 @@ def test_headline_of_a_switch_that_did_harm() -> None:
 
 
 def test_measured_links_are_not_called_declared() -> None:
-    run = analysed([*lines(), RecordLine(graph=graph("measured"))])
-    assert any("10 of its 10 links" in point for point in headline(run).points)
+    for origin, words in (
+        (LinkOrigin.BUCKETS, "fitted to this run's bucket times"),
+        (LinkOrigin.PROBES, "measured by probes between two steps"),
+        (LinkOrigin.GIVEN, "measured before this run"),
+    ):
+        measured = [RecordLine(links_from=origin), RecordLine(graph=graph("measured"))]
+        run = analysed([*lines(), *measured])
+        said = " ".join(headline(run).points)
+        assert f"10 of its 10 links had costs {words}." in said
+        assert bool(run.fits) is (origin is LinkOrigin.BUCKETS)
+
+
+@pytest.mark.parametrize("origin", LinkOrigin)
+def test_a_bound_that_is_beaten_is_none_and_the_report_says_why(origin: LinkOrigin) -> None:
+    """The ring's bucket took 6 ms."""
+    beaten = replace(RING, bound_s=0.0075, graph_version=1)
+    record = [
+        RecordLine(hint=replace(HINT, plan=beaten)) if line.hint is not None else line
+        for line in lines()
+    ]
+    run = analysed([RecordLine(links_from=origin), *record])
+    native, ring = run.plans
+    assert (ring.exceeds_bound, ring.measured_efficiency, ring.origin) == (True, None, origin)
+    assert not native.exceeds_bound
+    [said] = [point for point in headline(run).points if "bound" in point and "none" in point]
+    assert "took 6.00 ms, less than the bound of 7.50 ms" in said
+    assert {
+        LinkOrigin.GIVEN: "declared or assumed",
+        LinkOrigin.BUCKETS: "fitted to earlier bucket times",
+        LinkOrigin.PROBES: "when they were probed",
+    }[origin] in said
+    assert not any("no algorithm can take less" in point for point in headline(run).points)
+
+
+NUMBER = r"([0-9.]+) (s|ms|us)"
+UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_ratio_is_the_quotient_of_the_printed_numbers(seed: int) -> None:
+    """Several switches, times that round badly."""
+    draw = random.Random(seed)
+    record = lines()
+    for epoch in range(2, 4):
+        start = NUM_STEPS + 10 * (epoch - 2)
+        record.append(RecordLine(hint=replace(HINT, epoch=epoch, fusion_bytes=epoch)))
+        factor = draw.uniform(0.3, 3)
+        for step in range(start, start + 10):
+            for rank in range(4):
+                told = report(rank, step)
+                buckets = tuple(
+                    replace(b, end_ns=b.start_ns + round(factor * (b.end_ns - b.start_ns)))
+                    for b in told.buckets
+                )
+                record.append(RecordLine(step=replace(told, epoch=epoch, buckets=buckets)))
+    run = analysed(record)
+    found = headline(run)
+    pattern = f"buckets moved in {NUMBER}, in the .* after it in {NUMBER} \\(([0-9.]+)x as fast"
+    switches = [match for p in found.points if (match := re.search(pattern, p))]
+    assert len(switches) == 3
+    for match in switches:
+        before, unit, after, other, ratio = match.groups()
+        assert f"{float(before) * UNIT_S[unit] / (float(after) * UNIT_S[other]):.2f}" == ratio
+    title = re.search(r"([0-9.]+)x as fast", found.title)
+    if title is not None:
+        assert title.group(1) == switches[-1].group(5)
 
 
 def test_a_straggler_is_named() -> None:
-    found = headline(analysed())
-    assert found.advice.startswith("Rank 1 is ready 4.00 ms after the earliest rank")
+    run = replace(analysed(), skew=skewed((0.0, 0.1), (4.0, 0.9)))
+    assert headline(run).advice.startswith(
+        "Rank 1 is ready 4.00 ms after the earliest rank (median), the other 0 s, while"
+    )
+
+
+def skewed(*ranks: tuple[float, float]) -> tuple[RankSkew, ...]:
+    """Median lateness in ms, and the share of buckets at which the rank was the last."""
+    return tuple(
+        RankSkew(rank=rank, node="a", median_s=late / 1e3, p95_s=late / 1e3, last_share=share)
+        for rank, (late, share) in enumerate(ranks)
+    )
+
+
+@pytest.mark.parametrize(
+    ("skew", "words"),
+    [
+        (skewed((4.0, 0.5), (0.0, 0.0), (4.2, 0.5), (0.1, 0.0)), "Ranks 0, 2 are ready 4.00 ms to"),
+        (skewed((4.0, 0.9), (0.0, 0.0), (0.1, 0.1)), "Rank 0 is ready 4.00 ms after"),
+        # Two ranks that are late by turns: one of the medians is 0, by chance.
+        (skewed((0.0, 0.45), (4.0, 0.55)), "If all communication were hidden"),
+        (skewed((4.0, 0.3), (4.1, 0.3), (4.2, 0.3), (0.0, 0.1)), "Ranks are ready 4.05 ms after"),
+    ],
+)
+def test_only_ranks_that_are_always_late_are_named(skew: tuple[RankSkew, ...], words: str) -> None:
+    assert headline(replace(analysed(), skew=skew)).advice.startswith(words)
+
+
+def test_who_was_the_last_is_counted() -> None:
+    assert [rank.last_share for rank in analysed().skew] == [0, 1, 0, 0]
+
+
+def test_ranks_that_learn_their_world_late_were_started_once() -> None:
+    """They may introduce themselves before they know its number, each in its own time."""
+    known = [RecordLine(hello=replace(hello(rank), world=77)) for rank in range(4)]
+    late = RecordLine(hello=hello(3))
+    run = analysed([*lines()[:4], *steps(range(8)), *known[:2], late, *known[2:], *steps([8, 9])])
+    assert (run.num_starts, run.num_steps) == (1, 10)
+    again = [RecordLine(hello=replace(hello(rank), world=78, pid=1)) for rank in range(4)]
+    assert analysed([*lines()[:4], *known, *again]).num_starts == 2
 
 
 def test_little_waiting_needs_no_advice_on_the_network() -> None:

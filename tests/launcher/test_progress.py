@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.launcher.records import RING
 from trainmesh.launcher.progress import Progress, event_line, new_events, status_line
@@ -33,7 +34,10 @@ STATUS = JobStatus(
     plan=RING,
     events=(PLAN, SWITCH, AGENT),
 )
-LINE = "trainmesh: step 70, loss 1.5000, 12.5 ms a step, 25.0 % waiting on communication, plan ring"
+LINE = (
+    "trainmesh: step 70, loss 1.5000, 12.5 ms a step, 25.0 % of it waiting on communication, "
+    "plan ring"
+)
 
 
 @pytest.fixture
@@ -50,7 +54,12 @@ def until(done: Callable[[], bool]) -> None:
 
 def test_the_line() -> None:
     assert status_line(STATUS) == LINE
-    assert "loss" not in status_line(JobStatus(job="j", updated_unix_s=0.0, world_size=1))
+    one = status_line(JobStatus(job="j", updated_unix_s=0.0, world_size=1))
+    assert "one rank, which has nobody to communicate with" in one
+    assert "loss" not in one
+    assert "%" not in one
+    switched = status_line(replace(STATUS, exposed_share=None))
+    assert "waiting on communication not measured yet, plan ring" in switched
     assert status_line(JobStatus(job="j", updated_unix_s=0.0)) == "trainmesh: waiting for the ranks"
 
 

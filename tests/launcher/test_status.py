@@ -25,7 +25,7 @@ RANK = RankStatus(
 STATUS = JobStatus(
     job="alpha",
     updated_unix_s=time.time(),
-    world_size=1,
+    world_size=2,
     step=70,
     step_time_s=0.0125,
     exposed_share=0.25,
@@ -36,7 +36,7 @@ STATUS = JobStatus(
     hint=HINT,
     choice=CHOICE,
     fits=(FIT,),
-    ranks=(RANK,),
+    ranks=(RANK, replace(RANK, rank=1, skew_s=None, exposed_share=None)),
     events=(Event(unix_s=1.0, step=64, kind="switch", text="step 64: all ranks switched"),),
 )
 
@@ -83,11 +83,13 @@ def test_status_shows_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     running("dead", replace(STATUS, job="dead"), dead=True)
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert "job alpha: 1 rank, step 70, 12.5 ms a step, 25.0 % of it waiting" in shown
+    assert "job alpha: 2 ranks, step 70, 12.5 ms a step, 25.0 % of it waiting" in shown
     assert "plan ring (epoch 1), loss 1.5000, as of" in shown
     assert "step 64: switch: step 64: all ranks switched" in shown
     rows = [line.split() for line in shown.splitlines()]
     assert ["0", "host-a", "4242", "70", "1", "4.00", "ms", "25.0", "%"] in rows
+    assert ["1", "host-a", "4242", "70", "1", "-", "-"] in rows
+    assert "introduced" not in shown
     assert "dead" not in shown
     assert "\x1b" not in shown
 
@@ -100,6 +102,26 @@ def test_status_of_a_job_that_starts(capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     assert "job alpha: starting" in shown
     assert "job beta: starting" in shown
+
+
+def test_a_job_of_one_rank_has_nothing_to_communicate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ranks = (replace(RANK, skew_s=None, exposed_share=None),)
+    running("alpha", replace(STATUS, world_size=1, exposed_share=None, plan=None, ranks=ranks))
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "12.5 ms a step, one rank, which has nobody to communicate with" in shown
+    assert "%" not in shown
+    assert main(["explain"]) == 0
+    assert "one rank: there is nothing to communicate or to plan." in capsys.readouterr().out
+
+
+def test_ranks_that_are_missing_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some run without trainmesh: the others are not "starting"."""
+    running("alpha", replace(STATUS, world_size=4))
+    assert main(["status"]) == 0
+    assert "only 2 of the 4 ranks have introduced themselves" in capsys.readouterr().out
 
 
 def test_a_plan_on_its_way_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

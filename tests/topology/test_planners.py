@@ -1,15 +1,18 @@
 """What each planner does with graphs made for it, and planners of third parties."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.topology.graphs import both_ways, direct, hgx, racks, star
 from tests.topology.requests import PLAIN
 from trainmesh.errors import ConfigError, GraphError
 from trainmesh.topology import planner
 from trainmesh.topology.cost import plan_cost
+from trainmesh.topology.explain import Comparison, reason
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
 from trainmesh.topology.planner import BUILT_IN, choose, why_not
 from trainmesh.topology.planners import hierarchical
@@ -224,3 +227,32 @@ def test_on_nccl_no_plan_is_compared_with_native(executors: Executors) -> None:
     assert "as native" not in " ".join([*told.explain, *(p.reason for p in told.candidates)])
     assert all("native" not in (change.before, change.after) for change in told.crossovers)
     assert "as native" in " ".join(plan.reason for plan in choose(graph, [NBYTES]).candidates)
+
+
+def test_one_of_a_thing_is_not_called_many() -> None:
+    two = host_graph({"a": [0], "b": [1]})
+    told = choose(two, [NBYTES], only="tree")
+    [tree] = [plan for plan in told.candidates if plan.algorithm == "tree"]
+    one = replace(tree, trees=tree.trees[:1])
+    how = Comparison(0.05, None, "", native_is_ring=True, num_buckets=1)
+    said = reason(one, how, chosen=True, step_s=0.010, native_s=0.020)
+    root = one.trees[0].root
+    assert said.startswith(
+        f"tree rooted at rank {root} is predicted 2.00x as fast as native (10.0 ms, not 20.0 ms, "
+        "for a bucket)"
+    )
+    assert not any("which carry" in text and "together" in text for text in told.explain)
+
+
+def test_a_gain_is_the_quotient_of_what_is_printed_beside_it() -> None:
+    """It is that of all buckets of a step, not of the largest one in the table."""
+    told = choose(racks([0, 2, 1, 3], uplink=1, nic=1, per_rack=2), [1_000_000, 300_000, 7_000])
+    pattern = r"predicted ([0-9.]+)x as fast as native \(([0-9.]+) (\w+), not ([0-9.]+) (\w+), "
+    unit_s = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    found = [re.search(pattern, plan.reason) for plan in told.candidates[:-1]]
+    gains = [match for match in found if match is not None]
+    assert gains
+    for match in gains:
+        ratio, new, unit, old, other = match.groups()
+        assert ratio == f"{float(old) * unit_s[other] / (float(new) * unit_s[unit]):.2f}"
+        assert "for a step's 3 buckets" in match.string

@@ -11,7 +11,7 @@ from statistics import median
 from trainmesh.format import rate
 from trainmesh.topology.graph import Link, LinkGraph, Provenance
 from trainmesh.topology.measured import PAIR_TOLERANCE, with_pair_times
-from trainmesh.types import ClassFit, LinkCost, PairTime
+from trainmesh.types import ClassFit, LinkCost, LinkOrigin, PairTime
 
 __all__ = ["Links"]
 
@@ -44,6 +44,8 @@ class Links:
         self.first = graph
         """As they were when the job began, as far as that is known."""
         self.now = graph
+        self.origin = LinkOrigin.GIVEN
+        """What the costs of ``now`` are taken from."""
         self.slow: tuple[str, ...] = ()
         """The links that have become slow, compared with the others: where all did alike, no plan
         helps, or the probe itself could not go faster."""
@@ -69,11 +71,12 @@ class Links:
         """Nobody has declared or measured the links between the nodes, and they may differ."""
         return self._is_assumed and not self.is_probed and len(self._ranks) > MAX_ALIKE
 
-    def fit(self, fit: ClassFit) -> None:
+    def fit(self, fit: ClassFit) -> bool:
         """Count what the buckets' times say about a link class; a probe says more, so only until
-        there was one."""
+        there was one. Whether it counts."""
         if not self.is_probed:
-            self._set(self.first.with_class_cost(fit.link_class, fit.planned))
+            self._set(self.first.with_class_cost(fit.link_class, fit.planned), LinkOrigin.BUCKETS)
+        return not self.is_probed
 
     def probe(self, pairs: Sequence[PairTime]) -> str:
         """Count what a probe has measured.
@@ -86,17 +89,18 @@ class Links:
         was_probed, self.is_probed = self.is_probed, True
         if self._is_assumed and not was_probed:
             self.first = _evened(now)
-            self._set(self.first)
+            self._set(self.first, LinkOrigin.PROBES)
             return "the links between the nodes are known now: " + _speeds(self.now)
         words = _changes(self.now if was_probed else self.first, now)
         if not words:
             return ""
         if self._is_assumed:
             self.first = _faster(self.first, now)
-        self._set(now)
+        self._set(now, LinkOrigin.PROBES)
         return words
 
-    def _set(self, graph: LinkGraph) -> None:
+    def _set(self, graph: LinkGraph, origin: LinkOrigin) -> None:
+        self.origin = origin
         self.now = LinkGraph(graph.nodes, graph.links, version=self.now.version + 1)
         self.slowest_bytes_per_s = min(map(_speed, graph.links))
         if self.is_probed:

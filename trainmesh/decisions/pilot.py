@@ -269,11 +269,11 @@ class Pilot:
         self._refit = False
         samples = [sample for step in steps for sample in step.by_size]
         try:
-            turn.fit = fit_class(self._current.plan, self.links.first, samples)
+            fit = fit_class(self._current.plan, self.links.first, samples)
         except (PlanError, GraphError):  # a plug-in's plan, or one for another graph
             return
-        if turn.fit is not None:
-            self.links.fit(turn.fit)
+        if fit is not None and self.links.fit(fit):
+            turn.fit = fit
 
     def _verify(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
         """Compare with what was measured before the change; go back if it doesn't deliver."""

@@ -38,6 +38,8 @@ def judged(
 def _refusal(item: Asked, replicas: Replicas, graph: LinkGraph, backend: str) -> str:
     if not replicas.follows_plans:
         return "this job's gradients are not all-reduced by all ranks (FSDP2 without replicas)"
+    if replicas.are_single:
+        return "each shard has one replica, so nothing is all-reduced"
     if item.knob == Knob.PLAN:
         executors = executors_of(backend, asked=True)
         return why_not(item.value, graph, Request(TYPICAL_BYTES, executors=executors)) or ""

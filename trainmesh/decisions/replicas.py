@@ -53,8 +53,15 @@ class Replicas:
         return len(self.groups) == 1
 
     @property
+    def are_single(self) -> bool:
+        """Whether each rank is the only one that has its shard: nothing is all-reduced."""
+        return self.size == 1 and not self.are_all
+
+    @property
     def words(self) -> str:
         """What is unusual, to be added to a sentence; empty if nothing is."""
+        if self.are_single:
+            return "; each shard has one replica, so nothing is all-reduced and no plan is made"
         if not self.follows_plans:
             return "; gradients are not all-reduced by all: they are timed, no plan is made"
         if self.are_all:
