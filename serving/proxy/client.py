@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -52,7 +51,9 @@ LINGER_S: Final = 2.0
 """How long we read what a refused client still sends, so that our answer isn't lost to a reset."""
 HALF_CLOSED_S: Final = 5.0
 """Between two looks whether a client that sends nothing more still reads: some count interim
-answers."""
+answers. The first two follow one another at once: what tells is the second write, after a reset."""
+RESET_S: Final = 0.25
+"""By then a reset has come back for what was written to a closed connection."""
 _ONCE: Final = {
     API_KEY: "api-key",
     CONTENT_ENCODING: "Content-Encoding",
@@ -108,7 +109,8 @@ class ClientConnection(asyncio.Protocol):
         self._reading = True
         self._half_closed = False
         """The client sends nothing more, and may still read."""
-        self._asked_s = -math.inf
+        self._looks: list[float] = []
+        """When we looked whether it still reads: the first time and the last."""
         self.paused = False
         """It doesn't take our answers."""
 
@@ -134,8 +136,11 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has shut down its sending side, or has closed the connection: only what we
-        write will tell. Returns whether the connection stays open for its answers."""
-        waiting = self._exchange is not None or bool(self._ready)
+        write will tell. Returns whether the connection stays open for its answers. One that speaks
+        HTTP/1.0 knows no interim answers, so it is taken as gone: it is mostly a proxy whose
+        own client has left."""
+        exchange = self._exchange
+        waiting = bool(self._ready) if exchange is None else not exchange.call.http10
         answers = self._router.config.limits.half_closed is HalfClosed.ANSWER
         if self._broken or self._call is not None or not (waiting and answers):
             return False
@@ -144,14 +149,18 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _see_whether_it_reads(self, now_s: float) -> None:
-        """An interim answer (RFC 9110, 15.2) costs a client nothing, and a connection that is
-        closed is reset by it, so that the endpoint needn't work for nobody."""
+        """An interim answer (RFC 9110, 15.2) costs a client nothing, nor does a comment in a stream
+        of events, and a connection that is closed is reset by it, so that the endpoint needn't
+        work for nobody."""
         exchange = self._exchange
-        if exchange is None or exchange.winner is not None or exchange.call.http10:
+        wait_s = RESET_S if len(self._looks) == 1 else HALF_CLOSED_S
+        if exchange is None or self.paused or (self._looks and now_s - self._looks[-1] < wait_s):
             return
-        if now_s - self._asked_s >= HALF_CLOSED_S:
-            self._asked_s = now_s
+        self._looks = [*self._looks[:1], now_s]
+        if exchange.winner is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        else:
+            exchange.winner.comment(now_s)
 
     def pause_writing(self) -> None:
         self.paused = True

@@ -278,7 +278,7 @@ class Router:
         route = self._by_name.get(body.model) if body.model else self._only_route(tenant)
         if route is None or tenant is None or not self._access.may_see(tenant.name, route.name):
             raise Refusal(
-                404, f"the model {body.model!r} does not exist; see /v1/models",
+                404, f"the model {body.model!r:.200} does not exist; see /v1/models",
                 code="model_not_found", param="model",
             )  # fmt: skip
         call.model = body.model

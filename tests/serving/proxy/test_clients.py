@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving.proxy.backend import Backend, answer, backends, event, stream
+from tests.serving.proxy.backend import (
+    STREAM_HEAD,
+    Backend,
+    answer,
+    backends,
+    chunked,
+    event,
+    stream,
+)
 from tests.serving.proxy.raw import Raw, chat, raw
 from tests.serving.running import RunningRouter, ask, running_router, until
 
@@ -42,13 +50,12 @@ def test_a_client_that_has_shut_down_its_sending_side_is_answered(
     backend.do(slowly)
     with raw(router.port) as client:
         got = ended(client, chat())
-    assert got.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+    interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert got.startswith(interim)
+    assert got.count(interim) <= 2
+    assert got.replace(interim, b"").startswith(b"HTTP/1.1 200 ")
     assert got.endswith(b'{"object":"late"}')
     assert b"connection: close" in got
-    with raw(router.port) as client:
-        got = ended(client, chat(version="1.0"))
-    assert got.startswith(b"HTTP/1.1 200 ")
-    assert got.endswith(b'{"object":"late"}')
     with raw(router.port) as client:
         got = ended(client, chat() + chat() + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
     assert got.count(b"HTTP/1.1 200 ") == 3
@@ -74,6 +81,32 @@ def test_a_client_that_is_gone_is_still_seen(served: tuple[RunningRouter, Backen
             seen = backend.asked[-1]
         until(lambda seen=seen: seen.left)  # type: ignore[misc]
         backend.asked.clear()
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_client_that_is_gone_is_seen_before_the_endpoint_writes(
+    served: tuple[RunningRouter, Backend], version: str, begun: bool
+) -> None:
+    """It closes with nothing unread, as proxies do when their own client has left."""
+    router, backend = served
+
+    async def silent(_: Backend, writer: asyncio.StreamWriter) -> None:
+        if begun:
+            writer.write(STREAM_HEAD + chunked(event(0)))
+        await asyncio.sleep(60)
+
+    backend.do(silent)
+    backend.asked.clear()
+    with raw(router.port) as client:
+        client.send(chat(stream=True, version=version))
+        if begun:
+            client.until(event(0))
+            client.connection.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.connection.recv(1 << 16)
+        until(lambda: len(backend.asked) > 0)
+    until(lambda: backend.asked[0].left)
 
 
 def test_a_request_that_is_cut_off_is_none(served: tuple[RunningRouter, Backend]) -> None:
