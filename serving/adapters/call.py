@@ -186,6 +186,6 @@ def _completion(body: _Completion) -> TextCall:
 def _embedding(body: _Embedding) -> EmbeddingCall:
     form = body.encoding_format or "float"
     if form not in ("float", "base64"):
-        raise Unsupported("encoding_format", f"float or base64, not {form!r}")
+        raise Unsupported("encoding_format", f"float or base64, not {form!r:.200}")
     inputs = (body.input,) if isinstance(body.input, str) else tuple(body.input)
     return EmbeddingCall(model=body.model, inputs=inputs, base64=form == "base64")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Exchange"]
 
 _FULL: Final = (429, 503, 529)
+_IN_USE: Final = (State.HEALTHY, State.SLOW_START)
+"""Endpoints that a request is sent to which another one refused."""
 
 
 def traceparent_of(call: Call) -> bytes:
@@ -207,7 +209,7 @@ class Exchange:
     def _send_elsewhere(self, upstream: Upstream, now_s: float) -> bool:
         pool = self.route.pool
         choice = self._choose(now_s)
-        if choice.endpoint is None or choice.reason:
+        if choice.endpoint is None or choice.endpoint.health.state not in _IN_USE:
             upstream.attempt.confirmed = len(pool.endpoints) == 1
             return False
         endpoint, status = upstream.attempt.endpoint, upstream.answer.status

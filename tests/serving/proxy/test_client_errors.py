@@ -189,3 +189,20 @@ def test_a_server_that_comes_back_without_its_model_is_not_let_in(
     other.do(well)
     other.asked.clear()
     until(lambda: asked_once(router, "two")[0] == 200 and len(other.asked) > 20, 30)
+
+
+def test_an_endpoint_that_is_let_in_slowly_is_asked_about_what_the_other_refuses() -> None:
+    with backends(2) as (back, refusing):
+        refusing.do(well)
+        back.do(resets)
+        pool = {
+            "endpoints": [{"url": each.url} for each in (back, refusing)],
+            "hedge": {"enabled": False},
+            "eject": {"slow_start_s": 600},
+        }
+        with running_router({"models": {"m": pool}}) as router:
+            until(lambda: asked_once(router, "m")[0] == 200 and "ejected" in router.log)
+            back.do(well)
+            until(lambda: asked_once(router, "m")[0] == 200 and "slow start" in router.log)
+            refusing.do(refuses(404))
+            assert {asked_once(router, "m") for _ in range(30)} == {(200, GOOD)}
