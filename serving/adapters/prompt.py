@@ -51,7 +51,8 @@ def _role(at: int, message: Message) -> str:
     role = _ROLES.get(message.role)
     if role is None:
         raise Unsupported(
-            f"messages[{at}].role", f"system, developer, user or assistant, not {message.role!r:.200}"
+            f"messages[{at}].role",
+            f"system, developer, user or assistant, not {message.role!r:.99}",
         )
     for name in ("name", "audio", "tool_calls", "function_call"):
         if getattr(message, name):

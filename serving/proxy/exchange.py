@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
+_FRESH_S: Final = 1.0
+"""Hardly anybody closes a connection that was used so lately: servers wait for 5 s and more, though
+some close after a number of requests."""
 _FULL: Final = (429, 503, 529)
 _IN_USE: Final = (State.HEALTHY, State.SLOW_START)
 """Endpoints that a request is sent to which another one refused."""
@@ -150,8 +153,11 @@ class Exchange:
             self._spans[attempt] = span
         self._attempts += 1
         server = self.route.server(endpoint)
-        surely = surely or self._attempts >= self.route.pool.config.retry.attempts
-        self._live.append(server.send(self, attempt, request, surely=surely))
+        idle_s = 0.0 if surely else math.inf
+        if self._attempts >= self.route.pool.config.retry.attempts:
+            # No other follows. One that is new for each request would be dear, where all have one.
+            idle_s = _FRESH_S if self._attempts == 1 else 0.0
+        self._live.append(server.send(self, attempt, request, idle_s=idle_s))
 
     def _retry(self, now_s: float) -> bool:
         """Send it again, elsewhere; False if that can't be."""

@@ -23,8 +23,6 @@ __all__ = ["Server"]
 
 IDLE_S: Final = 30.0
 MAX_IDLE: Final = 1024
-FRESH_S: Final = 1.0
-"""Nobody closes a connection that was used so lately: servers wait for 5 s and more."""
 PROBES: Final = (
     (socket.TCP_KEEPIDLE, 15),
     (socket.TCP_KEEPINTVL, 5),
@@ -61,13 +59,13 @@ class Server:
         self.closed = False
 
     def send(
-        self, sink: Sink, attempt: Attempt, request: Request, *, surely: bool = False
+        self, sink: Sink, attempt: Attempt, request: Request, *, idle_s: float = math.inf
     ) -> Upstream:
         """Send ``request``, over an open connection if there is one; ``sink`` hears of the rest,
-        but nothing before this returns. ``surely``: not over one that the endpoint may be about
-        to close, as there will be no other attempt."""
-        least_s = monotonic() - FRESH_S if surely else -math.inf
-        while self._idle and self._idle[-1].idle_since_s >= least_s:
+        but nothing before this returns. ``idle_s``: over none that has been idle for longer, as
+        the endpoint may be about to close it; 0: over a new one."""
+        since_s = monotonic() - idle_s
+        while self._idle and self._idle[-1].idle_since_s > since_s:
             upstream = self._idle.pop()
             if not upstream.transport.is_closing():
                 upstream.send(sink, attempt, request)

@@ -125,6 +125,27 @@ def test_a_closed_idle_connection_costs_nobody_anything(
     assert len(backend.asked) == 6
 
 
+def test_endpoints_that_close_a_connection_on_its_second_request_lose_none(
+    served: tuple[RunningRouter, list[Backend]],
+) -> None:
+    """Each attempt over a kept connection is lost, so the last one is over a new one."""
+    works(served, "three")
+    router, made = served
+    used: set[asyncio.StreamWriter] = set()
+
+    async def once(_: Backend, writer: asyncio.StreamWriter) -> None:
+        if writer in used:
+            writer.transport.abort()
+        else:
+            used.add(writer)
+            writer.write(answer())
+
+    for backend in made:
+        backend.do(once)
+    assert [router.post(body_of("three"))[0] for _ in range(30)] == [200] * 30
+    assert len(used) < sum(len(backend.asked) for backend in made), "no connection was kept"
+
+
 def test_a_silent_stream_is_kept_and_its_endpoint_not_blamed(
     served: tuple[RunningRouter, list[Backend]],
 ) -> None:
