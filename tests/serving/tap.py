@@ -120,9 +120,9 @@ class Tap:
         self.piece_bytes, self.delay_s = 65536, 0.0
 
     def of(self, request_id: str, kind: str = "") -> list[Exchange]:
-        """Those of the client's ``request_id``, which the router puts before its own id; ``kind``:
+        """Those of the client's ``request_id``, which a router puts before its own id; ``kind``:
         what the router puts behind it, as for hedges."""
-        name = re.compile(rf"{re.escape(request_id)}-[0-9a-f]+{kind}")
+        name = re.compile(rf"{re.escape(request_id)}(-[0-9a-f]+)?{kind}")
         return [each for each in self.exchanges if name.fullmatch(each.header("x-request-id"))]
 
     async def _listen(self) -> None:
