@@ -13,10 +13,10 @@ from setuptools import Extension, setup
 COMPILED = {
     "decide": "admission affinity books budget choice client_errors cost demand endpoint "
     "estimate extras forecast guard health histogram hybrid line noted outliers "
-    "pool prefix quota reuse roster scorers shadow trend types",
+    "pool prefix quota reuse roster scorers shadow token_ratio trend types",
     "identity": "access gate keys refused",
-    "proxy": "answer answers api call client cors exchange framing headers local request_ids route "
-    "router server upgrade upstream",
+    "proxy": "answer answers api call client cors exchange framing headers local prompt "
+    "request_ids route router server upgrade upstream usage",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 

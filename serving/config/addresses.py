@@ -10,12 +10,23 @@ from urllib.parse import SplitResult, urlsplit
 from trainmesh.errors import ConfigError
 from trainmesh.etcd_address import is_loopback
 
-__all__ = ["Listener", "ServerUrl", "parse_listener", "parse_url"]
+__all__ = [
+    "OPENAI_ROOTS",
+    "Listener",
+    "ServerUrl",
+    "parse_listener",
+    "parse_url",
+    "same_server",
+]
 
 HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\.?\Z", re.ASCII)
 PLAIN = re.compile(r"[!-~]*\Z", re.ASCII)
 PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*\Z", re.ASCII)
 LISTENER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:]*)):(?P<port>[0-9]{1,5})\Z", re.ASCII)
+
+
+OPENAI_ROOTS = ("/v1", "/v3")
+"""What OpenAI's base URLs end in; OVMS has its API below /v3. Urls may have it or not."""
 
 
 class Listener(NamedTuple):
@@ -86,6 +97,12 @@ def parse_url(text: str) -> ServerUrl:
     tls = parts.scheme == "https"
     host = parts.hostname or ""
     return ServerUrl(tls, host, port or (443 if tls else 80), parts.path.rstrip("/"))
+
+
+def same_server(url: ServerUrl) -> str:
+    """Equal for urls that mean one server, however they are written."""
+    path = url.path[:-3] if url.path.endswith(OPENAI_ROOTS) else url.path
+    return f"{'https' if url.tls else 'http'}://{url.authority.lower()}{path}"
 
 
 def _url_problem(text: str, parts: SplitResult) -> str:

@@ -9,7 +9,13 @@ from msgspec.structs import asdict
 
 from trainmesh.errors import ConfigError
 from trainmesh.etcd_address import parse_url as parse_etcd_url
-from trainmesh.serving.config.addresses import Listener, parse_listener, parse_url
+from trainmesh.serving.config.addresses import (
+    OPENAI_ROOTS,
+    Listener,
+    parse_listener,
+    parse_url,
+    same_server,
+)
 from trainmesh.serving.config.problem import Path, Problem, near
 from trainmesh.serving.config.tenants import check_tenants
 from trainmesh.serving.config.types import (
@@ -19,6 +25,7 @@ from trainmesh.serving.config.types import (
     EjectConfig,
     EndpointConfig,
     ModelConfig,
+    Runtime,
 )
 from trainmesh.serving.identity.certificates import FileProblem
 from trainmesh.serving.identity.tls import ServerTls, UpstreamSide
@@ -138,7 +145,7 @@ def _check_endpoints(endpoints: tuple[EndpointConfig, ...], *path: str) -> None:
         _check_endpoint(endpoint, *here)
         url = parse_url(endpoint.url)
         for what, value, seen in (
-            ("url", f"{url.authority.lower()}{url.path}", urls),
+            ("url", same_server(url), urls),
             ("name", endpoint.name, names),
         ):
             if value in seen:
@@ -156,8 +163,10 @@ def _check_endpoint(endpoint: EndpointConfig, *path: str | int) -> None:
     for what in ("name", "node", "zone", "revision"):
         if not LABEL.match(getattr(endpoint, what)):
             raise Problem("must be of printable ASCII characters without spaces", *path, what)
-    if parse_url(endpoint.url).path.endswith("/v1"):
-        raise Problem("must end before /v1, which is added to it", *path, "url")
+    base = parse_url(endpoint.url).path
+    if endpoint.runtime in (Runtime.TRITON, Runtime.KSERVE) and base.endswith(OPENAI_ROOTS):
+        what = f"must end before {base[-3:]}: runtime {endpoint.runtime} has no such paths"
+        raise Problem(what, *path, "url")
     if endpoint.metrics:
         try:
             parse_url(endpoint.metrics)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from trainmesh.serving.config.addresses import OPENAI_ROOTS
 from trainmesh.serving.config.types import EndpointConfig, UpstreamTls
 from trainmesh.serving.identity.certificates import FileProblem
 from trainmesh.serving.identity.tls import UpstreamSide
@@ -33,7 +34,7 @@ def root_of(url: str) -> URL:
     """The URL that a server's own paths begin at: an endpoint's, without the ``/v1`` of OpenAI."""
     parsed = URL(url)
     path = parsed.path.rstrip("/")
-    return parsed.with_path(path.removesuffix("/v1") or "/")
+    return parsed.with_path((path[:-3] if path.endswith(OPENAI_ROOTS) else path) or "/")
 
 
 class Fetcher:

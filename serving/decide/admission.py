@@ -109,7 +109,11 @@ class Admission:
         return _QUEUED
 
     def release(
-        self, owner: object, now_s: float, output_tokens: int | None = None
+        self,
+        owner: object,
+        now_s: float,
+        output_tokens: int | None = None,
+        prompt_tokens: int | None = None,
     ) -> list[Ticket]:
         """A request is over, let in or not; returns those that are let in now.
 
@@ -117,6 +121,7 @@ class Admission:
             owner: of its ticket; an unknown one is ignored.
             now_s: monotonic seconds.
             output_tokens: what the answer had; what was expected beyond is given back.
+            prompt_tokens: what the endpoint counted; what was estimated beyond is given back.
         """
         ticket = self._tickets.pop(owner, None)
         if ticket is None:
@@ -129,6 +134,8 @@ class Admission:
         ticket.quota.inflight -= 1
         if output_tokens is not None:
             ticket.quota.give_back(ticket.facts.output_tokens - output_tokens)
+        if prompt_tokens is not None:
+            ticket.quota.give_back(ticket.facts.prompt_tokens - prompt_tokens)
         if not any(line.waiting for line in self._lines.values()):
             return []
         return self._start()

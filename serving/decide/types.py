@@ -78,8 +78,9 @@ class Kind(StrEnum):
 
 
 class Facts:
-    """What is known of a request before it is sent anywhere. Tokens are estimates: a quarter of
-    the bytes for the prompt, ``max_tokens`` (or what answers had so far) for the output."""
+    """What is known of a request before it is sent anywhere. Tokens are estimates: by the kind of
+    its parts for the prompt (``proxy.prompt``), corrected by what answers count, and
+    ``max_tokens`` (or what answers had so far) for the output."""
 
     __slots__ = (
         "blocks",
@@ -125,7 +126,7 @@ class Facts:
         self.session_key = stable_hash(session) if session else 0
         """What scorers go by, and what the ledger keeps of the session; 0 without one."""
         self.blocks = blocks
-        """Chained hashes of the body's blocks of 512 bytes, for the prefix index."""
+        """Chained hashes of the prompt's blocks of 128 tokens, for the prefix index."""
 
 
 class Candidate(Protocol):

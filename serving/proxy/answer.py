@@ -54,14 +54,24 @@ class Sink(Protocol):
 class Request:
     """What is sent: bytes of the head and body, and how the answer is to be read."""
 
-    __slots__ = ("body", "decode", "head", "inbound")
+    __slots__ = ("body", "decode", "generates", "head", "inbound")
 
-    def __init__(self, head: bytes, body: bytes, inbound: Inbound | None, *, decode: bool) -> None:
+    def __init__(
+        self,
+        head: bytes,
+        body: bytes,
+        inbound: Inbound | None,
+        *,
+        decode: bool,
+        generates: bool = True,
+    ) -> None:
         self.head = head
         self.body = body
         self.inbound = inbound
         self.decode = decode
         """Hand on the body without its chunk framing."""
+        self.generates = generates
+        """The answer is text, whose tokens count; embeddings are none."""
 
 
 class Answer:

@@ -13,6 +13,7 @@ from trainmesh.serving.proxy.body import Body, decode
 
 __all__ = [
     "BLOCK_BYTES",
+    "EMBEDDINGS",
     "POST_PATHS",
     "Body",
     "authority_of",
@@ -24,15 +25,16 @@ __all__ = [
     "split_target",
 ]
 
-POST_PATHS: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+EMBEDDINGS: Final = b"/v1/embeddings"
+POST_PATHS: Final = frozenset(
+    {b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", EMBEDDINGS}
+)
 
 _HOST = re.compile(
     rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
 )
 
 BLOCK_BYTES: Final = 512
-MAX_BLOCKS: Final = 64
-"""Prefixes are told apart by their first 32 KiB."""
 
 
 def parse_body(data: bytes) -> Body:
@@ -101,12 +103,12 @@ def meant_path(path: bytes) -> str:
     return likely.decode() if known else ""
 
 
-def prefix_blocks(model: str, body: bytes) -> Sequence[int]:
-    """A hash for each full block of ``body``, chained, so that equal hashes mean equal prefixes.
-    They hold within one process only."""
+def prefix_blocks(model: str, head: bytes) -> Sequence[int]:
+    """A hash for each full block of a prompt's beginning (``Prompt.head``), chained, so that equal
+    hashes mean equal prefixes. They hold within one process only."""
     blocks: list[int] = []
     link = hash(model)
-    for start in range(0, min(len(body) // BLOCK_BYTES, MAX_BLOCKS) * BLOCK_BYTES, BLOCK_BYTES):
-        link = hash((link, body[start : start + BLOCK_BYTES]))
+    for end in range(BLOCK_BYTES, len(head) + 1, BLOCK_BYTES):
+        link = hash((link, head[end - BLOCK_BYTES : end]))
         blocks.append(link)
     return blocks

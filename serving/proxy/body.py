@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from trainmesh.serving.proxy.prompt import Prompt, read_prompt
+
 __all__ = ["Body", "decode"]
 
 MAX_TOKENS = 2**31
@@ -28,6 +30,7 @@ class Body(Struct, frozen=True):
     output_tokens: int
     """As many as may be generated; 0 where there is no such limit."""
     prompt_cache_key: str
+    prompt: Prompt
 
 
 class _Members(Struct):
@@ -35,7 +38,14 @@ class _Members(Struct):
     stream: Any = None
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    max_output_tokens: Any = None
     prompt_cache_key: Any = None
+    messages: Any = None
+    prompt: Any = None
+    input: Any = None
+    instructions: Any = None
+    tools: Any = None
+    functions: Any = None
 
 
 _decode = msgspec.json.Decoder(_Members).decode
@@ -56,12 +66,17 @@ def decode(data: bytes) -> Body:
     if model is not None and not isinstance(model, str):
         raise msgspec.ValidationError("model must be a string")
     key = members.prompt_cache_key
+    most = (members.max_completion_tokens, members.max_tokens, members.max_output_tokens)
     return Body(
         model=model or "",
         stream=_is_true(members.stream),
-        output_tokens=_tokens(members.max_completion_tokens) or _tokens(members.max_tokens),
+        output_tokens=next((found for value in most if (found := _tokens(value))), 0),
         prompt_cache_key=key if isinstance(key, str) else "",
-    )
+        prompt=read_prompt(
+            members.messages, members.prompt, members.input, members.instructions,
+            members.tools or members.functions,
+        ),
+    )  # fmt: skip
 
 
 def _as_python_does(data: bytes, error: msgspec.DecodeError) -> _Members:

@@ -62,8 +62,8 @@ class Exchange:
     """A request on its way. Called by one event loop only."""
 
     __slots__ = ("_attempts", "_live", "_refusing", "_router", "_spans", "allowed", "call",
-                 "client", "facts", "hedge_at_s", "route", "started_s", "trace", "tried",
-                 "winner")  # fmt: skip
+                 "client", "estimates", "facts", "hedge_at_s", "route", "started_s", "trace",
+                 "tried", "winner")  # fmt: skip
 
     def __init__(
         self,
@@ -81,6 +81,8 @@ class Exchange:
         self.client: ClientConnection | None = client
         self.call = call
         self.facts = facts
+        self.estimates = (facts.prompt_tokens, 0, 0)
+        """Tokens of the prompt as text, as media and as counted ones, before any correction."""
         self.started_s = call.received_s
         self.hedge_at_s = 0.0
         self.trace: RequestTrace | None = None

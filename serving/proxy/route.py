@@ -15,8 +15,10 @@ from trainmesh.serving.cells import state_index, status_index
 from trainmesh.serving.config.types import LimitsConfig
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.pool import Pool
+from trainmesh.serving.decide.token_ratio import TokenRatio
 from trainmesh.serving.decide.types import Attempt, Kind, Outcome
 from trainmesh.serving.proxy.answer import Request
+from trainmesh.serving.proxy.api import EMBEDDINGS
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.request_ids import for_endpoint
 from trainmesh.serving.proxy.server import Server
@@ -35,6 +37,7 @@ class Route:
         self.name = name
         self._loop = loop
         self._servers: dict[Endpoint, Server] = {}
+        self.token_ratio = TokenRatio()
         self._hedges: deque[Exchange] = deque()
         self._hedge_timer: asyncio.TimerHandle | None = None
 
@@ -116,7 +119,8 @@ class Route:
             b"traceparent: %s\r\n" % traceparent if traceparent else b"",
             b"content-length: %d\r\n\r\n" % len(body),
         ]
-        return Request(b"".join(head), body, inbound, decode=call.http10)
+        generates = call.path != EMBEDDINGS
+        return Request(b"".join(head), body, inbound, decode=call.http10, generates=generates)
 
     def _head(self, endpoint: Endpoint, call: Call, target: bytes) -> bytes:
         """The first lines; ``target`` may have a query."""

@@ -33,6 +33,7 @@ from trainmesh.serving.log import ACCESS, LOGGER, log_event
 from trainmesh.serving.orders import Orders
 from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.api import (
+    EMBEDDINGS,
     POST_PATHS,
     check_coding,
     parse_body,
@@ -66,8 +67,6 @@ if TYPE_CHECKING:
 __all__ = ["Router"]
 
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d+){3}|::1")
-BYTES_PER_TOKEN: Final = 4
-"""Of English text in common tokenizers."""
 
 
 class Router:
@@ -282,6 +281,8 @@ class Router:
                 code="model_not_found", param="model",
             )  # fmt: skip
         call.model = body.model
+        prompt = body.prompt
+        output_tokens = body.output_tokens or route.pool.expected_output_tokens()
         session = route.session_of(call) or body.prompt_cache_key.encode("utf-8", "replace")
         facts = Facts(
             request_id=self._ids.name(call),
@@ -291,10 +292,10 @@ class Router:
             priority=tenant.config.priority,
             stream=body.stream,
             nbytes=len(call.body),
-            prompt_tokens=len(call.body) // BYTES_PER_TOKEN,
-            output_tokens=body.output_tokens or route.pool.expected_output_tokens(),
+            prompt_tokens=route.token_ratio.tokens(prompt.text, prompt.media, prompt.exact),
+            output_tokens=0 if call.path == EMBEDDINGS else output_tokens,
             session=session,
-            blocks=prefix_blocks(route.name, call.body),
+            blocks=prefix_blocks(route.name, prompt.head),
         )  # fmt: skip
         grant = self._access.grant(tenant.name, route.name)
         if isinstance(grant, Refused):
@@ -306,6 +307,7 @@ class Router:
                 refused = grant.none_allowed(reasons)
                 raise Refusal(refused.status, refused.message, code=refused.code)
         exchange = Exchange(self, route, client, call, facts, allowed)
+        exchange.estimates = prompt.text, prompt.media, prompt.exact
         if self._tracer is not None:
             name = f"POST {call.path.decode()}"
             trace = exchange.trace = self._tracer.begin(call.special.get(TRACEPARENT), name)
@@ -398,6 +400,7 @@ class Router:
         self.release(exchange.call)
         winner = exchange.winner
         tokens = winner.output_tokens() if winner is not None else 0
+        prompt_tokens = self._counted(exchange, winner) if winner is not None else 0
         cells, tenant = self._cells, self._row.layout.tenant(exchange.facts.tenant)
         cells[tenant.inflight] -= 1
         cells[tenant.output_tokens] += tokens
@@ -407,8 +410,18 @@ class Router:
             exchange.trace.end(status)
         if self.config.telemetry.access_log:
             self._log_access(exchange, status, now_s)
-        for ticket in self._admission.release(exchange, now_s, tokens or None):
+        for ticket in self._admission.release(
+            exchange, now_s, tokens or None, prompt_tokens or None
+        ):
             self._start(ticket, now_s)
+
+    def _counted(self, exchange: Exchange, winner: Upstream) -> int:
+        """The tokens of the prompt as the endpoint counts them, to learn from; 0: unknown."""
+        tokens = winner.usage.prompt_tokens
+        if tokens:
+            text, media, exact = exchange.estimates
+            exchange.route.token_ratio.counted(text, media, exact, tokens)
+        return tokens
 
     def _log_access(self, exchange: Exchange, status: int, now_s: float) -> None:
         winner, facts = exchange.winner, exchange.facts

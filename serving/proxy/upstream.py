@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol, cast
@@ -12,6 +13,13 @@ import httptools
 from trainmesh.serving.adapters.types import AdapterError
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.proxy.answer import Answer, Client, Request, Sink
+from trainmesh.serving.proxy.usage import (
+    NO_USAGE,
+    USAGE_BYTES,
+    USAGE_PIECES,
+    Usage,
+    find_usage,
+)
 
 __all__ = ["Upstream"]
 
@@ -41,10 +49,10 @@ class Upstream(asyncio.Protocol):
     client's stream is always between two chunks, where an error event can still be put.
     """
 
-    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_excess", "_held",
+    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_held",
                  "_in_head", "_informational", "_keep", "_last", "_on_hold", "_open_chunk",
-                 "_out", "_parser", "_raw", "_reused", "_tail", "answer", "attempt", "chunks",
-                 "client", "commented_s", "connecting", "error", "idle_since_s",
+                 "_out", "_parser", "_raw", "_reused", "_tail", "_usage", "answer", "attempt",
+                 "chunks", "client", "commented_s", "connecting", "error", "idle_since_s",
                  "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request", "server",
                  "sink", "transport", "whole")  # fmt: skip
 
@@ -81,6 +89,9 @@ class Upstream(asyncio.Protocol):
         self._informational = 0
         self._raw = b""
         self._held = self._tail = self._last = b""
+        self._ends: deque[bytes] = deque(maxlen=USAGE_PIECES)
+        """Of what was forwarded last, where answers say what they have counted."""
+        self._usage: Usage | None = None
         self._decoded: list[bytes] = []
         self._decoding = request.decode or request.inbound is not None
         self.lead = b""
@@ -312,6 +323,7 @@ class Upstream(asyncio.Protocol):
         else:
             data = data[: (self.answer.content_length or 0) - self.nbytes]
         self._last = data
+        self._ends.append(data if len(data) < USAGE_BYTES else data[-USAGE_BYTES:])
         self.chunks += 1
         self.nbytes += len(data)
         if self.chunks > 1:
@@ -347,6 +359,7 @@ class Upstream(asyncio.Protocol):
         data, self._out = self._out, b""
         if data:
             self._last = data
+            self._ends.append(data if len(data) < USAGE_BYTES else data[-USAGE_BYTES:])
             self.chunks += 1
             self.nbytes += len(data)
             if self.rechunk:
@@ -398,8 +411,22 @@ class Upstream(asyncio.Protocol):
             self.commented_s = now_s
             cast(Client, self.client).write(b"%x\r\n%s\r\n" % (len(COMMENT), COMMENT))
 
+    @property
+    def usage(self) -> Usage:
+        """What the endpoint counted, if the answer says so and is complete."""
+        if not self._complete or self.answer.status >= 300:
+            return NO_USAGE
+        if self._usage is None:
+            self._usage = find_usage(b"".join(self._ends))
+        return self._usage
+
     def output_tokens(self) -> int:
-        """An estimate of the tokens in the answer: events of a stream, a quarter of other bytes."""
+        """The tokens in the answer; where it has no count an estimate: events of a stream, a
+        quarter of other bytes."""
+        if counted := self.usage.output_tokens:
+            return counted
+        if not self.request.generates:
+            return 0
         if self.streams_events:
             return self.chunks
         return self.nbytes // 4

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -201,6 +202,18 @@ def test_what_asks_whether_it_is_ready_needs_no_key() -> None:
             one.start()
             until(lambda: ask(router.name, "GET", "/ready")[0] == 200, 60)
             until(lambda: ask(name, "GET", "/ready")[0] == 200, 60)
+
+
+def test_a_url_may_end_in_v1() -> None:
+    """As OpenAI's base URLs do; requests, health checks and readiness go to the same server."""
+    with backends(1) as (backend,):
+        models = {"m": {"endpoints": [{"url": f"{backend.url}/v1", "runtime": "vllm"}], **OPTIONS}}
+        with running_router({"models": models}) as router:
+            until(lambda: ask(router.name, "GET", "/ready")[0] == 200)
+            assert router.post(b'{"model":"m","messages":[]}')[0] == 200
+            assert backend.asked[-1].lines[0] == f"POST {PATH} HTTP/1.1"
+            time.sleep(1.2)
+            assert "waiting for" not in router.log, "health checks go elsewhere"
 
 
 def test_it_says_which_endpoints_it_waits_for() -> None:

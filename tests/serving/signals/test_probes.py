@@ -39,6 +39,7 @@ def test_the_open_inference_protocol_says_no_with_400() -> None:
         ("http://h:1/v1", "http://h:1/"),
         ("http://h:1/v1/", "http://h:1/"),
         ("https://h/team/v1", "https://h/team"),
+        ("https://h/v3", "https://h/"),
         ("https://h/team", "https://h/team"),
     ],
 )
