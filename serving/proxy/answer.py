@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from trainmesh.serving.adapters.types import Inbound
@@ -77,8 +78,8 @@ class Request:
 class Answer:
     """The head of an answer, as it will be told to the client."""
 
-    __slots__ = ("chunked", "connection", "content_length", "event_stream", "fields", "reason",
-                 "retry_after_s", "status")  # fmt: skip
+    __slots__ = ("chunked", "connection", "content_length", "event_stream", "fields", "is_text",
+                 "reason", "retry_after_s", "status")  # fmt: skip
 
     def __init__(self) -> None:
         self.status = 0
@@ -88,6 +89,8 @@ class Answer:
         self.content_length: int | None = None
         self.connection = b""
         self.event_stream = False
+        self.is_text = False
+        """JSON or events, and not compressed, so that an error in it can be seen."""
         self.retry_after_s = 0.0
 
     def head(self) -> bytes:
@@ -100,6 +103,16 @@ class Answer:
                 if not gone or pair[0].lower() not in gone
             ]
         )
+
+    def become(self, status: int, length: int) -> None:
+        """An error was found in the body: the head that should have come with it."""
+        self.status = status
+        phrases = {each.value: each.phrase for each in HTTPStatus}
+        self.reason = phrases.get(status, "Error").encode()
+        self.fields = [pair for pair in self.fields if field(pair[0]) != CONTENT_TYPE]
+        self.fields.append((b"content-type", b"application/json"))
+        self.event_stream = self.chunked = False
+        self.content_length = length
 
     def note(self, name: bytes, value: bytes) -> None:
         """Take a header field.
@@ -123,6 +136,8 @@ class Answer:
             return
         self.fields.append((name, value))
         if kind == CONTENT_TYPE:
-            self.event_stream = value.lower().startswith(b"text/event-stream")
+            lower = value.lower()
+            self.event_stream = lower.startswith(b"text/event-stream")
+            self.is_text = self.event_stream or lower.startswith(b"application/json")
         elif kind == RETRY_AFTER and value.isdigit() and len(value) < 7:
             self.retry_after_s = float(value)

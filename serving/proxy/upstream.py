@@ -13,6 +13,7 @@ import httptools
 from trainmesh.serving.adapters.types import AdapterError
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.proxy.answer import Answer, Client, Request, Sink
+from trainmesh.serving.proxy.first_event import GOOD, error_of, status_of
 from trainmesh.serving.proxy.usage import (
     NO_USAGE,
     USAGE_BYTES,
@@ -49,12 +50,12 @@ class Upstream(asyncio.Protocol):
     client's stream is always between two chunks, where an error event can still be put.
     """
 
-    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_held",
-                 "_in_head", "_informational", "_keep", "_last", "_on_hold", "_open_chunk",
-                 "_out", "_parser", "_raw", "_reused", "_tail", "_usage", "answer", "attempt",
-                 "chunks", "client", "commented_s", "connecting", "error", "idle_since_s",
-                 "last_byte_s", "lead", "nbytes", "outcome", "rechunk", "request", "server",
-                 "sink", "transport", "whole")  # fmt: skip
+    __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_first",
+                 "_held", "_in_head", "_informational", "_keep", "_last", "_on_hold",
+                 "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail", "_unjudged",
+                 "_usage", "answer", "attempt", "chunks", "client", "commented_s", "connecting",
+                 "error", "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk",
+                 "request", "server", "sink", "transport", "whole")  # fmt: skip
 
     __deletable__ = ("answer", "attempt", "client", "request")  # mypyc wants to be told
 
@@ -79,6 +80,7 @@ class Upstream(asyncio.Protocol):
         self.request = request
         self.client: Client | None = None
         self.answer = Answer()
+        self.error = ""
         self.chunks = 0
         self.nbytes = 0
         self.last_byte_s = self.commented_s = 0.0
@@ -92,6 +94,9 @@ class Upstream(asyncio.Protocol):
         self._ends: deque[bytes] = deque(maxlen=USAGE_PIECES)
         """Of what was forwarded last, where answers say what they have counted."""
         self._usage: Usage | None = None
+        self._unjudged = False
+        """The answer may be an error though its status is 200; ``_first`` is its body so far."""
+        self._first = b""
         self._decoded: list[bytes] = []
         self._decoding = request.decode or request.inbound is not None
         self.lead = b""
@@ -135,6 +140,7 @@ class Upstream(asyncio.Protocol):
             return
         self.answer.status = status
         self._in_head = False
+        self._unjudged = status == 200 and self.request.inbound is None and self.answer.is_text
 
     def on_chunk_header(self) -> None:
         self._open_chunk = True
@@ -144,6 +150,8 @@ class Upstream(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._begun = True
+        if self._unjudged:
+            self._first += data
         if self._decoding:
             self._decoded.append(data)
 
@@ -246,12 +254,8 @@ class Upstream(asyncio.Protocol):
         now_s = monotonic()
         if self._decoding and not self._decode():
             return
-        if self.client is None:
-            if not self._may_start():
-                self._held += data
-                return
-            if not self._start(now_s):
-                return
+        if self.client is None and not self._begin(data, now_s):
+            return
         if self._decoding:
             self._forward_decoded()
         elif data or self._held:
@@ -261,6 +265,44 @@ class Upstream(asyncio.Protocol):
         self.last_byte_s = now_s
         if self._complete:
             self._finish(now_s)
+
+    def _begin(self, data: bytes, now_s: float) -> bool:
+        """Tell the client, if that may be done now; ``data`` is kept if not."""
+        if self._unjudged and not self._judge(data):
+            return False
+        if not self._may_start():
+            self._held += data
+            return False
+        return self._start(now_s)
+
+    def _judge(self, data: bytes) -> bool:
+        """See whether the answer is an error though its status is 200. True: go on with ``data``;
+        False: it is kept, or the answer has become another."""
+        answer = self.answer
+        events = answer.event_stream
+        error = error_of(self._first, events=events, complete=self._complete)
+        if error is None:
+            self._held += data
+            return False
+        self._unjudged = False
+        self._first = b""
+        if error == GOOD:
+            return True
+        self._become(error)
+        return False
+
+    def _become(self, error: bytes) -> None:
+        """Go on as if ``error`` had come as an error answer."""
+        answer = self.answer
+        answer.become(status_of(error), len(error))
+        self.error = f"an error under status 200: {error[:200].decode('utf-8', 'replace')}"
+        self._complete, self._decoding = True, False
+        self._held = self._out = b""
+        sink = self.sink
+        if sink is not None and sink.on_head(self):
+            self._take_body(error)
+        elif self._on_hold:
+            self._raw = error
 
     def _may_start(self) -> bool:
         """Whether the client may be told: before that, another endpoint can still be asked."""
