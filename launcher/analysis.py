@@ -78,6 +78,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         device=hellos[0].device if hellos else "",
         job=next((hint.job for hint in sample.hints.values()), ""),
         num_starts=sample.num_starts,
+        outcome=sample.outcome,
         num_modules=len(start.modules),
         num_steps=num_steps,
         last_step=start.last_step,
@@ -362,6 +363,13 @@ def _missing(
             "its last line unfinished)."
         )
     found += _missing_steps(sample.start, world_size, reports, complete)
+    ends = sum(event.kind == "process" for event in sample.events)
+    if ends:
+        found.append(
+            f"Processes of trainmesh itself ended during the run ({count(ends, 'time')}; the "
+            "events say which, and why): what they would have measured or planned meanwhile is "
+            "missing."
+        )
     if sample.num_starts > 1:
         found.append(
             f"The job's processes were started {sample.num_starts} times; the figures are of the "

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from trainmesh.decisions.regime import regime_words
 from trainmesh.format import percent, quotient
-from trainmesh.types import Asked, Choice, ClassFit, Event, LinkOrigin, Plan
+from trainmesh.types import Asked, Choice, ClassFit, Event, LinkOrigin, Outcome, Plan
 
 __all__ = [
     "BucketStats",
@@ -207,6 +207,8 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     job: str
     num_starts: int
     """How often the job's processes were started; the figures are of the last start with steps."""
+    outcome: Outcome | None = None
+    """How the launch has ended on this node; None: the record doesn't say."""
     num_modules: int
     """DDP modules seen; only the first one is analysed."""
     num_steps: int

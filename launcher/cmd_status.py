@@ -12,6 +12,7 @@ from trainmesh.decisions.asked import name, sentence
 from trainmesh.decisions.regime import Regime
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher import jobs
+from trainmesh.launcher.outcome_words import attempts_words
 from trainmesh.launcher.progress import plan_words, waiting_words
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
@@ -58,6 +59,7 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
             )
         if not status.world_size:
             output.text(f"job {status.job}: starting, no rank has reported yet")
+            output.text(*attempts_words(status.outcome))
             continue
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
@@ -69,6 +71,9 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
                 f"only {len(status.ranks)} of the {count(status.world_size, 'rank')} have "
                 "introduced themselves; nothing is planned without the others"
             )
+        if status.num_restarts:
+            output.text(f"restarted {count(status.num_restarts, 'time')}")
+        output.text(*attempts_words(status.outcome))
         output.text(*asked_words(status))
         if status.dropped:
             output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")

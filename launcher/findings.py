@@ -15,6 +15,7 @@ from trainmesh.launcher.analysis_types import (
     RunAnalysis,
     SwitchEffect,
 )
+from trainmesh.launcher.outcome_words import attempts_words, outcome_title
 from trainmesh.types import Algorithm, LinkOrigin, Plan
 
 __all__ = ["Headline", "Tone", "headline"]
@@ -56,6 +57,11 @@ def headline(run: RunAnalysis) -> Headline:
     """Sum up ``run``."""
     title, tone = _title(run)
     points = tuple(text for text in _points(run) if text != f"{title}.")
+    ended = outcome_title(run.outcome, run.last_step + 1 if run.num_steps else 0)
+    if ended is not None:
+        measured = () if run.step_time is None else (f"{title}.",)
+        title, tone, points = ended, Tone.BAD, (*measured, *points)
+    points = (*attempts_words(run.outcome), *points)
     return Headline(title=title, tone=tone, points=points, advice=_advice(run))
 
 
@@ -194,6 +200,14 @@ def _sources(run: RunAnalysis) -> str:
 
 
 def _advice(run: RunAnalysis) -> str:
+    outcome = run.outcome
+    if outcome is not None and outcome.exit_code and not outcome.signal:
+        return (
+            "Find out why it failed first: what that rank has printed is above torchrun's table of "
+            "failed workers, or in torchrun's --log-dir."
+            if outcome.failures
+            else "Find out why it failed first."
+        )
     if run.step_time is not None and run.world_size == 1:
         return "Start more than one rank (--nproc-per-node) to see communication."
     if run.step_time is None or run.split is None:

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
-from trainmesh.launcher.troubles import read_troubles
+from trainmesh.launcher.troubles import read_told
 from trainmesh.rundir import RunDir, live_runs
 from trainmesh.store import Store, job_prefix
-from trainmesh.types import JobStatus
+from trainmesh.types import JobStatus, Outcome
 from trainmesh.wire import decode
 
 if TYPE_CHECKING:
@@ -134,9 +134,22 @@ def _on_this_machine() -> list[JobStatus]:
         if status is None and info.job in found:
             continue
         status = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
-        texts = tuple(trouble.text for trouble in read_troubles(run.troubles))
-        found[info.job] = replace(status, troubles=texts)
+        told = read_told(run.troubles)
+        found[info.job] = replace(
+            status,
+            troubles=tuple(trouble.text for trouble in told.troubles),
+            events=(*status.events, *told.events),
+            outcome=_outcome(run),
+        )
     return list(found.values())
+
+
+def _outcome(run: RunDir) -> Outcome | None:
+    """Of the attempts that have failed; None if none has."""
+    try:
+        return decode(run.outcome.read_bytes(), Outcome, what=str(run.outcome))
+    except (OSError, WireError):
+        return None
 
 
 def _read(run: RunDir) -> JobStatus | None:

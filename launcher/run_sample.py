@@ -20,6 +20,7 @@ from trainmesh.types import (
     Hello,
     Hint,
     LinkOrigin,
+    Outcome,
     RecordLine,
     StepReport,
 )
@@ -131,6 +132,7 @@ class RunSample:
     origins: dict[int, LinkOrigin] = field(default_factory=dict)
     """By the version of a graph."""
     asked: tuple[Asked, ...] = ()
+    outcome: Outcome | None = None
     events: list[Event] = field(default_factory=list)
     events_omitted: int = 0
     lines: int = 0
@@ -153,7 +155,12 @@ class _Collector:
             self._log(line.event)
         elif line.hint is not None and len(sample.hints) < MAX_EPOCHS:
             sample.hints[line.hint.epoch] = line.hint
-        elif line.choice is not None:
+        else:
+            self._keep_newest(line)
+
+    def _keep_newest(self, line: RecordLine) -> None:
+        sample = self.sample
+        if line.choice is not None:
             sample.first_choice = sample.first_choice or line.choice
             sample.choice = line.choice
         elif line.fit is not None:
@@ -164,6 +171,8 @@ class _Collector:
             sample.origin = line.links_from
         elif line.asked is not None:
             sample.asked = line.asked
+        elif line.outcome is not None:
+            sample.outcome = line.outcome
 
     def _see_graph(self, graph: dict[str, object]) -> None:
         sample = self.sample

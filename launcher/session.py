@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from trainmesh.console import say
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher import asked, leftovers, signals, torchrun
+from trainmesh.launcher.outcome import Ending
 from trainmesh.launcher.settings import (
     LaunchSettings,
     python_path,
@@ -46,6 +47,7 @@ def run(args: Namespace, settings: LaunchSettings) -> int:
     Returns:
         Torchrun's exit code.
     """
+    ending = Ending(is_one_node=settings.meeting is None)
     try:
         with signals.raising(), ExitStack() as stack:
             plane = _control_plane(settings, stack)
@@ -53,10 +55,11 @@ def run(args: Namespace, settings: LaunchSettings) -> int:
             logs = stack.enter_context(leftovers.log_directory(args.log_dir, note))
             args = Namespace(**{**vars(args), "log_dir": logs})
             if plane is None:
-                return _run_workers(args, worker_environment(settings, None))
-            return _run_measured(args, settings, plane)
+                return _run_workers(args, worker_environment(settings, None), ending)
+            ending.keep_at(plane.run_dir.outcome)
+            return _run_measured(args, settings, plane, ending)
     except SignalException as error:  # after torchrun's end, and before we took its handlers away
-        return torchrun.stopped(error)
+        return torchrun.stopped(error, ending)
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,21 @@ def _control_plane(settings: LaunchSettings, stack: ExitStack) -> _ControlPlane 
         return None
 
 
-def _run_measured(args: Namespace, settings: LaunchSettings, plane: _ControlPlane) -> int:
+def _run_measured(
+    args: Namespace, settings: LaunchSettings, plane: _ControlPlane, ending: Ending
+) -> int:
     run_dir = plane.run_dir
     progress = _ProgressThread(run_dir, args.progress)
     try:
         plane.supervisor.start()
         progress.start()
-        code = _run_workers(args, worker_environment(settings, run_dir))
+        code = _run_workers(args, worker_environment(settings, run_dir), ending)
         if code == 0:
             _say_untouched(run_dir)
         return code
+    except BaseException as error:
+        ending.raised(error)
+        raise
     finally:
         signals.hold()
         progress.stop()
@@ -95,16 +103,17 @@ def _run_measured(args: Namespace, settings: LaunchSettings, plane: _ControlPlan
                 say(text)
         if args.report is not None:
             plane.troubles.record(run_dir.record)
+            ending.record(run_dir.record)
             _write_report(run_dir.record, args.report)
 
 
-def _run_workers(args: Namespace, environment: dict[str, str]) -> int:
+def _run_workers(args: Namespace, environment: dict[str, str], ending: Ending) -> int:
     marker = f"{MARK}={secrets.token_hex(8)}"
     added = {**environment, **dict([marker.split("=")]), "PYTHONPATH": python_path()}
     try:
         signals.check()
         with _environment(added):
-            return torchrun.run(args)
+            return torchrun.run(args, ending)
     finally:
         signals.hold()
         leftovers.kill_workers(marker)

@@ -87,6 +87,8 @@ def hold() -> None:
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    if _received:
+        number = _received[0]  # the first one is what ends us; others come while it does
     _settle()
     _received.append(number)
     again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), number))

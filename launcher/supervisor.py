@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from trainmesh.console import say
 from trainmesh.errors import WireError
 from trainmesh.health import Health
 from trainmesh.launcher.service import (
@@ -80,6 +79,8 @@ class Supervisor:
                     keeper.look(now_s)
                 self._stopping.wait(POLL_S)
         finally:
+            for keeper in self._keepers:
+                keeper.look_at_end()
             for keeper in reversed(self._keepers):
                 keeper.service.process.stop()
             self._troubles.look(time.monotonic(), at_end=True)
@@ -121,6 +122,17 @@ class Keeper:
             self._quick_ends = 0
             self._troubles.set(self.service.name, self.service.name, "", now_s)
 
+    def look_at_end(self) -> None:
+        """Say what hasn't been said when no more is started."""
+        code = self.service.process.poll() if self._running else None
+        if code is not None:
+            words = last_words(self.service.log, self._log_begin)
+            why = f": {words}" if words else ""
+            self._troubles.happened(
+                f"the {self.service.name} ended with {_exit_words(code)} before the job was over"
+                f"{why}"
+            )
+
     def start_again(self, now_s: float) -> None:
         """End it, and start it at the next ``look``."""
         self.service.process.stop()
@@ -156,7 +168,7 @@ class Keeper:
         words = last_words(self.service.log, self._log_begin)
         why = f": {words}" if words else ""
         if self._quick_ends <= MAX_RESTARTS:
-            say(f"the {name} {how} and is started again{why}")
+            self._troubles.happened(f"the {name} {how} and is started again{why}")
             return
         text = f"the {name} keeps ending and is tried again about once a minute, without new plans"
         self._troubles.set(name, name, f"{text}; training goes on; it {how}{why}", now_s)

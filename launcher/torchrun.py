@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -23,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from trainmesh.console import say, write_error
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher import own_modules
+from trainmesh.launcher.outcome import Ending, first_signal
 
 __all__ = ["Refused", "parser", "resolve", "run", "stopped"]
 
@@ -73,8 +73,8 @@ def _check_values(config: LaunchConfig) -> None:
         )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what torchrun does with ``args``.
+def run(args: argparse.Namespace, ending: Ending) -> int:
+    """Do what torchrun does with ``args``; ``ending`` hears how it ends.
 
     Returns:
         Torchrun's exit code: 0, or 1 if workers failed or a signal ended the run. What torchrun
@@ -85,23 +85,33 @@ def run(args: argparse.Namespace) -> int:
         TrainmeshError: torchrun could not run the workers.
     """
     try:
-        with own_modules.as_started() if args.run_path else nullcontext():
+        with (
+            own_modules.as_started() if args.run_path else nullcontext(),
+            ending.watching(),
+        ):
             record(torch_run.run)(args)
     except ChildFailedError as error:
+        ending.children_failed(error)
         _show(error)
         return 1
     except SignalException as error:
         _trace(args)
-        return stopped(error)
+        return stopped(error, ending)
     except (*WRONG_FLAGS, RendezvousError) as error:
         raise TrainmeshError(f"torchrun: {_first_line(error)}") from error
+    ending.ended(0)
     return 0
 
 
-def stopped(error: SignalException) -> int:
-    """Say which signal has ended a run; returns torchrun's exit code for that, also of Ctrl-C."""
-    is_interrupt = error.sigval == signal.SIGINT
-    say("interrupted" if is_interrupt else f"stopped by {error.sigval.name}")
+def stopped(error: SignalException, ending: Ending) -> int:
+    """Say which signal has ended a run, once; returns torchrun's exit code for that, also of
+    Ctrl-C."""
+    number = first_signal(error)
+    ending.stopped(number)
+    if not ending.is_said:
+        name = ending.outcome.signal
+        say("interrupted" if name == "SIGINT" else f"stopped by {name}")
+        ending.is_said = True
     return 1
 
 

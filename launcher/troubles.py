@@ -1,4 +1,5 @@
-"""What is wrong with the control plane now: said once, shown by ``trainmesh status``, reported.
+"""What is wrong with the control plane now, and what happened to its processes: said once, shown by
+``trainmesh status``, reported.
 
 Training goes on in any case, so nobody would notice otherwise.
 """
@@ -14,12 +15,12 @@ from pathlib import Path
 from msgspec import Struct
 
 from trainmesh.errors import WireError
-from trainmesh.record import is_torn
+from trainmesh.record import append_lines
 from trainmesh.rundir import write_atomically
 from trainmesh.types import Event, RecordLine
 from trainmesh.wire import decode, encode
 
-__all__ = ["Trouble", "Troubles", "read_troubles"]
+__all__ = ["Told", "Trouble", "Troubles", "read_told"]
 
 SAY_AFTER_S = 5.0
 """An etcd or an agent that is started again is back sooner, and has said so itself."""
@@ -31,6 +32,13 @@ class Trouble(Struct, frozen=True, kw_only=True):
 
     text: str
     since_unix_s: float
+
+
+class Told(Struct, frozen=True, kw_only=True):
+    """What is wrong now, and the newest of what was said."""
+
+    troubles: tuple[Trouble, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 @dataclass
@@ -65,6 +73,11 @@ class Troubles:
         elif about in self._open:
             self._open[about].texts.pop(who, None)
 
+    def happened(self, text: str) -> None:
+        """Something is over already that is worth a word, however short the job."""
+        self._tell(text, kind="process")
+        self._publish()
+
     def look(self, now_s: float, *, at_end: bool = False) -> None:
         """Say what has lasted, and what is over; at the end also what is new."""
         changed = False
@@ -84,35 +97,30 @@ class Troubles:
 
     def record(self, path: Path) -> None:
         """Append what was said to a run's record, for its report, once nobody else writes it."""
-        lines = b"".join(encode(RecordLine(event=event)) + b"\n" for event in self._events)
-        if not lines:
-            return
-        try:
-            with path.open("ab") as file:
-                file.write(b"\n" + lines if is_torn(path) else lines)
-        except OSError:
-            pass  # it has been said on stderr
+        if self._events:
+            append_lines(path, [RecordLine(event=event) for event in self._events])
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, *, kind: str = "warning") -> None:
         self._say(text)
         text = text.removeprefix("warning: ")
-        self._events.append(Event(unix_s=time.time(), step=0, kind="warning", text=text))
+        self._events.append(Event(unix_s=time.time(), step=0, kind=kind, text=text))
 
     def _publish(self) -> None:
-        known = [
+        known = tuple(
             Trouble(text=each.said, since_unix_s=each.since_unix_s)
             for each in self._open.values()
             if each.said
-        ]
+        )
         try:
-            write_atomically(self._path, encode(known))
+            told = Told(troubles=known, events=tuple(self._events))
+            write_atomically(self._path, encode(told))
         except OSError:
             pass  # the directory is full or gone: that is one of the troubles, and has been said
 
 
-def read_troubles(path: Path) -> list[Trouble]:
+def read_told(path: Path) -> Told:
     """What ``Troubles`` has written to ``path``; nothing if it has not."""
     try:
-        return decode(path.read_bytes(), list[Trouble], what=str(path))
+        return decode(path.read_bytes(), Told, what=str(path))
     except (OSError, WireError):
-        return []
+        return Told()

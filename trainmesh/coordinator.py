@@ -168,6 +168,7 @@ class Coordinator:
             ranks=self._view.statuses(),
             events=tuple(self._events),
             dropped=self._dropped,
+            num_restarts=max((hello.restart for hello in self._view.hellos.values()), default=0),
         )
 
     def _take(self, report: RankReport, now_unix_s: float, effects: Effects) -> None:

@@ -9,6 +9,7 @@
     status.json    the newest JobStatus; the launcher's progress line reads it
     record.jsonl   RecordLines written by the coordinator; the report is made from it
     troubles.json  what is wrong with these processes, kept by the launcher
+    outcome.json   which attempts of torchrun have failed, kept by the launcher
     seen, unseen   a process met a module that communicates; rank 0's ended without one
     etcd/          data of the embedded etcd
     *.log          output of etcd, agent and coordinator
@@ -73,6 +74,7 @@ class RunDir(OwnedDirectory):
         self.status = path / "status.json"
         self.record = path / "record.jsonl"
         self.troubles = path / "troubles.json"
+        self.outcome = path / "outcome.json"
         self.seen = path / "seen"
         self.unseen = path / "unseen"
         self.etcd_data = path / "etcd"

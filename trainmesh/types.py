@@ -32,6 +32,7 @@ __all__ = [
     "Collective",
     "Crossover",
     "Event",
+    "Failure",
     "Hello",
     "Hint",
     "Hop",
@@ -40,6 +41,7 @@ __all__ = [
     "LinkOrigin",
     "NodeReport",
     "Note",
+    "Outcome",
     "PairTime",
     "Plan",
     "RankReport",
@@ -319,7 +321,7 @@ class AgentInfo(Struct, frozen=True, kw_only=True):
 
 class Event(Struct, frozen=True, kw_only=True):
     """Something that happened to the job, in words. ``kind`` is one of hello, plan, switch,
-    mismatch, fit, revert, agent, coordinator, note, warning."""
+    mismatch, fit, revert, agent, coordinator, process, note, warning."""
 
     unix_s: float
     step: Natural
@@ -357,6 +359,34 @@ class Choice(Struct, frozen=True, kw_only=True):
     candidates: tuple[Plan, ...]
     explain: tuple[Text, ...]
     crossovers: tuple[Crossover, ...] = ()
+
+
+class Failure(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker of this node that failed: in which attempt of torchrun (0 is the first), its rank
+    (None: not known) and local rank, its exit code (negative: the signal that ended it), and the
+    last line of its exception, if it has left one."""
+
+    attempt: Natural
+    rank: RankId | None
+    local_rank: RankId
+    exit_code: int
+    text: Text = ""
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a launch has ended on one node; of one that runs, what is known so far.
+
+    ``signal`` is the one that has ended it (the first, if there were several), ``why`` the reason
+    where it was neither a signal nor a worker. ``failures``: those of the last attempt with the
+    root cause first, then the first ones of earlier attempts.
+    """
+
+    exit_code: int | None = None
+    """As a shell sees it; None while it runs."""
+    signal: Name = ""
+    why: Text = ""
+    num_failed_attempts: Natural = 0
+    failures: tuple[Failure, ...] = ()
 
 
 class Asked(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -416,6 +446,10 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dropped: Natural = 0
     troubles: tuple[Text, ...] = ()
     """What is wrong with the control plane, as the launcher on this machine knows it."""
+    num_restarts: Natural = 0
+    """As torchrun counts them in the workers' environment."""
+    outcome: Outcome | None = None
+    """Of the launch on this machine, as far as it is known; None in the store."""
 
 
 class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -432,5 +466,6 @@ class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
     asked: tuple[Asked, ...] | None = None
     """All of it, again whenever something of it has changed."""
     graph: dict[str, object] | None = None
+    outcome: Outcome | None = None
     links_from: LinkOrigin | None = None
     """Of the next ``graph``."""

@@ -58,6 +58,23 @@ def test_a_signal_that_did_its_work_does_not_come_again(monkeypatch: pytest.Monk
     time.sleep(0.3)
 
 
+def test_of_several_signals_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others come while the first one's exception is on its way."""
+    monkeypatch.setattr(signals, "AGAIN_S", 60.0)
+
+    def storm() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except signals.Ended:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+    with signals.raising(), pytest.raises(signals.Ended) as caught:
+        storm()
+    assert caught.value.number == signal.SIGTERM
+
+
 def test_handlers_are_as_they_were() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), signals.raising():

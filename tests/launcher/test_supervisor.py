@@ -15,9 +15,17 @@ import pytest
 from tests.launchjob import ROOT, wait_for
 from trainmesh.console import say
 from trainmesh.health import Health, HealthReporter
-from trainmesh.launcher.service import NICENESS, PythonProcess, Service, last_words, restart_delay_s
+from trainmesh.launcher.service import (
+    MAX_RESTARTS,
+    NICENESS,
+    PythonProcess,
+    Service,
+    last_words,
+    restart_delay_s,
+)
 from trainmesh.launcher.supervisor import Keeper, Supervisor
-from trainmesh.launcher.troubles import Troubles, read_troubles
+from trainmesh.launcher.troubles import Troubles, read_told
+from trainmesh.types import RecordLine
 from trainmesh.wire import decode, encode
 
 
@@ -146,19 +154,46 @@ def test_what_keeps_ending_is_said_and_tried_again_for_ever(tmp_path: Path) -> N
     before = looked.process.starts
     looked.run(3600, dies=True)
     assert 55 <= looked.process.starts - before <= 66, "about once a minute, and never given up"
-    (said,) = looked.said
+    *ends, said = looked.said
+    assert ends == ["the agent ended with exit code 1 and is started again"] * MAX_RESTARTS
     assert said.startswith("warning: the agent keeps ending and is tried again about once a")
-    assert [trouble.text for trouble in read_troubles(looked.path)] == [
+    assert [trouble.text for trouble in read_told(looked.path).troubles] == [
         said.removeprefix("warning: ")
     ]
     looked.run(60 + 61)  # it is started, and lives
-    assert looked.said[1:] == [f"over: {said.removeprefix('warning: ')}"]
-    assert read_troubles(looked.path) == []
+    assert looked.said[-1] == f"over: {said.removeprefix('warning: ')}"
+    assert read_told(looked.path).troubles == ()
+    assert len(read_told(looked.path).events) == MAX_RESTARTS + 2
     looked.record.write_text("torn")
     looked.troubles.record(looked.record)
     lines = looked.record.read_text().splitlines()
     assert lines[0] == "torn"
-    assert ["keeps ending" in line for line in lines[1:]] == [True, True]
+    assert ["keeps ending" in line for line in lines[1:]] == [False] * MAX_RESTARTS + [True] * 2
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_an_end_just_before_the_job_s_is_recorded(tmp_path: Path, looks: int) -> None:
+    """Whether or not the supervisor has looked once more before the job is over."""
+    looked = Looked(tmp_path)
+    looked.run(1)
+    looked.process.code = -9
+    for _ in range(looks):
+        looked.keeper.look(looked.now_s)
+    looked.keeper.look_at_end()
+    looked.troubles.record(looked.record)
+    [line] = looked.record.read_text().splitlines()
+    event = decode(line.encode(), RecordLine, what="record").event
+    assert event is not None
+    assert event.kind == "process"
+    assert event.text.startswith("the agent ended with signal 9 ")
+    assert read_told(looked.path).events == (event,)
+
+
+def test_a_process_that_lives_has_nothing_to_tell_at_the_end(tmp_path: Path) -> None:
+    looked = Looked(tmp_path)
+    looked.run(1)
+    looked.keeper.look_at_end()
+    assert looked.said == []
 
 
 def test_what_a_process_tells_is_said_when_it_lasts(tmp_path: Path) -> None:
@@ -176,7 +211,8 @@ def test_what_a_process_tells_is_said_when_it_lasts(tmp_path: Path) -> None:
     assert looked.said == ["warning: full"], "said once"
     looked.process.code = 1
     looked.run(2)
-    assert looked.said[1:] == ["over: full"], "a new process tells anew"
+    ended = "the agent ended with exit code 1 and is started again"
+    assert looked.said[1:] == [ended, "over: full"], "a new process tells anew"
 
 
 def test_a_place_made_anew_starts_everything_again(modules: Path, tmp_path: Path) -> None:
