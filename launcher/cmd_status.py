@@ -39,23 +39,22 @@ def run(args: argparse.Namespace) -> int:
         else:
             if args.watch:
                 output.clear()
-            _show(statuses, output, time.time())
+            _show(statuses, output)
         if not args.watch:
             return 0
         sys.stdout.flush()
         time.sleep(WATCH_EVERY_S)
 
 
-def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
+def _show(statuses: list[JobStatus], output: Output) -> None:
     if not statuses:
         output.text("no job is running")
     for status in statuses:
         output.text(*(f"warning: job {status.job}: {text}" for text in status.troubles))
-        age_s = max(0.0, now_unix_s - status.updated_unix_s)
-        if age_s > OLD_S and status.world_size and not status.troubles:
+        age_s = status.age_s
+        if age_s is not None and age_s > OLD_S and status.world_size and not status.troubles:
             output.text(
-                f"warning: job {status.job}: what follows is {age_s:.0f} s old: its coordinator "
-                "has ended, or can't write to etcd"
+                f"warning: job {status.job}: what follows is {age_s:.0f} s old: {jobs.NO_LEADER}"
             )
         if not status.world_size:
             output.text(f"job {status.job}: starting, no rank has reported yet")
@@ -64,7 +63,8 @@ def _show(statuses: list[JobStatus], output: Output, now_unix_s: float) -> None:
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
             f"{duration(status.step_time_s)} a step, {waiting_words(status)}",
-            f"plan {_plan(status)}, loss {_loss(status)}, as of {age_s:.0f} s ago",
+            f"plan {_plan(status)}, loss {_loss(status)}"
+            + (f", as of {age_s:.0f} s ago" if age_s is not None else ""),
         )
         if len(status.ranks) < status.world_size:
             output.text(

@@ -156,15 +156,16 @@ def _show(trace: Trace, output: Output) -> None:
         ]
         output.table(["from", "to", "class", "bandwidth", "alpha", "source"], rows, "tttnnt")
     if trace.measured is not None:
-        output.text(*_measured_words(trace.measured, time.time()))
+        output.text(*_measured_words(trace.measured))
 
 
-def _measured_words(measure: PairMeasure, now_unix_s: float) -> list[str]:
-    age_s = max(0.0, now_unix_s - measure.unix_s)
+def _measured_words(measure: PairMeasure) -> list[str]:
+    """The date is that of the host that has measured: its clock may be off."""
+    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(measure.unix_s))
     trips = measure.round_trips
     lines = [
-        f"probed {age_s:.0f} s ago between their nodes: round trip {duration(trips.median_s)} "
-        f"(median of {trips.received})"
+        f"probed between their nodes at {date} by the clock of {measure.src}: round trip "
+        f"{duration(trips.median_s)} (median of {trips.received})"
     ]
     for src, dst, fit in (
         (measure.src, measure.dst, measure.forward),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainmesh.topology.graph import LinkGraph
 
 __all__ = [
+    "NO_LEADER",
     "NoGraph",
     "NoSuchJob",
     "add_arguments",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 JOBS = "/trainmesh/jobs/"
+NO_LEADER = "its coordinator has ended, or can't write to etcd"
 
 
 class NoSuchJob(TrainmeshError):
@@ -140,8 +143,17 @@ def _on_this_machine() -> list[JobStatus]:
             troubles=tuple(trouble.text for trouble in told.troubles),
             events=(*status.events, *told.events),
             outcome=_outcome(run),
+            age_s=_age_s(run),
         )
     return list(found.values())
+
+
+def _age_s(run: RunDir) -> float | None:
+    """How long ago the status came here; None if that is not known."""
+    try:
+        return max(0.0, time.monotonic() - float(run.status_time.read_bytes()))
+    except (OSError, ValueError):
+        return None
 
 
 def _outcome(run: RunDir) -> Outcome | None:
@@ -165,11 +177,21 @@ def _in_store(args: argparse.Namespace) -> list[JobStatus]:
         entries, _ = store.list(JOBS)
     finally:
         store.close()
+    keys = [entry.key for entry in entries]
     return [
-        decode(entry.value, JobStatus, what=entry.key)
+        _with_leader(decode(entry.value, JobStatus, what=entry.key), keys)
         for entry in entries
         if entry.key.endswith("/status")
     ]
+
+
+def _with_leader(status: JobStatus, keys: Sequence[str]) -> JobStatus:
+    """A coordinator that leads holds a key for as long as it can write; dates that another host
+    has written say nothing here."""
+    leader = f"{job_prefix(status.job)}leader/"
+    if any(key.startswith(leader) for key in keys):
+        return status
+    return replace(status, troubles=(*status.troubles, f"what follows is old: {NO_LEADER}"))
 
 
 def _connect(url: str, insecure: bool) -> Store:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tests.launchjob import wait_for
 from trainmesh.agent import MAX_WAITING_REPORTS, Inbox, Uplink
+from trainmesh.claim import new_claim
 from trainmesh.control import ControlEnvironment, Stop
 from trainmesh.errors import StoreError
 from trainmesh.health import HealthReporter
@@ -22,6 +23,7 @@ def uplink(path: Path, inbox: Inbox) -> Uplink:
     environment = ControlEnvironment(
         run=RunDir(path), job=JOB, node="n", etcd="http://127.0.0.1:1", insecure_etcd=False,
         topology=None, plan=None, margin=0.05, fusion_bytes=None, compression="none",
+        claim=new_claim(JOB, None),
     )  # fmt: skip
     return Uplink(environment, inbox, HealthReporter(-1))
 

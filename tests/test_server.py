@@ -1,6 +1,7 @@
 """The coordinator's process around a store that loses things: what it stores again, and says."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,21 +10,24 @@ import pytest
 
 from tests.launchjob import wait_for
 from trainmesh import server
+from trainmesh.agent import Inbox, Uplink
 from trainmesh.claim import new_claim
 from trainmesh.control import ControlEnvironment, Stop
+from trainmesh.coordinator import Coordinator, Effects
 from trainmesh.errors import StoreError
 from trainmesh.health import HealthReporter
 from trainmesh.memory_store import MemoryStore
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import RunDir
 from trainmesh.server import Refusals, Shell
-from trainmesh.store import Store, job_prefix
+from trainmesh.store import Change, Store, job_prefix
 from trainmesh.types import (
     BucketTiming,
     Hello,
     Hint,
     JobStatus,
     NodeReport,
+    Note,
     Plan,
     RankReport,
     StepReport,
@@ -254,3 +258,51 @@ def test_refused_writes_are_tried_again_later_and_later() -> None:
     assert gaps[-1] == server.MAX_BACKOFF_S
     refused.over()
     assert refused.may_try(now_s)
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_an_agent_started_after_the_clock_was_set_is_heard(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """Its reports count from 1 again, and nothing of them is a date."""
+    store, shown_s = MemoryStore(), [1_700_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: shown_s[0])
+    monkeypatch.setattr(time, "time_ns", lambda: int(shown_s[0] * 1e9))
+    environment = shell._environment
+    coordinator = shell._begin(store)
+    for number in range(3):
+        inbox = Inbox()
+        agent = Uplink(environment, inbox, HealthReporter(-1))
+        for step in range(2):
+            inbox.put(RankReport(notes=(Note(kind="warning", rank=0, text=f"{number}.{step}"),)))
+            agent._publish(store)
+            entry = store.get(f"{PREFIX}reports/n")
+            assert entry is not None
+            for _ in range(2):  # a listing repeats what the watch has brought
+                shell._apply(Change(entry.key, entry.value, entry.mod_revision), coordinator)
+        shown_s[0] += step_s
+    said = [event.text for event in coordinator.status(0.0).events if event.kind == "warning"]
+    assert said == [f"rank 0: {number}.{step}" for number in range(3) for step in range(2)]
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_decisions_do_not_look_at_a_clock_that_can_be_set(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """It is set again and again while the coordinator decides: its own time goes on."""
+    times: list[float] = []
+    decide, real = Coordinator.decide, time.time
+
+    def noted(self: Coordinator, now_s: float) -> Effects:
+        times.append(now_s)
+        shown = len(times) * step_s
+        monkeypatch.setattr(time, "time", lambda: real() + shown)
+        return decide(self, now_s)
+
+    monkeypatch.setattr(Coordinator, "decide", noted)
+    store = MemoryStore()
+    with serving(shell, store):
+        Ranks(store, world=7).until(lambda: hint_of(store))
+        wait_for(lambda: len(times) > 3)
+    assert times == sorted(times)
+    assert times[-1] - times[0] < abs(step_s)

@@ -8,6 +8,7 @@ A dead agent costs a rank nothing: reports are dropped and the last hint stays i
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import socket
 import sys
@@ -135,8 +136,8 @@ class Uplink:
         """By key, the revision that was applied last in this session."""
         self._written = 0
         """Revision of the last write in this session."""
-        # Grows from one agent process of a node to the next.
-        self._sequence = time.time_ns() // 1_000_000
+        self._number = secrets.randbits(62) + 1
+        self._sequence = 0
 
     def session(self, store: Store, stop: Stop) -> None:
         """Serve until ``stop`` or the lease is lost (then the caller comes again)."""
@@ -201,6 +202,7 @@ class Uplink:
         self._applied[name] = revision
         if name == "status":
             self._write(self._run.status, value[:MAX_BYTES])
+            self._write(self._run.status_time, str(time.monotonic()).encode())
         elif name == "hint":
             try:
                 hint = decode(value, Hint, what=key)
@@ -227,7 +229,11 @@ class Uplink:
         while batches:
             self._sequence += 1
             report = NodeReport(
-                node=self._node, sequence=self._sequence, reports=tuple(batches[0]), dropped=dropped
+                node=self._node,
+                agent=self._number,
+                sequence=self._sequence,
+                reports=tuple(batches[0]),
+                dropped=dropped,
             )
             try:
                 revision = store.put(f"{self._prefix}reports/{self._node}", encode(report))

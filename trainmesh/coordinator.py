@@ -1,4 +1,4 @@
-"""The coordinator's decisions: events in, effects out, no clock, no socket, no thread.
+"""The coordinator's decisions: events in, effects out, no socket, no thread.
 
 It keeps what is known of one job and hands it to the pilot (``trainmesh.decisions``), whose
 proposals it numbers and publishes as hints. A coordinator that does not lead follows: it records
@@ -7,8 +7,9 @@ the same run but publishes nothing.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -57,11 +58,22 @@ class Effects:
 
 
 class Coordinator:
-    """All that is known of one job."""
+    """All that is known of one job.
+
+    Times that are handed in (``now_s``) are of a monotonic clock, from which decisions are made.
+    ``unix_s`` only dates what people read, and may be set in any way.
+    """
 
     def __init__(
-        self, job: str, settings: Settings, declared: LinkGraph | None, events: Sequence[Event] = ()
+        self,
+        job: str,
+        settings: Settings,
+        declared: LinkGraph | None,
+        events: Sequence[Event] = (),
+        *,
+        unix_s: Callable[[], float] = time.time,
     ) -> None:
+        self._unix_s = unix_s
         self._job = job
         self._settings = settings
         self._declared = declared
@@ -90,33 +102,33 @@ class Coordinator:
         self.document: dict[str, object] | None = None
         """The link graph as a topology document; None until all ranks are known."""
 
-    def report(self, report: NodeReport, now_unix_s: float) -> Effects:
+    def report(self, report: NodeReport, now_s: float) -> Effects:
         """An agent's report has arrived."""
         effects = Effects()
         self._dropped += report.dropped
         for rank_report in report.reports:
-            self._take(rank_report, now_unix_s, effects)
+            self._take(rank_report, now_s, effects)
         return effects
 
-    def hint_seen(self, hint: Hint | None, now_unix_s: float) -> Effects:
+    def hint_seen(self, hint: Hint | None, now_s: float) -> Effects:
         """The store holds ``hint`` now, whoever put it there; None: it holds none, or garbage."""
         effects = Effects()
         if self._hints.stored(hint):
-            self._await_hint(now_unix_s, effects)
+            self._await_hint(now_s, effects)
         return effects
 
-    def decide(self, now_unix_s: float) -> Effects:
+    def decide(self, now_s: float) -> Effects:
         """The leader's turn, about once a second: publish, verify or leave alone."""
         effects = Effects()
         if self._pilot is None:
             return effects
-        self._give_up_waiting(self._pilot, now_unix_s, effects)
-        turn = self._pilot.turn(self._view.window, now_unix_s)
-        self._note_turn(turn, now_unix_s, effects)
+        self._give_up_waiting(self._pilot, now_s, effects)
+        turn = self._pilot.turn(self._view.window, now_s)
+        self._note_turn(turn, now_s, effects)
         if self._hints.are_used_up:
             if not self._is_used_up_said:
                 self._is_used_up_said = True
-                self._log(effects, now_unix_s, "warning", "no epoch is left for another plan")
+                self._log(effects, now_s, "warning", "no epoch is left for another plan")
         elif turn.proposal is not None:
             effects.hint = self._hint_of(turn.proposal)
         else:
@@ -129,27 +141,27 @@ class Coordinator:
         urgent, self._is_urgent = self._is_urgent, False
         return urgent
 
-    def end(self, now_unix_s: float) -> Effects:
+    def end(self, now_s: float) -> Effects:
         """The job is over."""
         effects = Effects()
         said = {event.text for event in self._events if event.kind == "warning"}
         for text in asked.unmet(self._asked, self._view.num_steps):
             if text not in said:
-                self._log(effects, now_unix_s, "warning", text)
+                self._log(effects, now_s, "warning", text)
         return effects
 
-    def log(self, kind: str, text: str, now_unix_s: float) -> Effects:
+    def log(self, kind: str, text: str, now_s: float) -> Effects:
         """Something the shell saw happen."""
         effects = Effects()
-        self._log(effects, now_unix_s, kind, text)
+        self._log(effects, now_s, kind, text)
         return effects
 
-    def status(self, now_unix_s: float) -> JobStatus:
+    def status(self, now_s: float) -> JobStatus:
         """What is known now."""
         in_force = self._hints.of_epoch(self._epoch)
         return JobStatus(
             job=self._job,
-            updated_unix_s=now_unix_s,
+            updated_unix_s=self._unix_s(),
             world_size=self._view.expected_size,
             step=self._view.step,
             num_steps=self._view.num_steps,
@@ -171,13 +183,13 @@ class Coordinator:
             num_restarts=max((hello.restart for hello in self._view.hellos.values()), default=0),
         )
 
-    def _take(self, report: RankReport, now_unix_s: float, effects: Effects) -> None:
+    def _take(self, report: RankReport, now_s: float, effects: Effects) -> None:
         hello = report.hello
-        if hello is not None and not self._greet(hello, now_unix_s, effects):
+        if hello is not None and not self._greet(hello, now_s, effects):
             return
         is_current = hello is None or self._worlds.is_current(hello)
         for note in report.notes:
-            self._see_note(note, is_current, now_unix_s, effects)
+            self._see_note(note, is_current, now_s, effects)
         if not is_current and self._pilot is not None:
             return  # ranks of another start, which isn't complete
         for step in report.steps:
@@ -186,12 +198,12 @@ class Coordinator:
             self._hints.see_epoch(step.epoch)
         measured = self._view.window.steps
         if measured and measured[-1].epoch > self._epoch:  # their notes came before our time
-            self._switch(measured[-1].epoch, measured[-1].step, now_unix_s, effects)
+            self._switch(measured[-1].epoch, measured[-1].step, now_s, effects)
         effects.lines.extend(RecordLine(pair=pair) for pair in report.pairs)
         if self._pilot is not None and self._graphs is not None:
             self._pilot.pairs(self._view.replicas.pairs(report.pairs, *self._graphs))
 
-    def _greet(self, hello: Hello, now_unix_s: float, effects: Effects) -> bool:
+    def _greet(self, hello: Hello, now_s: float, effects: Effects) -> bool:
         """False if ``hello`` is of a world that is over."""
         before = self._worlds.current
         if before is not None and self._worlds.is_current(hello):
@@ -200,13 +212,13 @@ class Coordinator:
             return False
         current = self._worlds.current
         if current is not before and before is not None:
-            self._end_world(hello, now_unix_s, effects)
+            self._end_world(hello, now_s, effects)
         if current is None:
             self._record_hello(hello, effects)
             if self._worlds.newest is not None:
                 self._view.hellos = self._worlds.newest.hellos
         elif current is not before:
-            self._begin_world(current, now_unix_s, effects)
+            self._begin_world(current, now_s, effects)
         return True
 
     def _record_hello(self, hello: Hello, effects: Effects) -> None:
@@ -214,33 +226,33 @@ class Coordinator:
             self._recorded[hello.rank] = hello
             effects.lines.append(RecordLine(hello=hello))
 
-    def _begin_world(self, world: World, now_unix_s: float, effects: Effects) -> None:
+    def _begin_world(self, world: World, now_s: float, effects: Effects) -> None:
         """All ranks of ``world`` are known."""
         self._view = JobView(world)
         for hello in world.hellos.values():
             self._record_hello(hello, effects)
         nodes, replicas, backend = self._view.nodes, self._view.replicas, self._view.backend
-        whole = self._graph_of(world.size, nodes, now_unix_s, effects)
+        whole = self._graph_of(world.size, nodes, now_s, effects)
         self._graphs = whole, replicas.share(whole)
         links = Links(self._graphs[1], replicas.nodes, backend)
         self._pilot = Pilot(replicas.settings(self._settings), links, replicas.size, backend)
         if self._hints.begin(world.number):
-            self._await_hint(now_unix_s, effects)
+            self._await_hint(now_s, effects)
         elif self._proven is not None and self._proven[0] == self._view.placement:
             self._pilot.take_up(self._proven[1], "as before the restart")
         self._is_urgent = True
         self._note_graph(effects)
         names = ", ".join(sorted(nodes))
         text = f"{count(world.size, 'rank')} on {names} with {backend}"
-        self._log(effects, now_unix_s, "hello", text + replicas.words)
-        self._judge_asked(effects, now_unix_s)
+        self._log(effects, now_s, "hello", text + replicas.words)
+        self._judge_asked(effects, now_s)
 
-    def _end_world(self, newcomer: Hello, now_unix_s: float, effects: Effects) -> None:
+    def _end_world(self, newcomer: Hello, now_s: float, effects: Effects) -> None:
         """The processes were restarted: they begin again on native, at step 0. Or they only have
         a number now, which they had not when they introduced themselves."""
         known = self._view.hellos.get(newcomer.rank)
         if known is None or replace(known, world=newcomer.world) != newcomer:
-            self._log(effects, now_unix_s, "hello", "the job's processes were restarted")
+            self._log(effects, now_s, "hello", "the job's processes were restarted")
         proven = self._pilot.proven if self._pilot is not None else None
         self._proven = (self._view.placement, proven) if proven is not None else None
         self._view = JobView()
@@ -264,7 +276,7 @@ class Coordinator:
             probe_bytes=proposal.probe_bytes,
         )
 
-    def _await_hint(self, now_unix_s: float, effects: Effects) -> None:
+    def _await_hint(self, now_s: float, effects: Effects) -> None:
         """The ranks take up the newest hint when they get to its step, if it is for as many."""
         hint = self._hints.newest
         if hint is None or self._pilot is None:
@@ -273,11 +285,11 @@ class Coordinator:
         effects.lines.append(RecordLine(hint=hint))
         if not hint.probe_bytes:
             text = f"plan of epoch {hint.epoch} from step {hint.effective_step}: {hint.reason}"
-            self._log(effects, now_unix_s, "plan", text)
+            self._log(effects, now_s, "plan", text)
         if hint.plan.world_size == self._view.replicas.size:
             self._pilot.hint(hint)
 
-    def _give_up_waiting(self, pilot: Pilot, now_unix_s: float, effects: Effects) -> None:
+    def _give_up_waiting(self, pilot: Pilot, now_s: float, effects: Effects) -> None:
         """Nothing must be waited for for ever: not for a hint that some rank never takes up, and
         not for the words of one that is in force but that the store has lost."""
         awaited = pilot.awaited
@@ -287,11 +299,11 @@ class Coordinator:
                 pilot.take_up(native, f"the store has lost the plan of epoch {self._epoch}")
         elif self._view.step > awaited.effective_step + MAX_STEPS_AWAITED:
             text = f"not all ranks have taken up epoch {awaited.epoch}; it is given up"
-            self._log(effects, now_unix_s, "warning", text)
+            self._log(effects, now_s, "warning", text)
             pilot.rejected(awaited.epoch)
 
     def _graph_of(
-        self, world_size: int, nodes: dict[str, list[int]], now_unix_s: float, effects: Effects
+        self, world_size: int, nodes: dict[str, list[int]], now_s: float, effects: Effects
     ) -> LinkGraph:
         if self._declared is not None:
             if self._declared.world_size == world_size:
@@ -300,22 +312,22 @@ class Coordinator:
                 f"the topology file has {count(self._declared.world_size, 'rank')}, the job has "
                 f"{world_size}; it is ignored"
             )
-            self._log(effects, now_unix_s, "warning", text)
+            self._log(effects, now_s, "warning", text)
         return host_graph(nodes)
 
-    def _see_note(self, note: Note, is_current: bool, now_unix_s: float, effects: Effects) -> None:
+    def _see_note(self, note: Note, is_current: bool, now_s: float, effects: Effects) -> None:
         if is_current:
             self._hints.see_epoch(note.epoch)
         if note.kind == "switched":
             if is_current and self._view.see_switch(note.rank, note.epoch):
-                self._switch(note.epoch, note.step, now_unix_s, effects)
+                self._switch(note.epoch, note.step, now_s, effects)
         elif note.kind == NOTE_KIND:
             cost = codec_cost(note.text)
             if cost is not None and self._pilot is not None:  # ranks repeat what comes too early
                 self._pilot.codec_cost(cost)
         else:
             text = f"rank {note.rank}: {note.text}"
-            self._log(effects, now_unix_s, note.kind, text, note.step)
+            self._log(effects, now_s, note.kind, text, note.step)
             if note.kind == "rejected" and is_current and self._pilot is not None:
                 self._pilot.rejected(note.epoch)
             self._see_refusal(note, effects)
@@ -337,7 +349,7 @@ class Coordinator:
             self._told_asked = self._asked
             effects.lines.append(RecordLine(asked=self._asked))
 
-    def _switch(self, epoch: int, step: int, now_unix_s: float, effects: Effects) -> None:
+    def _switch(self, epoch: int, step: int, now_s: float, effects: Effects) -> None:
         """All ranks run ``epoch`` from ``step`` on; epochs only grow."""
         if epoch <= self._epoch:
             return
@@ -350,11 +362,11 @@ class Coordinator:
         if not hint.probe_bytes:
             ranks, what = self._view.world_size, Regime.of(hint).words
             text = f"step {step}: all {ranks} ranks switched to {what} (epoch {epoch})"
-            self._log(effects, now_unix_s, "switch", text, step)
+            self._log(effects, now_s, "switch", text, step)
         if self._pilot is not None:
-            self._pilot.switched(hint, step, now_unix_s)
+            self._pilot.switched(hint, step, now_s)
 
-    def _note_turn(self, turn: Turn, now_unix_s: float, effects: Effects) -> None:
+    def _note_turn(self, turn: Turn, now_s: float, effects: Effects) -> None:
         if turn.choice is not None:
             self._choice = turn.choice
             effects.lines.append(RecordLine(choice=turn.choice))
@@ -362,11 +374,11 @@ class Coordinator:
             self._fits = (turn.fit,)
             effects.lines.append(RecordLine(fit=turn.fit))
         for kind, text in turn.words:
-            self._log(effects, now_unix_s, kind, text)
+            self._log(effects, now_s, kind, text)
         if self._note_graph(effects):
-            self._judge_asked(effects, now_unix_s)
+            self._judge_asked(effects, now_s)
 
-    def _judge_asked(self, effects: Effects, now_unix_s: float) -> None:
+    def _judge_asked(self, effects: Effects, now_s: float) -> None:
         """Say what can't be had on the links as they are known now, once each."""
         if self._pilot is None:
             return
@@ -375,7 +387,7 @@ class Coordinator:
         self._asked = refusals.judged(self._asked, view.replicas, graph, view.backend)
         for item in self._asked:
             if item.refusal not in ("", *known):
-                self._log(effects, now_unix_s, "warning", asked.sentence(item))
+                self._log(effects, now_s, "warning", asked.sentence(item))
         self._note_asked(effects)
 
     def _note_graph(self, effects: Effects) -> bool:
@@ -394,10 +406,10 @@ class Coordinator:
         return True
 
     def _log(
-        self, effects: Effects, now_unix_s: float, kind: str, text: str, step: int | None = None
+        self, effects: Effects, now_s: float, kind: str, text: str, step: int | None = None
     ) -> None:
         event = Event(
-            unix_s=now_unix_s,
+            unix_s=self._unix_s(),
             step=self._view.step if step is None else step,
             kind=kind,
             text=text,

@@ -7,6 +7,7 @@
     agent.sock     Unix datagram socket: RankReports go in
     hint.json      the newest Hint; ranks look at it once a step
     status.json    the newest JobStatus; the launcher's progress line reads it
+    status.time    when that came, on this machine's monotonic clock (s)
     record.jsonl   RecordLines written by the coordinator; the report is made from it
     troubles.json  what is wrong with these processes, kept by the launcher
     outcome.json   which attempts of torchrun have failed, kept by the launcher
@@ -72,6 +73,7 @@ class RunDir(OwnedDirectory):
         self.socket = path / "agent.sock"
         self.hint = path / "hint.json"
         self.status = path / "status.json"
+        self.status_time = path / "status.time"
         self.record = path / "record.jsonl"
         self.troubles = path / "troubles.json"
         self.outcome = path / "outcome.json"

@@ -31,6 +31,8 @@ QUIET_S = 0.4
 """Nothing has come for this long: the agents have sent everything."""
 AGENT_GRACE_S = 5.0
 MAX_WAITING_CHANGES = 10_000
+MAX_AGENTS = 65_536
+"""Agent processes whose repeated reports are known: one for each node, and restarted ones."""
 MAX_BACKOFF_S = 30.0
 """Between two tries to write a hint that somebody else keeps writing."""
 SAID_REFUSALS = 2
@@ -48,7 +50,8 @@ class Shell:
         self._record = record
         self._changes: queue.Queue[Change] = queue.Queue(MAX_WAITING_CHANGES)
         self._coordinator: Coordinator | None = None
-        self._sequences: dict[str, int] = {}
+        self._sequences: dict[tuple[str, int], int] = {}
+        """The last one of each agent process, by node and the process's number."""
         self._hint_revision = 0
         """0: the store has no hint."""
         self._listed = 0
@@ -185,8 +188,12 @@ class Shell:
                 self._do(coordinator.log("agent", f"the agent of {node} is gone", _now()))
 
     def _take_report(self, report: NodeReport, coordinator: Coordinator) -> None:
-        if report.sequence > self._sequences.get(report.node, 0):
-            self._sequences[report.node] = report.sequence
+        agent = (report.node, report.agent)
+        if report.sequence > self._sequences.get(agent, 0):
+            self._sequences.pop(agent, None)
+            self._sequences[agent] = report.sequence
+            while len(self._sequences) > MAX_AGENTS:
+                del self._sequences[next(iter(self._sequences))]
             self._do(coordinator.report(report, _now()))
 
     def _do(self, effects: Effects) -> None:
@@ -305,7 +312,8 @@ def _usable_hint(change: Change) -> Hint | None:
 
 
 def _now() -> float:
-    return time.time()
+    """For decisions: a clock that nobody sets."""
+    return time.monotonic()
 
 
 def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:

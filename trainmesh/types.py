@@ -303,9 +303,12 @@ class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class NodeReport(Struct, frozen=True, kw_only=True):
-    """What an agent publishes about once a second: the reports of its ranks since the last one."""
+    """What an agent publishes about once a second: the reports of its ranks since the last one.
+    ``sequence`` counts those of one agent process, which ``agent`` tells from others of its node:
+    no clock is compared."""
 
     node: Name
+    agent: Natural = 0
     sequence: Natural
     reports: tuple[RankReport, ...]
     dropped: Natural
@@ -446,6 +449,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dropped: Natural = 0
     troubles: tuple[Text, ...] = ()
     """What is wrong with the control plane, as the launcher on this machine knows it."""
+    age_s: Seconds | None = None
+    """How long ago it came to this machine; None: not known."""
     num_restarts: Natural = 0
     """As torchrun counts them in the workers' environment."""
     outcome: Outcome | None = None

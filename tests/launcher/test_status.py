@@ -14,9 +14,10 @@ from tests.launcher.records import CHOICE, FIT, HINT, RING, graph
 from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.etcd import connect
 from trainmesh.launcher.cli import main
+from trainmesh.launcher.troubles import Told
 from trainmesh.rundir import RunDir, RunInfo, write_atomically
 from trainmesh.store import job_prefix
-from trainmesh.types import Event, JobStatus, RankStatus
+from trainmesh.types import Event, Failure, JobStatus, Outcome, RankStatus
 from trainmesh.wire import encode
 
 RANK = RankStatus(
@@ -84,7 +85,7 @@ def test_status_shows_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
     assert "job alpha: 2 ranks, step 70, 12.5 ms a step, 25.0 % of it waiting" in shown
-    assert "plan ring (epoch 1), loss 1.5000, as of" in shown
+    assert "plan ring (epoch 1), loss 1.5000\n" in shown
     assert "step 64: switch: step 64: all ranks switched" in shown
     rows = [line.split() for line in shown.splitlines()]
     assert ["0", "host-a", "4242", "70", "1", "4.00", "ms", "25.0", "%"] in rows
@@ -115,6 +116,43 @@ def test_a_job_of_one_rank_has_nothing_to_communicate(
     assert "%" not in shown
     assert main(["explain"]) == 0
     assert "one rank: there is nothing to communicate or to plan." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 0.0, 3600.0])
+@pytest.mark.parametrize("age_s", [0.5, 60.0])
+def test_the_age_of_a_status_is_not_read_from_another_hosts_clock(
+    capsys: pytest.CaptureFixture[str], ahead_s: float, age_s: float
+) -> None:
+    """The coordinator may be on a host whose clock is an hour off."""
+    run = running("alpha", replace(STATUS, updated_unix_s=time.time() + ahead_s))
+    write_atomically(run.status_time, str(time.monotonic() - age_s).encode())
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert ("s old: its coordinator has ended" in shown) is (age_s > 10)
+    assert f", as of {age_s:.0f} s ago" in shown or age_s < 10
+    assert main(["status", "--json"]) == 0
+    [told] = msgspec.json.decode(capsys.readouterr().out, type=list[JobStatus])
+    assert told.age_s is not None
+    assert age_s <= told.age_s < age_s + 60
+
+
+def test_restarts_and_what_the_launcher_saw_are_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = running("alpha", replace(STATUS, num_restarts=1))
+    failure = Failure(attempt=0, rank=1, local_rank=1, exit_code=4)
+    outcome = Outcome(num_failed_attempts=1, failures=(failure,))
+    write_atomically(run.outcome, encode(outcome))
+    ended = Event(unix_s=2.0, step=0, kind="process", text="the agent ended with signal 9")
+    write_atomically(run.troubles, encode(Told(events=(ended,))))
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "restarted 1 time\n" in shown
+    assert "Attempt 1 of torchrun failed: rank 1 ended with exit code 4." in shown
+    assert "process: the agent ended with signal 9" in shown
+    assert main(["status", "--json"]) == 0
+    [told] = msgspec.json.decode(capsys.readouterr().out, type=list[JobStatus])
+    assert (told.num_restarts, told.outcome, told.events[-1]) == (1, outcome, ended)
 
 
 def test_ranks_that_are_missing_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +241,15 @@ def test_jobs_of_other_machines_are_found_in_etcd(
     assert "job alpha" in shown
     assert "job beta" in shown
     assert "job local" not in shown
+    for job in ("alpha", "beta"):
+        assert f"warning: job {job}: what follows is old: its coordinator has ended" in shown
+    store = connect(etcd)
+    try:
+        store.put(f"{job_prefix('alpha')}leader/1", b"n")
+    finally:
+        store.close()
+    assert main(["status", "alpha", "--etcd", etcd]) == 0
+    assert "warning" not in capsys.readouterr().out
     assert main(["status", "gamma", "--etcd", etcd]) == 1
     assert f"no job 'gamma' is running in {etcd}; running: alpha, beta" in capsys.readouterr().err
     assert main(["explain", "beta", "--etcd", etcd]) == 0
