@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 COMPILED = {
     "decide": "admission affinity books budget choice client_errors cost demand endpoint "
     "estimate extras forecast guard health histogram hybrid line noted outliers "
-    "pool prefix quota reuse roster scorers shadow token_ratio trend types",
+    "pool prefix quota reuse roster scorers shadow shared token_ratio trend types",
     "identity": "access gate keys refused",
     "proxy": "answer answers api call client cors exchange first_event framing headers local "
     "prompt request_ids route router server upgrade upstream usage",

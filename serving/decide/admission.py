@@ -94,6 +94,8 @@ class Admission:
         facts = ticket.facts
         line = ticket.line = self._lines[facts.model]
         quota = ticket.quota = self._quotas.get(facts.tenant, self._unlisted)
+        if line.pool.shares:
+            line.measure()
         wait_s = quota.wait_s(ticket.tokens, now_s)
         if wait_s > 0:
             return _refused(f"tenant {facts.tenant}: more than its rate allows", wait_s)
@@ -140,6 +142,13 @@ class Admission:
             return []
         return self._start()
 
+    def put_back(self, ticket: Ticket, now_s: float) -> None:
+        """It was let in, but no endpoint has room after all, as other workers or models have taken
+        it: it waits again, as the first of its tenant."""
+        ticket.line.inflight -= 1
+        ticket.quota.inflight -= 1
+        ticket.line.put_back(ticket, now_s)
+
     def withdraw(self, ticket: Ticket, now_s: float) -> list[Ticket]:
         """The client went; as ``release``."""
         return self.release(ticket.owner, now_s)
@@ -184,6 +193,8 @@ class Admission:
     def _start(self) -> list[Ticket]:
         started = []
         for line in self._lines.values():
+            if line.waiting and line.pool.shares:
+                line.measure()
             while line.waiting and line.has_room:
                 ticket = line.take()
                 if ticket is None:

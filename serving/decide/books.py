@@ -59,12 +59,7 @@ class Books:
         work = full - cached if self.context.prefix_pays else full
         attempt = Attempt(endpoint, facts, kind, now_s, cached, full, work, arm)
         tokens = attempt.tokens
-        endpoint.own_inflight += 1
-        endpoint.inflight += 1
-        endpoint.own_tokens += tokens
-        endpoint.inflight_tokens += tokens
-        endpoint.own_waiting_tokens += prompt
-        endpoint.waiting_tokens += prompt
+        endpoint.count(1, tokens, prompt)
         endpoint.unanswered[attempt] = None
         if kind is Kind.FIRST:
             self.extras.asked(tokens)
@@ -117,10 +112,7 @@ class Books:
             self.first_byte(attempt, now_s)
         attempt.ended = True
         endpoint = attempt.endpoint
-        endpoint.own_inflight -= 1
-        endpoint.inflight -= 1
-        endpoint.own_tokens -= attempt.tokens
-        endpoint.inflight_tokens -= attempt.tokens
+        endpoint.count(-1, -attempt.tokens, 0)
         if not attempt.first_byte_s:
             self._answered(attempt)
         if attempt.kind is Kind.TRIAL:
@@ -138,8 +130,7 @@ class Books:
         """It waits no longer for its first byte."""
         endpoint = attempt.endpoint
         endpoint.unanswered.pop(attempt, None)
-        endpoint.own_waiting_tokens -= attempt.prompt_tokens
-        endpoint.waiting_tokens -= attempt.prompt_tokens
+        endpoint.count(0, 0, -attempt.prompt_tokens)
 
     def _learn(self, attempt: Attempt, nominal: float, now_s: float) -> None:
         """``nominal``: the TTFT in seconds without the network, at the nominal rate."""
@@ -181,9 +172,7 @@ class Books:
                 endpoint.health.failures = 0
                 self._roster.told(endpoint, endpoint.health.answered(attempt.started_s, now_s))
         elif outcome is Outcome.BACKPRESSURE:
-            line = endpoint.health.backpressure(attempt.started_s, now_s, retry_after_s)
-            self._roster.told(endpoint, line)
-            self._roster.rebuild()
+            self._roster.backpressure(endpoint, attempt.started_s, now_s, retry_after_s)
         elif self._roster.fault(endpoint, outcome, attempt.started_s, now_s):
             self.reuse.forget(endpoint, self._roster.endpoints)
 

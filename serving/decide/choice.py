@@ -20,6 +20,7 @@ class Choice:
         "draw",
         "endpoint",
         "excluded",
+        "full",
         "policy",
         "reason",
         "rows",
@@ -60,6 +61,8 @@ class Choice:
         self.version = version
         self.arm = arm
         """1: the policy of an A/B test decided."""
+        self.full = False
+        """Without an endpoint: one would take it if it had less in flight."""
         self.shadow_policy = ""
         self.shadow: Endpoint | None = None
         """What the shadow policy would have taken."""

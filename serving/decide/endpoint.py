@@ -73,6 +73,7 @@ class Endpoint:
         "slow_above",
         "speeds",
         "timings",
+        "twins",
         "unanswered",
         "waiting_tokens",
         "weight",
@@ -104,6 +105,9 @@ class Endpoint:
         """By the prompt, and by the work before the first byte; see ``outliers``."""
         self.unanswered: dict[Attempt, None] = {}
         """Attempts without a first byte, the oldest first."""
+        self.twins: list[Endpoint] = []
+        """Those of other models at its URL (``shared``): what they have in flight is in flight
+        here too."""
         self.promoted = False
         self.asked_s = -1.0
         """When it was last sent a request that was no trial; -1: never."""
@@ -145,6 +149,24 @@ class Endpoint:
         self.inflight = self.own_inflight + self._others_inflight + signal.others_inflight
         self.inflight_tokens = self.own_tokens + self._others_tokens + signal.others_tokens
         self.waiting_tokens = self.own_waiting_tokens + self._others_waiting_tokens
+        for twin in self.twins:
+            self.inflight += twin.own_inflight
+            self.inflight_tokens += twin.own_tokens
+            self.waiting_tokens += twin.own_waiting_tokens
+
+    def count(self, requests: int, tokens: int, waiting_tokens: int) -> None:
+        """Counts what this worker has in flight in, or out where it is negative."""
+        self.own_inflight += requests
+        self.own_tokens += tokens
+        self.own_waiting_tokens += waiting_tokens
+        self._also(requests, tokens, waiting_tokens)
+        for twin in self.twins:
+            twin._also(requests, tokens, waiting_tokens)
+
+    def _also(self, requests: int, tokens: int, waiting_tokens: int) -> None:
+        self.inflight += requests
+        self.inflight_tokens += tokens
+        self.waiting_tokens += waiting_tokens
 
     def row(self) -> Row:
         """What a scorer sees of it, fixed."""
@@ -161,7 +183,7 @@ class Endpoint:
         self.timings.clear()
 
     def set_others(self, inflight: int, tokens: int, waiting_tokens: int = 0) -> None:
-        """What this router's other workers have in flight here."""
+        """What this router's other workers have in flight here, for all models at its URL."""
         self._others_inflight = inflight
         self._others_tokens = tokens
         self._others_waiting_tokens = waiting_tokens

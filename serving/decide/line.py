@@ -97,6 +97,17 @@ class Line:
         ticket.waiting = True
         self.waiting += 1
 
+    def put_back(self, ticket: Ticket, now_s: float) -> None:
+        """Lets it wait, before all others of its tenant."""
+        lane = self._lane(ticket)
+        first = lane.tickets[0].start if lane.tickets else self._now_tag
+        ticket.start = min(ticket.start or first, first)
+        lane.tickets.appendleft(ticket)
+        lane.finish = max(lane.finish, ticket.start)
+        ticket.queued_at_s = ticket.queued_at_s or now_s
+        ticket.waiting = True
+        self.waiting += 1
+
     def remove(self, ticket: Ticket) -> None:
         """It waits no longer: its client went, or it was pushed out."""
         lane = self._lane(ticket)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from trainmesh.errors import ConfigError
@@ -22,6 +22,7 @@ from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.reuse import Reuse
 from trainmesh.serving.decide.roster import Roster
 from trainmesh.serving.decide.shadow import Versus
+from trainmesh.serving.decide.shared import link
 from trainmesh.serving.decide.trend import Trend
 from trainmesh.serving.decide.types import (
     HASH_BITS,
@@ -117,6 +118,11 @@ class Pool:
         return self._roster.exclusions
 
     @property
+    def shares(self) -> bool:
+        """Whether another model is at one of its URLs, so that its capacity changes any time."""
+        return any(self._roster.twins.values())
+
+    @property
     def in_service(self) -> bool:
         """Whether any endpoint may take requests, be it at times."""
         return bool(self._roster.full or self._roster.part)
@@ -162,6 +168,18 @@ class Pool:
                 endpoint.see(signal, now_s)
         self._roster.rebuild()
 
+    @staticmethod
+    def share(pools: Iterable[Pool], previous: Iterable[Pool] = ()) -> None:
+        """Let models at one URL share what belongs to the server behind it (``shared``).
+
+        Args:
+            pools: all of a worker.
+            previous: those that ``pools`` replace.
+        """
+        for pool in previous:
+            pool._roster.unlink()
+        link([pool._roster for pool in pools])
+
     # Choosing
 
     def choose(
@@ -189,7 +207,9 @@ class Pool:
         if not candidates:
             candidates = roster.last_resort(tried, allowed)
             if not candidates:
-                return self._none(roster.why_none(tried, allowed))
+                none = self._none(roster.why_none(tried, allowed))
+                none.full = roster.only_full(tried, allowed)
+                return none
             reason = f"all others are out; {candidates[0].health.reason}"
         self._prepare(facts)
         if len(candidates) > MAX_CANDIDATES:

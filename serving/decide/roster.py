@@ -27,6 +27,8 @@ class Roster:
         """Endpoint -> why it takes no requests."""
         self.full: list[Endpoint] = []
         self.part: list[Endpoint] = []
+        self.twins: dict[Endpoint, list[tuple[Roster, Endpoint]]] = {}
+        """Endpoints of other models at the URL of one of these, see ``shared``."""
         self.lines: list[str] = []
         """Changes that nobody has told yet."""
         self.rebuild()
@@ -85,6 +87,16 @@ class Roster:
         """Why it takes no requests, as anybody may hear it: not who said so. Empty if it does."""
         return endpoint.signal.public or self.exclusions.get(endpoint.name, "")
 
+    def only_full(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> bool:
+        """Whether the request could be taken if less was in flight."""
+        return any(
+            e.inflight >= e.max_inflight
+            and e.health.state is not State.EJECTED
+            and e not in tried
+            and (allowed is None or e.index in allowed)
+            for e in self.usable()
+        )
+
     def why_none(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> str:
         """Why no endpoint can take a request, in words."""
         reasons = []
@@ -120,7 +132,27 @@ class Roster:
         reason = endpoint.health.fault(outcome, started_s)
         if not reason:
             return False
-        return self.eject(endpoint, reason, now_s, certain=outcome is Outcome.CONNECT)
+        refuses = outcome is Outcome.CONNECT
+        if refuses:
+            for roster, twin in self.twins.get(endpoint, ()):
+                if twin.health.state is not State.EJECTED:
+                    roster.eject(twin, f"{reason}, by a request for another model", now_s,
+                                 certain=True)  # fmt: skip
+        return self.eject(endpoint, reason, now_s, certain=refuses)
+
+    def backpressure(
+        self, endpoint: Endpoint, started_s: float, now_s: float, retry_after_s: float
+    ) -> None:
+        """Its server said that it is full, so it is for the other models there too."""
+        for roster, one in [(self, endpoint), *self.twins.get(endpoint, ())]:
+            roster.told(one, one.health.backpressure(started_s, now_s, retry_after_s))
+            roster.rebuild()
+
+    def unlink(self) -> None:
+        """Share nothing with other models any more."""
+        for endpoint in self.endpoints:
+            endpoint.twins = []
+        self.twins = {}
 
     def eject(
         self,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainmesh.serving.proxy.router import Router
     from trainmesh.serving.trace import AttemptTrace, RequestTrace
 
-__all__ = ["Exchange"]
+__all__ = ["Exchange", "NoRoom", "Trial"]
 
 _FRESH_S: Final = 1.0
 """Hardly anybody closes a connection that was used so lately: servers wait for 5 s and more, though
@@ -56,6 +56,10 @@ def outcome_of(status: int) -> Outcome:
 
 def _refused(error: Unsupported) -> Refusal:
     return Refusal(400, str(error), code="unsupported", param=error.param or None)
+
+
+class NoRoom(Exception):
+    """A request that was let in finds every endpoint full, and has to wait."""
 
 
 class Exchange:
@@ -101,11 +105,14 @@ class Exchange:
 
         Raises:
             Refusal: no endpoint can take it.
+            NoRoom: one could, but all that could are full.
         """
         unsupported: Unsupported | None = None
         while not self._live:
             choice = self._choose(now_s)
             if choice.endpoint is None:
+                if choice.full and unsupported is None:
+                    raise NoRoom
                 raise _refused(unsupported) if unsupported else self._unroutable(choice)
             try:
                 self._send(choice, choice.endpoint, Kind.FIRST, now_s)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from trainmesh.serving.adapters import adapter_for, rename_model, upstream_path
@@ -57,6 +58,7 @@ class Route:
         self._gap = layout.histograms[self.name, "gap"]
         self._queue_wait = layout.histograms[self.name, "queue_wait"]
         self._counters = {e: layout.endpoints[self.name, e.name] for e in pool.endpoints}
+        self._at_url = {e: [own] for e, own in self._counters.items()}
         self._adapters = {e: adapter_for(e.config, self.name) for e in pool.endpoints}
         self._keys = {e: _key_field(e.config.api_key_env) for e in pool.endpoints}
         self._session_header = pool.config.session_header.lower().encode()
@@ -223,13 +225,19 @@ class Route:
         cells[own.base_requests], cells[own.arm_requests] = versus.answered
         reals[own.base_ttft_s], reals[own.arm_ttft_s] = versus.ttft_sums_s
 
+    def share(self, routes: Iterable[Route]) -> None:
+        """Count what other workers have in flight at an endpoint's URL for any of ``routes``."""
+        cells = {e: own for route in routes for e, own in route._counters.items()}
+        self._at_url = {e: [cells[one] for one in (e, *e.twins)] for e in self._counters}
+
     def hear_others(self, board: Board, worker: int) -> None:
         """Take over what other workers have in flight."""
-        for endpoint, own in self._counters.items():
+        others = board.others
+        for endpoint, cells in self._at_url.items():
             endpoint.set_others(
-                board.others(own.inflight, worker),
-                board.others(own.inflight_tokens, worker),
-                board.others(own.waiting_tokens, worker),
+                sum([others(each.inflight, worker) for each in cells]),
+                sum([others(each.inflight_tokens, worker) for each in cells]),
+                sum([others(each.waiting_tokens, worker) for each in cells]),
             )
 
     def renew_certificates(self) -> list[str]:

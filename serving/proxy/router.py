@@ -41,7 +41,7 @@ from trainmesh.serving.proxy.api import (
     split_target,
 )
 from trainmesh.serving.proxy.cors import Cors
-from trainmesh.serving.proxy.exchange import Exchange, Trial
+from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
 from trainmesh.serving.proxy.headers import (
     API_KEY,
     AUTHORIZATION,
@@ -119,6 +119,7 @@ class Router:
         for problem in problems:
             log_event(LOGGER, "plug_in", reason=problem)
         routes: dict[str, Route] = {}
+        old_pools = [route.pool for route in self._routes.values()]
         for name, model in config.models.items():
             route = self._routes.get(name) or Route(name, self.loop)
             previous = route.pool if name in self._routes else None
@@ -131,6 +132,9 @@ class Router:
         for name, route in self._routes.items():
             if name not in routes:
                 route.close()
+        Pool.share([route.pool for route in routes.values()], old_pools)
+        for route in routes.values():
+            route.share(routes.values())
         self.config = config
         self._routes = routes
         self._by_name = dict(routes)
@@ -248,7 +252,8 @@ class Router:
         facts = exchange.facts
         route = exchange.route
         cells = self._cells
-        verdict = self._admission.offer(Ticket(facts, exchange), now_s)
+        ticket = Ticket(facts, exchange)
+        verdict = self._admission.offer(ticket, now_s)
         tenant_cells = self._row.layout.tenant(facts.tenant)
         cells[tenant_cells.requests] += 1
         route.count("requests")
@@ -268,7 +273,7 @@ class Router:
             route.count("queued_total")
             route.pool.demand.unmet()
         else:
-            self._begin(exchange, now_s)
+            self._begin(exchange, ticket, now_s)
         return None
 
     def _exchange(self, client: ClientConnection, call: Call) -> Exchange:
@@ -333,14 +338,21 @@ class Router:
     def _start(self, ticket: Ticket, now_s: float) -> None:
         """Send a request that has waited."""
         exchange = cast(Exchange, ticket.owner)
-        exchange.route.waited(now_s - ticket.queued_at_s)
-        self._begin(exchange, now_s)
+        waited_s = now_s - ticket.queued_at_s
+        if self._begin(exchange, ticket, now_s):
+            exchange.route.waited(waited_s)
 
-    def _begin(self, exchange: Exchange, now_s: float) -> None:
+    def _begin(self, exchange: Exchange, ticket: Ticket, now_s: float) -> bool:
+        """Send a request that was let in; False if it has to wait after all."""
         try:
             exchange.start(now_s)
+        except NoRoom:
+            exchange.route.pool.demand.unmet()
+            self._admission.put_back(ticket, now_s)
+            return False
         except Refusal as refusal:
             exchange.refuse(refusal, now_s)
+        return True
 
     def choose(self, exchange: Exchange, now_s: float) -> Choice:
         """Ask the pool, and see how long it takes."""

@@ -1,0 +1,34 @@
+"""Models at one URL: what belongs to the server behind it, and what to each model.
+
+To the server belong what it can hold (``max_inflight``), what it has in flight, and that it refuses
+connections or says that it is full. To each model belong its estimates, and faults that one model
+may have alone: errors, slowness, broken streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trainmesh.serving.config.addresses import parse_url, same_server
+from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.roster import Roster
+
+__all__ = ["link"]
+
+
+def link(rosters: Iterable[Roster]) -> None:
+    """Make endpoints of different models with one URL share what belongs to the server. Those that
+    are in none of ``rosters`` any more must be unlinked (``Roster.unlink``)."""
+    groups: dict[str, list[tuple[Roster, Endpoint]]] = {}
+    for roster in rosters:
+        for endpoint in roster.endpoints:
+            key = same_server(parse_url(endpoint.config.url))
+            groups.setdefault(key, []).append((roster, endpoint))
+    for members in groups.values():
+        for roster, endpoint in members:
+            others = [pair for pair in members if pair[1] is not endpoint]
+            endpoint.twins = [twin for _, twin in others]
+            roster.twins[endpoint] = others
+    for members in groups.values():
+        for _, endpoint in members:
+            endpoint.sum()
