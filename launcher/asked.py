@@ -146,4 +146,11 @@ def unmet_lines(settings: LaunchSettings, status: Path) -> tuple[str, ...]:
         return tuple(
             f"{name(item)} was asked for: {why}" for item in wanted if item.since_step is None
         )
+    if not last.is_last:
+        return tuple(
+            f"{name(item)} was not in force when the coordinator was last heard of, at step "
+            f"{last.step}"
+            for item in last.asked
+            if item.since_step is None
+        )
     return unmet(last.asked, last.num_steps)

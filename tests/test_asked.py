@@ -1,5 +1,7 @@
 """What the user asked for: had from the first steps; or said why not, in status and at the end."""
 
+from pathlib import Path
+
 import pytest
 from msgspec.structs import replace
 
@@ -7,8 +9,11 @@ from tests.launcher.records import hello, report
 from tests.topology.graphs import racks
 from trainmesh.coordinator import Coordinator, Effects
 from trainmesh.decisions.settings import Settings
+from trainmesh.launcher.asked import unmet_lines
+from trainmesh.launcher.settings import LaunchSettings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Collective, Hello, NodeReport, Note, PairTime, RankReport, StepReport
+from trainmesh.wire import encode
 
 TWO_RACKS = racks([0, 2, 1, 3], uplink=1, nic=1, per_rack=2)
 
@@ -230,3 +235,65 @@ def test_after_a_restart_it_is_asked_for_again() -> None:
     job.greet(*(hello(rank, pid=900 + rank) for rank in range(4)))
     [item] = job.coordinator.status(0.0).asked
     assert item.since_step is None
+    job.train(range(7))
+    assert job.end() == [
+        "--plan ring was in force earlier, but was not seen in force again: the job ended after 7 "
+        "steps more"
+    ]
+
+
+def test_what_an_elastic_job_had_is_not_called_never() -> None:
+    """From four ranks to two, where a ring can't be had."""
+    job = Job(None, only="ring")
+    job.greet(*four())
+    job.decide()
+    job.note("switched", "ring", epoch=1, step=2)
+    job.greet(*(hello(rank, world_size=2, pid=900 + rank) for rank in range(2)))
+    [said] = job.texts("warning")
+    assert said.startswith("--plan ring was in force earlier and can't run any more: ")
+    assert job.end() == []
+    assert [item.was_in_force for item in job.coordinator.status(0.0).asked] == [True]
+
+
+@pytest.mark.parametrize("told", ["a note of one rank", "a step of one rank"])
+def test_what_one_rank_says_is_so_of_all(told: str) -> None:
+    """They have voted for it; the words of the others may come after the end."""
+    job = Job(only="ring")
+    job.greet(*four())
+    job.decide()
+    assert job.end() != []
+    if told.startswith("a note"):
+        job.note("switched", "ring", epoch=1, step=2, ranks=1)
+    else:
+        job.send(RankReport(steps=(replace(report(3, 2), epoch=1),)))
+    assert job.end() == []
+    assert [item.since_step for item in job.coordinator.status(0.0).asked] == [2]
+
+
+def test_a_coordinator_that_is_started_again_knows_what_was_in_force() -> None:
+    first = Job(only="ring", compression="bf16")
+    first.greet(*four())
+    first.decide()
+    first.note("switched", "ring", epoch=1, step=2)
+    before = first.coordinator.status(0.0)
+    again = Coordinator("job", Settings(only="ring"), None, before.events, before.asked)
+    [item] = again.status(0.0).asked
+    assert (item.since_step, item.was_in_force) == (None, True)
+    texts = [line.event.text for line in again.end(0.0).lines if line.event is not None]
+    assert len(texts) == 1
+    assert "never" not in texts[0]
+
+
+def test_the_launcher_does_not_say_never_of_a_job_whose_end_nobody_saw(tmp_path: Path) -> None:
+    settings = LaunchSettings(
+        job="job", node="a", etcd=None, insecure_etcd=False, topology=None, plan="ring",
+        margin=0.05, cadence=16, fusion="auto", compression="none",
+    )  # fmt: skip
+    job = Job(only="ring")
+    job.greet(*four())
+    path = tmp_path / "status.json"
+    for is_last, words in ((False, "was not in force when the coordinator"), (True, "but never")):
+        path.write_bytes(encode(job.coordinator.status(0.0, is_last=is_last)))
+        [said] = unmet_lines(settings, path)
+        assert words in said
+        assert ("never" in said) is is_last

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from trainmesh.compression import NOTE_KIND, codec_cost
-from trainmesh.decisions import asked, refusals
+from trainmesh.decisions.asked_state import AskedState
 from trainmesh.decisions.links import Links
 from trainmesh.decisions.pilot import Pilot, Proposal, Turn
 from trainmesh.decisions.regime import Regime
@@ -70,6 +70,7 @@ class Coordinator:
         settings: Settings,
         declared: LinkGraph | None,
         events: Sequence[Event] = (),
+        asked_before: Sequence[Asked] = (),
         *,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
@@ -86,9 +87,7 @@ class Coordinator:
         self._recorded: dict[int, Hello] = {}
         self._graphs: tuple[LinkGraph, LinkGraph] | None = None
         """All links of the job, and what a plan has of them."""
-        self._asked = asked.asked_for(settings.only, settings.fusion_bytes, settings.compression)
-        self._told_asked: tuple[Asked, ...] = ()
-        """As it stands in the record."""
+        self._asked = AskedState(settings, asked_before)
         self._is_urgent = False
         self._hints = Hints(job)
         self._epoch = 0
@@ -145,7 +144,7 @@ class Coordinator:
         """The job is over."""
         effects = Effects()
         said = {event.text for event in self._events if event.kind == "warning"}
-        for text in asked.unmet(self._asked, self._view.num_steps):
+        for text in self._asked.unmet(self._view.num_steps):
             if text not in said:
                 self._log(effects, now_s, "warning", text)
         return effects
@@ -156,8 +155,8 @@ class Coordinator:
         self._log(effects, now_s, kind, text)
         return effects
 
-    def status(self, now_s: float) -> JobStatus:
-        """What is known now."""
+    def status(self, now_s: float, *, is_last: bool = False) -> JobStatus:
+        """What is known now; ``is_last``: the job is over."""
         in_force = self._hints.of_epoch(self._epoch)
         return JobStatus(
             job=self._job,
@@ -173,13 +172,14 @@ class Coordinator:
             plan=in_force.plan if in_force is not None else None,
             fusion_bytes=in_force.fusion_bytes if in_force is not None else 0,
             codec=in_force.codec if in_force is not None else "none",
-            asked=self._asked,
+            asked=self._asked.items,
             hint=self._hints.newest,
             choice=self._choice,
             fits=self._fits,
             ranks=self._view.statuses(),
             events=tuple(self._events),
             dropped=self._dropped,
+            is_last=is_last,
             num_restarts=max((hello.restart for hello in self._view.hellos.values()), default=0),
         )
 
@@ -196,6 +196,8 @@ class Coordinator:
             effects.lines.append(RecordLine(step=step))
             self._view.see_step(step)
             self._hints.see_epoch(step.epoch)
+            if step.epoch > self._epoch and not step.module:
+                self._see_in_force(step.epoch, step.step, effects)
         measured = self._view.window.steps
         if measured and measured[-1].epoch > self._epoch:  # their notes came before our time
             self._switch(measured[-1].epoch, measured[-1].step, now_s, effects)
@@ -258,7 +260,7 @@ class Coordinator:
         self._view = JobView()
         self._recorded = {}
         self._hints.begin(None)
-        self._asked = asked.anew(self._asked)
+        self._asked.begin_again()
         self._pilot = None
         self._epoch = 0
 
@@ -319,6 +321,8 @@ class Coordinator:
         if is_current:
             self._hints.see_epoch(note.epoch)
         if note.kind == "switched":
+            if is_current:
+                self._see_in_force(note.epoch, note.step, effects)
             if is_current and self._view.see_switch(note.rank, note.epoch):
                 self._switch(note.epoch, note.step, now_s, effects)
         elif note.kind == NOTE_KIND:
@@ -330,24 +334,19 @@ class Coordinator:
             self._log(effects, now_s, note.kind, text, note.step)
             if note.kind == "rejected" and is_current and self._pilot is not None:
                 self._pilot.rejected(note.epoch)
-            self._see_refusal(note, effects)
+            self._asked.refused(note, self._hints.of_epoch(note.epoch))
+            self._note_asked(effects)
 
-    def _see_refusal(self, note: Note, effects: Effects) -> None:
-        """A rank can't carry out one hint, or no hint at all."""
-        hint = self._hints.of_epoch(note.epoch)
-        if note.kind == "rejected" and hint is not None:
-            self._asked = asked.refused(self._asked, note.text, Regime.of(hint))
-        elif note.kind == "hook_kept":
-            why = f"the script's own communication hook {note.text} is kept"
-            self._asked = asked.refused(self._asked, why)
-        elif note.kind == "unplanned":
-            self._asked = asked.refused(self._asked, note.text)
-        self._note_asked(effects)
+    def _see_in_force(self, epoch: int, step: int, effects: Effects) -> None:
+        hint = self._hints.of_epoch(epoch)
+        if hint is not None and hint.plan.world_size == self._view.replicas.size:
+            self._asked.in_force(hint, step)
+            self._note_asked(effects)
 
     def _note_asked(self, effects: Effects) -> None:
-        if self._asked != self._told_asked:
-            self._told_asked = self._asked
-            effects.lines.append(RecordLine(asked=self._asked))
+        news = self._asked.news()
+        if news is not None:
+            effects.lines.append(RecordLine(asked=news))
 
     def _switch(self, epoch: int, step: int, now_s: float, effects: Effects) -> None:
         """All ranks run ``epoch`` from ``step`` on; epochs only grow."""
@@ -357,8 +356,7 @@ class Coordinator:
         hint = self._hints.of_epoch(epoch)
         if hint is None or hint.plan.world_size != self._view.replicas.size:
             return  # not known, or of another job that wrote into the same place
-        self._asked = asked.in_force(self._asked, Regime.of(hint), step)
-        self._note_asked(effects)
+        self._see_in_force(epoch, step, effects)
         if not hint.probe_bytes:
             ranks, what = self._view.world_size, Regime.of(hint).words
             text = f"step {step}: all {ranks} ranks switched to {what} (epoch {epoch})"
@@ -379,15 +377,12 @@ class Coordinator:
             self._judge_asked(effects, now_s)
 
     def _judge_asked(self, effects: Effects, now_s: float) -> None:
-        """Say what can't be had on the links as they are known now, once each."""
+        """Say what can't be had on the links as they are known now."""
         if self._pilot is None:
             return
-        graph, view = self._pilot.links.now, self._view
-        known = {item.refusal for item in self._asked}
-        self._asked = refusals.judged(self._asked, view.replicas, graph, view.backend)
-        for item in self._asked:
-            if item.refusal not in ("", *known):
-                self._log(effects, now_s, "warning", asked.sentence(item))
+        view = self._view
+        for text in self._asked.judged(view.replicas, self._pilot.links.now, view.backend):
+            self._log(effects, now_s, "warning", text)
         self._note_asked(effects)
 
     def _note_graph(self, effects: Effects) -> bool:

@@ -19,7 +19,7 @@ from trainmesh.rundir import write_atomically
 from trainmesh.store import Change, Entry, Store, claim_prefix, job_prefix
 from trainmesh.topology.document import load_file
 from trainmesh.topology.validate import validate
-from trainmesh.types import Event, Hint, JobStatus, NodeReport
+from trainmesh.types import Hint, JobStatus, NodeReport
 from trainmesh.wire import decode, encode
 
 __all__ = ["main"]
@@ -105,20 +105,23 @@ class Shell:
             fusion_bytes=environment.fusion_bytes,
             compression=environment.compression,
         )
-        earlier = self._earlier_events(store)
-        self._coordinator = Coordinator(environment.job, settings, declared, earlier)
-        if earlier:
+        earlier = self._earlier(store)
+        self._coordinator = Coordinator(
+            environment.job, settings, declared, earlier.events, earlier.asked
+        )
+        if earlier.events:
             self._do(self._coordinator.log("coordinator", "the coordinator was restarted", _now()))
         return self._coordinator
 
-    def _earlier_events(self, store: Store) -> tuple[Event, ...]:
+    def _earlier(self, store: Store) -> JobStatus:
+        """What the coordinator before this one has told last; nothing if there was none."""
         entry = store.get(f"{self._prefix}status")
-        if entry is None:
-            return ()
         try:
-            return decode(entry.value, JobStatus, what=entry.key).events
+            if entry is not None:
+                return decode(entry.value, JobStatus, what=entry.key)
         except WireError:
-            return ()
+            pass  # garbage
+        return JobStatus(job=self._environment.job, updated_unix_s=0.0)
 
     def _refresh(self, store: Store, coordinator: Coordinator) -> int:
         """Take all that the store holds; what it doesn't hold, it has lost."""
@@ -273,7 +276,9 @@ class Shell:
         the job runs, has ended."""
         self._do(coordinator.end(_now()))
         try:
-            write_atomically(self._environment.run.status, encode(coordinator.status(_now())))
+            write_atomically(
+                self._environment.run.status, encode(coordinator.status(_now(), is_last=True))
+            )
         except OSError as error:
             print(f"no last status: {error}", file=sys.stderr, flush=True)
 

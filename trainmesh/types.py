@@ -395,12 +395,14 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Asked(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something that the user asked for at the launch: ``knob`` is plan, fusion (``value`` in
     bytes) or codec. ``refusal`` says why it can't be had here, as the end of a sentence;
-    ``since_step`` is the first step at which all ranks had it."""
+    ``since_step`` is the first step of the newest start of the processes at which all ranks had it;
+    ``was_in_force``: they had it in an earlier start, or before the coordinator was restarted."""
 
     knob: Name
     value: Name
     refusal: Text = ""
     since_step: Natural | None = None
+    was_in_force: bool = False
 
 
 class RankStatus(Struct, frozen=True, kw_only=True):
@@ -451,6 +453,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is wrong with the control plane, as the launcher on this machine knows it."""
     age_s: Seconds | None = None
     """How long ago it came to this machine; None: not known."""
+    is_last: bool = False
+    """Whether the coordinator has written it when the job was over."""
     num_restarts: Natural = 0
     """As torchrun counts them in the workers' environment."""
     outcome: Outcome | None = None

@@ -19,6 +19,7 @@ __all__ = [
     "refused",
     "sentence",
     "unmet",
+    "with_past",
 ]
 
 
@@ -60,25 +61,45 @@ def in_force(asked: Iterable[Asked], regime: Regime, step: int) -> tuple[Asked, 
 
 
 def anew(asked: Iterable[Asked]) -> tuple[Asked, ...]:
-    """``asked`` when the processes begin again."""
-    return tuple(_fresh(item.knob, item.value) for item in asked)
+    """``asked`` when the processes begin again, or another coordinator looks at them."""
+    return tuple(
+        replace(
+            _fresh(item.knob, item.value),
+            was_in_force=item.was_in_force or item.since_step is not None,
+        )
+        for item in asked
+    )
+
+
+def with_past(asked: Iterable[Asked], earlier: Iterable[Asked]) -> tuple[Asked, ...]:
+    """``asked`` with what an ``earlier`` coordinator of the job has seen."""
+    past = {(item.knob, item.value) for item in anew(earlier) if item.was_in_force}
+    return tuple(
+        replace(item, was_in_force=True) if (item.knob, item.value) in past else item
+        for item in asked
+    )
 
 
 def sentence(item: Asked) -> str:
     """Why ``item``, which has a refusal, can't be had."""
+    if item.was_in_force:
+        return f"{name(item)} was in force earlier and can't run any more: {item.refusal}"
     return f"{name(item)} was asked for and can't run here: {item.refusal}"
 
 
 def unmet(asked: Iterable[Asked], num_steps: int) -> tuple[str, ...]:
-    """A sentence for each item that was never in force in a job that ended after ``num_steps``."""
-    return tuple(
-        sentence(item)
-        if item.refusal
-        else f"{name(item)} was asked for but never in force: the job ended after "
-        f"{count(num_steps, 'step')}"
-        for item in asked
-        if item.since_step is None
-    )
+    """A sentence for each item that was not in force in the last start of the processes, which
+    ended after ``num_steps``."""
+    return tuple(_unmet(item, num_steps) for item in asked if item.since_step is None)
+
+
+def _unmet(item: Asked, num_steps: int) -> str:
+    if item.refusal:
+        return sentence(item)
+    after = f"the job ended after {count(num_steps, 'step')}"
+    if item.was_in_force:
+        return f"{name(item)} was in force earlier, but was not seen in force again: {after} more"
+    return f"{name(item)} was asked for but never in force: {after}"
 
 
 def name(item: Asked) -> str:
