@@ -63,7 +63,8 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
     ]
     world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
     complete = [item for item in steps if len(item[2]) == world_size]
-    if world_size == 1:
+    is_alone = world_size == 1 or Replicas.of(start.hellos).are_single
+    if is_alone:
         steps = _without_buckets(steps)
         complete = steps
     reports = [report for _, _, group in steps for report in group.values()]
@@ -107,7 +108,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
 
 
 def _without_buckets(steps: Steps) -> list[tuple[int, int, Group]]:
-    """One rank has nobody to communicate with: what its buckets took is a part of its step."""
+    """A rank that all-reduces with nobody: what its buckets took is a part of its step."""
     return [
         (step, epoch, {rank: replace(report, buckets=()) for rank, report in group.items()})
         for step, epoch, group in steps
@@ -186,10 +187,7 @@ def _regimes(sample: RunSample) -> dict[int, int]:
 
 def _bucket_stats(complete: Steps, hellos: Mapping[int, Hello]) -> tuple[BucketStats, ...]:
     """Of the ranks that reduce with the first one."""
-    replicas = Replicas.of(hellos)
-    if replicas.are_single:
-        return ()
-    members = replicas.groups[0]
+    members = Replicas.of(hellos).groups[0]
     collective = next((hello.collective for hello in hellos.values()), Collective.ALLREDUCE)
     samples: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     for _, epoch, group in complete:
@@ -426,6 +424,11 @@ def _missing_steps(
         ]
     if world_size == 1:
         return ["One rank has nobody to communicate with: there is nothing to time or to plan."]
+    if Replicas.of(start.hellos).are_single:
+        return [
+            "Each shard has one replica, so nothing is all-reduced. The reduce-scatters among the "
+            "shards are not timed on a mesh of replicas: what a step waits for is not known."
+        ]
     if not any(report.buckets for report in reports):
         return ["No bucket times were recorded: a built-in C++ communication hook hides them."]
     silent = sorted(set(range(world_size)) - set(start.num_steps))

@@ -210,6 +210,8 @@ def _advice(run: RunAnalysis) -> str:
         )
     if run.step_time is not None and run.world_size == 1:
         return "Start more than one rank (--nproc-per-node) to see communication."
+    if run.step_time is not None and run.split is None:
+        return "What a step waits for was not timed: look at compute and data loading first."
     if run.step_time is None or run.split is None:
         return "Train for at least a few dozen steps with DistributedDataParallel and look again."
     share = run.split.exposed_share

@@ -276,3 +276,21 @@ def test_a_loopback_without_ipv4(tmp_path: Path) -> None:
     url, *rest = done.stdout.split(" ", 1)
     assert url.startswith("http://[::1]:")
     assert rest == ["b'1' ('lo', '::1')\n"]
+
+
+@pytest.mark.etcd
+def test_its_environment_is_that_it_was_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher's has the workers' mark while they run, and ends at their end what has it."""
+    server = EmbeddedEtcd(tmp_path / "data", tmp_path / "log")
+    monkeypatch.setenv("TRAINMESH_WORKERS_OF", "these")
+    try:
+        for _ in range(2):
+            server.start()
+            environ = Path(f"/proc/{server.pid}/environ")
+            eventually(lambda path=environ: b"PATH=" in path.read_bytes())
+            assert b"TRAINMESH_WORKERS_OF" not in environ.read_bytes()
+            server.stop()
+    finally:
+        server.stop()

@@ -99,6 +99,8 @@ class EmbeddedEtcd:
         self._host = str(reserved[0].getsockname()[0])
         self._ports = [int(held.getsockname()[1]) for held in reserved]
         self._release = weakref.finalize(self, _close_all, reserved)
+        # As it is now: while workers run, a launcher's has marks by which what they leave is ended.
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -130,14 +132,13 @@ class EmbeddedEtcd:
         ]
         wrapper = [sys.executable, "-I", "-S", str(WRAPPER), str(os.getpid())]
         wrapper.append(str(self._niceness))
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ETCD_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*wrapper, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=self._environment,
                 start_new_session=True,
             )
 
