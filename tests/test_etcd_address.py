@@ -1,5 +1,6 @@
 """Addresses that are wrong, and servers that are not etcd: one clear line each."""
 
+import os
 import re
 import socket
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from trainmesh.claim import AWAY, ENV_CLAIM, new_claim
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.etcd import check, connect
 from trainmesh.etcd_address import parse_url, security_from_environment
 from trainmesh.etcd_rpc import prefix_end
+from trainmesh.wire import encode
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,26 +153,31 @@ def test_security_comes_from_the_environment() -> None:
     }
 
 
-def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trainmesh.etcd", *arguments],
+def claim(url: str) -> tuple[int, str]:
+    """Exit code and words of the command that claims a job's name before its launch."""
+    mine = encode(new_claim("addresses", None)).decode()
+    done = subprocess.run(
+        [sys.executable, "-m", "trainmesh.claiming", url],
         cwd=ROOT,
+        env={**os.environ, ENV_CLAIM: mine},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.stderr == ""
+    return done.returncode, done.stdout
 
 
 @pytest.mark.etcd
-def test_the_check_as_a_command(etcd_url: str) -> None:
-    assert (ask(etcd_url).returncode, ask(etcd_url).stderr) == (0, "")
+def test_a_claim_as_a_command(etcd_url: str) -> None:
+    assert claim(etcd_url) == (0, "")
 
 
-@pytest.mark.parametrize(("url", "code"), [("http://127.0.0.1:1", 1), ("nonsense", 2)])
-def test_the_check_fails_with_one_line(url: str, code: int) -> None:
-    done = ask(url)
-    assert done.returncode == code
-    assert re.fullmatch(r"trainmesh: error: .+\n", done.stderr)
+@pytest.mark.parametrize(("url", "expected"), [("http://127.0.0.1:1", AWAY), ("nonsense", 2)])
+def test_a_claim_fails_with_one_line(url: str, expected: int) -> None:
+    code, words = claim(url)
+    assert code == expected
+    assert re.fullmatch(r".+\n", words)
 
 
 @pytest.mark.parametrize(
