@@ -3,10 +3,10 @@
     python benchmarks/dispatcher.py
 
 The same small model is trained by plain DDP and with the dispatcher in one process of one rank,
-in alternating rounds; the difference of the process's CPU times is everything the hook costs:
-Python in the backward pass, the callback on gloo's thread, timing, report and send. One rank,
-because a peer's waiting makes CPU times of two noisy; what more ranks add is one scaling of the
-bucket, which DDP does in the same pass as its copy (see overhead.py for the whole).
+in alternating rounds; the difference of the process's CPU times is everything it costs: Python in
+the backward pass, timing, report and send. Of steps as short as these few have their buckets
+timed; what a timed one costs, with its callback on gloo's thread, is measured too. One rank,
+because a peer's waiting makes CPU times of two noisy (see overhead.py for the whole).
 """
 
 import os
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from benchmarks.machine import describe, spread
 from trainmesh.hooks.registration import wrap_ddp
+from trainmesh.hooks.timing import StepTimer
 
 LAYERS = 16
 ROUNDS = 15
@@ -74,26 +75,26 @@ def main() -> None:
 
 def measure() -> None:
     plain, simplest = model(), bare()
-    cpu_s(plain, 20)
-    cpu_s(simplest, 20)
-    buckets = len(plain._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(","))
-    original = DDP._pre_forward
     wrap_ddp()
-    wrapped, hooked = DDP._pre_forward, model()
-    cpu_s(hooked, 20)
-    costs, least = [], []
+    ours = model()
+    StepTimer.DETAIL_S, detail_s = 0.0, StepTimer.DETAIL_S
+    timed = model()
+    modules = {"a bare Python hook with one all-reduce": simplest, "trainmesh": ours}
+    modules["trainmesh, in a step whose buckets are timed"] = timed
+    for ddp in (plain, *modules.values()):
+        StepTimer.DETAIL_S = 0.0 if ddp is timed else detail_s
+        cpu_s(ddp, 2 * StepTimer.WINDOW + 1)
+    buckets = len(plain._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(","))
+    costs: dict[str, list[float]] = {name: [] for name in modules}
     for _ in range(ROUNDS):
-        DDP._pre_forward = original
         base = cpu_s(plain, STEPS)
-        least.append(1e6 * (cpu_s(simplest, STEPS) - base) / buckets)
-        DDP._pre_forward = wrapped
-        costs.append(1e6 * (cpu_s(hooked, STEPS) - base) / buckets)
+        for name, ddp in modules.items():
+            StepTimer.DETAIL_S = 0.0 if ddp is timed else detail_s
+            costs[name].append(1e6 * (cpu_s(ddp, STEPS) - base) / buckets)
     print(describe())
-    print(
-        f"dispatcher: CPU time a bucket {spread(costs, ' us')}; aim <= 50 us "
-        f"({buckets} buckets a step)"
-    )
-    print(f"a bare Python hook with one all-reduce: {spread(least, ' us')}")
+    for name, found in costs.items():
+        print(f"{name}: CPU time a bucket {spread(found, ' us')} ({buckets} buckets a step)")
+    print("aim of trainmesh <= 50 us")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from math import prod
 from time import monotonic
 
 import torch
-from torch._C._distributed_c10d import GradBucket
 
 from trainmesh.compression import (
     ADVISED_CODEC,
@@ -70,12 +69,12 @@ class CodingCosts:
         self._next_s = 0.0
         self._pause_s = REPEAT_S
 
-    def see(self, step: int, bucket: GradBucket, buffer: torch.Tensor) -> None:
-        """A bucket of ``step`` is ready."""
+    def see(self, step: int, parameters: Sequence[torch.Tensor], buffer: torch.Tensor) -> None:
+        """A bucket of ``step``, with the gradients of ``parameters``, is ready."""
         if step < SEEN_STEP:
             return
         if step == SEEN_STEP:
-            self._look_at(bucket, buffer)
+            self._look_at(parameters, buffer)
         elif not self._started:
             self._start()
         elif monotonic() >= self._next_s and (self._thread is None or not self._thread.is_alive()):
@@ -94,9 +93,9 @@ class CodingCosts:
             self._context.note(kind, text, step=step)
         self._notes = [note for note in self._notes if note[0] == NOTE_KIND]
 
-    def _look_at(self, bucket: GradBucket, buffer: torch.Tensor) -> None:
-        if not buffer.is_sparse:
-            layout = Layouts().of(bucket.parameters())
+    def _look_at(self, parameters: Sequence[torch.Tensor], buffer: torch.Tensor) -> None:
+        if parameters and not buffer.is_sparse:
+            layout = Layouts().of(parameters)
             self._buckets.append([one.shape for one in layout.slices])
             self._dtype, self._device = buffer.dtype, buffer.device
 

@@ -1,130 +1,138 @@
-"""The one hook that DDP knows: it times every bucket and runs the plan that all ranks agreed on,
-or the script's own hook.
+"""What happens to a DDP module's buckets: they are timed, and go where the plan says that all ranks
+agreed on.
 
-A reducer takes a hook once, so what changes is what is inside. Nothing that is trainmesh's own
-reaches the training loop: measuring (``observer``) and switching (``switching``) may fail, and
-the buckets go on their way. Errors of the communication itself do reach it, as they do without
-us.
+Nothing that is trainmesh's own reaches the training loop: measuring (``observer``) and switching
+(``switching``) may fail, and the buckets go on their way. Errors of the communication itself do
+reach it, as they do without us.
 """
 
-import weakref
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import GradBucket
+from torch._C._distributed_c10d import GradBucket, Reducer
 from torch.futures import Future
 from torch.nn.parallel.distributed import DistributedDataParallel
 
 from trainmesh.hooks import modules, world
+from trainmesh.hooks.buckets import BucketOrder
+from trainmesh.hooks.coding_cost import ENV_COMPRESSION
+from trainmesh.hooks.compressed import NO_CODEC
 from trainmesh.hooks.context import RankContext, say_once
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.fusion import Bucket
 from trainmesh.hooks.groups import job_size, spans_the_job
-from trainmesh.hooks.native import NativeExecutor
 from trainmesh.hooks.observer import Observer
 from trainmesh.hooks.route import Route, check
-from trainmesh.hooks.scaling import GradientScaling
 from trainmesh.hooks.switching import Switching
 from trainmesh.hooks.user import UserHook
 from trainmesh.types import Hint
 
-__all__ = ["Dispatcher", "comm_hook"]
+__all__ = ["Dispatcher"]
 
 GAP = 1
 """A step begins when the first bucket of the one before is reduced: no rank is behind by more."""
 
 
 class Dispatcher:
-    """State of the hook of one DDP module on one rank. It lives as long as DDP's reducer, which
-    holds it; it does not hold the module.
-    """
+    """State of one DDP module on one rank. It lives as long as DDP's reducer; it does not hold the
+    module. ``numel``: elements of all gradients that the reducer reduces."""
 
-    def __init__(self, module: DistributedDataParallel) -> None:
-        self._module = weakref.ref(module)
+    def __init__(self, module: DistributedDataParallel, numel: int) -> None:
         self._device_type = module.device_type
-        self._active: dist.Work | None = None
-        """What tells how many ranks a ``Join`` context divides by; None: all."""
         self._observer = Observer(self._device_type, self._join)
-        self._user: UserHook | None = None
-        self._first_sum: Future[torch.Tensor] | None = None
+        self._order = BucketOrder(numel)
+        self._wants_parameters = os.environ.get(ENV_COMPRESSION, NO_CODEC) != NO_CODEC
+        self._scripts = ""
+        """Name of the script's own hook; empty as long as it has none."""
+        self._is_new = False
+        self._hook: UserHook | None = None
+        self._first_sum: Future[Any] | None = None
         """Of the step before, while the ranks meet."""
         self._step = -1
-        self._use_group(module)
+        self._is_plain = False
+        """Whether nothing is done in this step but what DDP would do: most of many short ones."""
+        self._start(module.process_group)
 
-    def _use_group(self, module: DistributedDataParallel) -> None:
-        """Reduce over the module's process group, as DDP does until a first plan."""
-        self._fabric = Fabric(module.process_group)
-        self._native = NativeExecutor(None, self._fabric)
+    def _start(self, group: dist.ProcessGroup) -> None:
+        """Reduce over ``group``, as DDP does until a first plan."""
+        self._fabric = Fabric(group)
         self._route = Route.native(self._fabric)
-        self._scaling = GradientScaling(module, self._fabric.world_size)
         self._switching: Switching[Route] | None = None
 
-    def adopt(self, user: UserHook) -> None:
-        """The script registers a hook: from the next bucket on it does the communication."""
+    def use_group(self, group: dist.ProcessGroup) -> None:
+        """The script gives the module another process group; nothing is in flight."""
+        self._route.close()
+        self._start(group)
+
+    def adopt(self, name: str, hook: UserHook | None) -> None:
+        """The script registers a hook: from the next bucket on it does the communication. A
+        built-in one (None) runs in C++, and its all-reduces come here."""
         say_once(
-            f"hook {user.name}",
-            f"the script's own communication hook {user.name} is kept and timed; "
+            f"hook {name}",
+            f"the script's own communication hook {name} is kept and timed; "
             "no plan will replace it",
         )
-        self._user = user
+        self._scripts, self._hook = name, hook
+        self._is_new = True
 
     @property
     def epoch(self) -> int:
         """Of the plan in force."""
         return self._switching.epoch if self._switching is not None else 0
 
-    @property
-    def group(self) -> dist.ProcessGroup:
-        """That the module reduces over."""
-        return self._fabric.parent
-
-    @property
-    def is_users(self) -> bool:
-        """Whether the script has registered a hook of its own."""
-        return self._user is not None
-
     def forward(self) -> None:
         """The module's forward pass begins."""
+        self._order.restart()
         self._observer.forward()
 
-    def backward(self, _outputs: object) -> None:
-        """The backward pass is about to run; gradients kept from earlier steps are in place."""
-        self._scaling.note_gradients()
+    def rebuilt(self, reducer: Reducer, has_rebuilt: bool) -> None:
+        """The buckets are what they will be in the coming backward pass."""
+        if self._wants_parameters:
+            self._order.read_parameters(reducer, rebuilt=has_rebuilt)
 
-    def divide_by_active(self, work: dist.Work, is_static: bool) -> None:
-        """A ``Join`` context counts the ranks that still have input. DDP's reducer divides by
-        their number (unless ``is_static``) from now on, whatever becomes of the context."""
-        self._active = None if is_static else work
-
-    def reduce(self, bucket: GradBucket) -> Future[torch.Tensor]:
-        """Average ``bucket`` over the ranks."""
-        # Each attribute of a bucket is a call into C++: ask once.
-        index, buffer, is_last = bucket.index(), bucket.buffer(), bucket.is_last()
+    def all_reduce(self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions) -> dist.Work:
+        """Sum a bucket over the ranks, for the reducer, which has divided it."""
+        buffer = tensors[0]
+        if self._hook is not None or not _is_gradient(buffer):
+            return self._fabric.parent.allreduce(tensors, opts)
+        index, is_last = self._order.next(buffer)
         if index == 0:
             self._begin_step(buffer.device)
-        if self._user is not None:
-            mark = self._observer.mark(index, _nbytes(buffer))
-            return self._user.reduce(bucket, mark)
-        self._observer.see(self._step, bucket, buffer)
-        if buffer.is_sparse:
-            mark = self._observer.mark(index, _nbytes(buffer))
-            self._scaling.apply(bucket, buffer)
-            mark.start()
+        if self._is_plain:
+            return self._fabric.parent.allreduce(tensors, opts)
+        if self._observer.times_codecs:
+            self._observer.see(self._step, self._order.parameters(index, buffer), buffer)
+        mark = self._observer.mark(index, _nbytes(buffer))
+        if self._route.is_native or buffer.is_sparse:
             if is_last:
                 self._route.flush()
-            return self._noted(index, self._native.reduce(buffer, mark))
-        mark = self._observer.mark(index, buffer.nbytes)
-        self._scaling.apply(bucket, buffer)
-        mark.start()
-        parameters = bucket.parameters() if self._route.needs_parameters else ()
-        sum_ = self._route.take(Bucket(buffer, parameters, mark), is_last=is_last)
-        return self._noted(index, sum_)
+            work = self._fabric.parent.allreduce(tensors, opts)
+            self._observer.await_end(work, mark)
+            self._note_first(index, work)
+            return work
+        needs = self._route.needs_parameters
+        parameters = self._order.parameters(index, buffer) if needs else ()
+        work = _work_of(self._route.take(Bucket(buffer, parameters, mark), is_last=is_last))
+        self._note_first(index, work)
+        return work
 
-    def _noted(self, index: int, sum_: Future[torch.Tensor]) -> Future[torch.Tensor]:
+    def _note_first(self, index: int, work: dist.Work) -> None:
         """The step's first sum: once it is there, all ranks have entered the step."""
         if index == 0 and self._switching is not None and self._switching.is_meeting:
-            self._first_sum = sum_
-        return sum_
+            self._first_sum = work.get_future()
+
+    def run_hook(self, bucket: GradBucket) -> Future[torch.Tensor]:
+        """Let the script's hook reduce ``bucket``."""
+        assert self._hook is not None  # noqa: S101 - it is registered when there is one
+        index = bucket.index()
+        if index == 0:
+            self._begin_step(bucket.buffer().device)
+        return self._hook.reduce(bucket, self._observer.mark(index, _nbytes(bucket.buffer())))
 
     def finish(self) -> None:
         """The process or the module ends: report what was measured."""
@@ -135,8 +143,12 @@ class Dispatcher:
         self.finish()
         self._end_plan()
 
-    def check(self, hint: Hint) -> None:
+    def check(self, hint: Hint) -> bool:
         check(hint, self._fabric.world_size)
+        if hint.codec == NO_CODEC:
+            return True
+        self._wants_parameters = True
+        return self._order.knows_parameters
 
     def build(self, hint: Hint) -> Route:
         return self._route.following(hint)
@@ -150,37 +162,28 @@ class Dispatcher:
 
     def _begin_step(self, device: torch.device) -> None:
         self._step += 1
-        module = self._module()
-        if module is not None and module.process_group is not self._fabric.parent:
-            self._route.close()
-            self._use_group(module)
-        self._scaling.begin(self._num_active())
         if self._step == 0:
             self._observer.open()
         if self._switching is None:
             self._switching = self._make_switching()
-        if self._user is not None and self._user.is_new:
-            self._user.is_new = False
-            self._observer.note("hook_kept", self._user.name, step=self._step)
+        if self._is_new:
+            self._is_new = False
+            self._observer.note("hook_kept", self._scripts, step=self._step)
             self._end_plan()
         before, self._first_sum = self._first_sum, None
         self._switching.begin_step(self._step, device, before)
         self._observer.begin(self._step, self._switching.epoch)
-
-    def _num_active(self) -> int | None:
-        if self._active is None:
-            return None
-        self._active.wait()
-        return int(self._active.result()[0].item())
+        looks = self._observer.times_buckets or self._observer.times_codecs
+        self._is_plain = self._route.is_native and not looks and not self._switching.is_meeting
 
     def _make_switching(self) -> Switching[Route]:
         here = None
-        if self._user is None and spans_the_job(self._fabric.parent):
+        if not self._scripts and spans_the_job(self._fabric.parent):
             try:
                 here = world.current()
             except Exception as error:  # a store of another kind; the marks will be missing
                 self._observer.warn(f"no plan is followed: {error}", step=self._step)
-        elif self._user is None and self.group.rank() == 0 and self.group.size() < job_size():
+        elif not self._scripts and self._fabric.rank == 0 and self._fabric.world_size < job_size():
             self._observer.note("unplanned", "a DDP module is over a part of the ranks only")
         return Switching(here, self._observer, self, GAP)
 
@@ -197,10 +200,15 @@ class Dispatcher:
         return context, modules.join(self._observer)
 
 
+_work_of: Callable[[Future[torch.Tensor]], dist.Work] = vars(torch._C._distributed_c10d)[
+    "_create_work_from_future"
+]
+
+
 def _nbytes(buffer: torch.Tensor) -> int:
     return buffer._values().nbytes if buffer.is_sparse else buffer.nbytes
 
 
-def comm_hook(state: Dispatcher, bucket: GradBucket) -> Future[torch.Tensor]:
-    """What is registered with DDP's reducer."""
-    return state.reduce(bucket)
+def _is_gradient(tensor: torch.Tensor) -> bool:
+    """And not the map of used parameters, which is of integers."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex

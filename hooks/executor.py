@@ -6,8 +6,8 @@ A third party adds one by the entry-point group ``trainmesh.hooks``: the name is
 - All ranks construct it at the same step, so the constructor may be collective. If it raises on
   one rank, no rank uses it.
 - ``reduce`` is called with the same buckets in the same order on every rank and returns at once;
-  the future completes with the *sum* over all ranks in ``buffer`` (the dispatcher has scaled
-  it already), bit for bit the same on every rank.
+  the future completes with the *sum* over all ranks in ``buffer`` (DDP has divided it
+  already), bit for bit the same on every rank.
 - It must not use the job's default process group, only groups of its own (``Fabric.new_group``):
   then ranks that disagree can time out but never mix their gradients.
 """

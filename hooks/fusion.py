@@ -40,7 +40,7 @@ class Fusion:
     """Groups of at least ``fusion_bytes``, handed on to ``reduce``; 0 hands every bucket on."""
 
     def __init__(self, fusion_bytes: int, reduce: Reduce) -> None:
-        self._fusion_bytes = fusion_bytes
+        self.fusion_bytes = fusion_bytes
         self._reduce = reduce
         self._held: list[tuple[Bucket, Promise]] = []
         self._held_bytes = 0
@@ -48,14 +48,14 @@ class Fusion:
 
     def take(self, bucket: Bucket, *, is_last: bool) -> Future[torch.Tensor]:
         """The future of this bucket's sum; it may complete only after later buckets came."""
-        if not self._held and (is_last or bucket.buffer.nbytes >= self._fusion_bytes):
+        if not self._held and (is_last or bucket.buffer.nbytes >= self.fusion_bytes):
             return self._reduce(bucket)
         if self._held and self._held[0][0].buffer.dtype != bucket.buffer.dtype:
             self.flush()
         promise = Promise(bucket.buffer.device)
         self._held.append((bucket, promise))
         self._held_bytes += bucket.buffer.nbytes
-        if is_last or self._held_bytes >= self._fusion_bytes:
+        if is_last or self._held_bytes >= self.fusion_bytes:
             self.flush()
         return promise.future
 

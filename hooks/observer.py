@@ -6,11 +6,11 @@ do alike (``switching``) never depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 import torch
-from torch._C._distributed_c10d import GradBucket
+import torch.distributed as dist
 
 from trainmesh.hooks import loss
 from trainmesh.hooks.coding_cost import CodingCosts, times_codecs
@@ -90,8 +90,8 @@ class Observer:
             self._break(error)
 
     def mark(self, index: int, nbytes: int) -> Mark:
-        """What a bucket's times are noted on."""
-        if self._timer is None or self._is_broken:
+        """What a bucket's times are noted on; nothing is noted in most of many short steps."""
+        if self._timer is None or not self.times_buckets:
             return NoMark(index, nbytes)
         try:
             return self._timer.mark(index, nbytes)
@@ -99,12 +99,32 @@ class Observer:
             self._break(error)
             return NoMark(index, nbytes)
 
-    def see(self, step: int, bucket: GradBucket, buffer: torch.Tensor) -> None:
-        """A bucket of ``step`` is ready: for what codecs would cost."""
+    def await_end(self, work: dist.Work, mark: Mark) -> None:
+        """``mark`` ends when ``work`` does. It takes the GIL on a thread of the backend's, which
+        is why most of many short steps do without."""
+        if isinstance(mark, NoMark):
+            return
+        try:
+            work.get_future().add_done_callback(lambda _: mark.end())
+        except Exception as error:  # a group of the script's own making may have no futures
+            self._break(error)
+
+    @property
+    def times_codecs(self) -> bool:
+        """Whether to ``see`` buckets is of any use."""
+        return self._coding is not None
+
+    @property
+    def times_buckets(self) -> bool:
+        """Whether marks are noted in this step."""
+        return self._timer is not None and not self._is_broken and self._timer.is_detailed
+
+    def see(self, step: int, parameters: Sequence[torch.Tensor], buffer: torch.Tensor) -> None:
+        """A bucket of ``step``, of these parameters, is ready: for what codecs would cost."""
         if self._coding is None:
             return
         try:
-            self._coding.see(step, bucket, buffer)
+            self._coding.see(step, parameters, buffer)
         except Exception as error:
             self._coding = None
             self.warn(f"codecs can't be timed: {error!r}", step=step)

@@ -1,19 +1,19 @@
 """How an unmodified script's DDP modules get the dispatcher.
 
-It goes into the reducer in the moment DDP has made one, in the constructor and where a module is
-copied or loaded: on every rank, whatever the ranks do with the module afterwards, and without any
-communication. The module itself is left as it is: nothing of ours is in its ``__dict__`` or in
-DDP's list of hooks, so a copy or a pickle is that of a plain DDP module.
+The reducer that DDP has made, in the constructor and where a module is copied or loaded, is given
+our group in the place of the module's: on every rank, whatever the ranks do with the module
+afterwards, and without any communication. The module itself is left as it is: nothing of ours is
+in its ``__dict__`` or in DDP's list of hooks, so a copy or a pickle is that of a plain DDP module.
 
-A hook that the script registers, then or later, would go to the reducer; it goes to the
-dispatcher instead, which from then on calls nothing else.
+A hook that the script registers, then or later, goes to the reducer as it does without us, with
+timing around it.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,14 +23,18 @@ from torch.nn.parallel.distributed import DistributedDataParallel
 
 from trainmesh.hooks import loss, modules
 from trainmesh.hooks.context import say_once
-from trainmesh.hooks.dispatcher import Dispatcher, comm_hook
-from trainmesh.hooks.user import BUILT_IN, UserHook
+from trainmesh.hooks.dispatcher import Dispatcher
+from trainmesh.hooks.reducer_group import ReducerGroup
+from trainmesh.hooks.user import UserHook
 
 __all__ = ["dispatcher_of", "wrap_ddp"]
 
 _is_wrapped = False
 _dispatchers: weakref.WeakKeyDictionary[Reducer, Dispatcher] = weakref.WeakKeyDictionary()
+_groups: weakref.WeakKeyDictionary[Reducer, list[ReducerGroup]] = weakref.WeakKeyDictionary()
+"""All that a reducer has had: it, and DDP's built-in hooks, hold their C++ halves only."""
 
+_original: dict[str, Callable[..., Any]] = dict(vars(Reducer))
 _register: Callable[..., None] = vars(dist)["_register_comm_hook"]
 _register_builtin: Callable[..., None] = vars(dist)["_register_builtin_comm_hook"]
 
@@ -44,10 +48,10 @@ def wrap_ddp() -> None:
     loss.watch()
     _wrap_init_helper()
     _watch_forward()
-    _watch_reducer("prepare_for_backward", Dispatcher.backward)
+    for method in (_rebuild_buckets, _update_process_group):
+        setattr(Reducer, method.__name__, method)
     vars(dist)["_register_comm_hook"] = _register_comm_hook
     vars(dist)["_register_builtin_comm_hook"] = _register_builtin_comm_hook
-    _watch_reducer("_set_forward_pass_work_handle", Dispatcher.divide_by_active)
 
 
 def dispatcher_of(module: DistributedDataParallel) -> Dispatcher | None:
@@ -60,25 +64,27 @@ def _wrap_init_helper() -> None:
     original: Callable[..., None] = DistributedDataParallel._ddp_init_helper
 
     @functools.wraps(original)
-    def wrapped(module: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
-        original(module, *args, **kwargs)
-        _hook(module)
+    def wrapped(
+        module: DistributedDataParallel, parameters: Sequence[torch.Tensor], *args: Any, **kw: Any
+    ) -> None:
+        original(module, parameters, *args, **kw)
+        _attach(module, parameters)
 
     DistributedDataParallel._ddp_init_helper = wrapped  # type: ignore[method-assign,assignment]
 
 
-def _hook(module: DistributedDataParallel) -> None:
-    """Register with the module's new reducer, if it can have a hook."""
+def _attach(module: DistributedDataParallel, parameters: Sequence[torch.Tensor]) -> None:
+    """Let the module's new reducer reduce through us, unless the module is left alone."""
     reason = _hands_off(module)
     if reason is not None:
         _leave_alone(reason)
         return
     try:
-        dispatcher = Dispatcher(module)
+        dispatcher = Dispatcher(module, sum(parameter.numel() for parameter in parameters))
+        _reduce_through(module.reducer, dispatcher, module.process_group)
     except Exception as error:  # torch's private parts may differ; the script must run
         _leave_alone(repr(error))
         return
-    _register(module.reducer, dispatcher, comm_hook)
     _dispatchers[module.reducer] = dispatcher
     weakref.finalize(module.reducer, dispatcher.close).atexit = False
 
@@ -88,11 +94,19 @@ def _leave_alone(reason: str) -> None:
     say_once("left alone", f"a DDP module is left alone: {reason}")
 
 
+def _reduce_through(reducer: Reducer, dispatcher: Dispatcher, group: dist.ProcessGroup) -> None:
+    ours = ReducerGroup(group, dispatcher.all_reduce)
+    _original["_update_process_group"](reducer, ours)
+    _groups.setdefault(reducer, []).append(ours)
+
+
 def _hands_off(module: DistributedDataParallel) -> str | None:
-    """Why a module can't have a hook; None if it can. The same on every rank: DDP asks that its
+    """Why a module is left alone; None if it isn't. The same on every rank: DDP asks that its
     arguments are."""
     if getattr(module, "_use_python_reducer", False):
-        return "torch.compile's Python reducer takes no hook"
+        return "torch.compile's Python reducer reduces without buckets"
+    if getattr(module, "skip_all_reduce_unused_params", False):
+        return "with skip_all_reduce_unused_params nobody knows which bucket is a step's last"
     if module.device_type not in ("cpu", "cuda"):
         return f"device {module.device_type} is not supported"
     return None
@@ -113,37 +127,40 @@ def _watch_forward() -> None:
     DistributedDataParallel._pre_forward = watched  # type: ignore[method-assign,assignment]
 
 
-def _watch_reducer(name: str, tell: Callable[..., None]) -> None:
-    """Tell the dispatcher when the reducer's method ``name`` is called, by DDP or a subclass."""
-    original = getattr(Reducer, name)
+def _rebuild_buckets(reducer: Reducer) -> bool:
+    has_rebuilt: bool = _original["_rebuild_buckets"](reducer)
+    dispatcher = _dispatchers.get(reducer)
+    if dispatcher is not None:
+        try:
+            dispatcher.rebuilt(reducer, has_rebuilt)
+        except Exception as error:  # no codec comes into force then, on any rank
+            say_once("buckets", f"buckets can't be looked at: {error!r}")
+    return has_rebuilt
 
-    @functools.wraps(original)
-    def watched(reducer: Reducer, *args: Any) -> Any:
-        dispatcher = _dispatchers.get(reducer)
-        if dispatcher is not None:
-            try:
-                tell(dispatcher, *args)
-            except Exception as error:
-                say_once(name, f"{name} can't be watched: {error!r}")
-        return original(reducer, *args)
 
-    setattr(Reducer, name, watched)
+def _update_process_group(reducer: Reducer, group: dist.ProcessGroup) -> None:
+    dispatcher = _dispatchers.get(reducer)
+    if dispatcher is None:
+        _original["_update_process_group"](reducer, group)
+        return
+    dispatcher.use_group(group)
+    _reduce_through(reducer, dispatcher, group)
 
 
 def _register_comm_hook(reducer: Reducer, state: object, comm_hook: Any) -> None:
     """For ``torch.distributed._register_comm_hook``."""
     dispatcher = _dispatchers.get(reducer)
-    if dispatcher is None or dispatcher.is_users:
-        _register(reducer, state, comm_hook)  # the second time it is torch that refuses
+    if dispatcher is None:
+        _register(reducer, state, comm_hook)
         return
-    dispatcher.adopt(UserHook(state, comm_hook))
+    hook = UserHook(state, comm_hook)
+    _register(reducer, dispatcher, Dispatcher.run_hook)  # which refuses a second one
+    dispatcher.adopt(hook.name, hook)
 
 
 def _register_builtin_comm_hook(reducer: Reducer, comm_hook_type: BuiltinCommHookType) -> None:
     """For ``torch.distributed._register_builtin_comm_hook``."""
+    _register_builtin(reducer, comm_hook_type)
     dispatcher = _dispatchers.get(reducer)
-    hook = BUILT_IN.get(comm_hook_type)
-    if dispatcher is None or dispatcher.is_users or hook is None:
-        _register_builtin(reducer, comm_hook_type)
-        return
-    dispatcher.adopt(UserHook(dispatcher.group, hook, name=str(comm_hook_type)))
+    if dispatcher is not None:
+        dispatcher.adopt(str(comm_hook_type), None)

@@ -89,6 +89,16 @@ class Route:
         return Route(kept, hint.plan, executor, compressed, hint.fusion_bytes)
 
     @property
+    def is_native(self) -> bool:
+        """Whether every bucket goes as it would without us: the backend's own all-reduce of it."""
+        return (
+            isinstance(self._executor, NativeExecutor)
+            and self._compressed is None
+            and self._kept.memory.empty
+            and not self._fusion.fusion_bytes
+        )
+
+    @property
     def needs_parameters(self) -> bool:
         """Whether buckets must say whose gradients they hold."""
         return self._compressed is not None or not self._kept.memory.empty

@@ -26,8 +26,8 @@ Built = TypeVar("Built")
 class Carrier(Protocol[Built]):
     """What carries plans out."""
 
-    def check(self, hint: Hint) -> None:
-        """Check that this rank could carry ``hint`` out.
+    def check(self, hint: Hint) -> bool:
+        """Whether this rank could carry ``hint`` out now; False: not yet.
 
         Raises:
             PlanError: it could not; the message says why.
@@ -141,13 +141,13 @@ class Switching(Generic[Built]):
         if hint is None or hint.epoch <= max(self.epoch, self._rejected):
             return None
         try:
-            self._carrier.check(hint)
+            is_ready = self._carrier.check(hint)
         except PlanError as error:
             if hint is not self._unusable:
                 self._unusable = hint
                 self._note_rejected(hint, str(error))
             return None
-        return hint
+        return hint if is_ready else None
 
     def _switch(self, agreement: Agreement, hint: Hint) -> None:
         """Every rank holds ``hint``: carry it out, if every rank can."""

@@ -169,6 +169,11 @@ class StepTimer:
     """
 
     MAX_OPEN = 32
+    DETAIL_S = 0.125
+    """Of steps that come more often, buckets are timed in one every so often: as many as an agent
+    publishes (``agent.DETAILED_STEPS_A_REPORT``), and enough to notice a change within a second."""
+    WINDOW = 64
+    """Steps after which it is decided anew how many; in the first ones all buckets are timed."""
 
     def __init__(self, rank: int, module: int, marks: Marks, begin_ns: int = 0) -> None:
         """``begin_ns``: when the first step began, if it has."""
@@ -178,6 +183,11 @@ class StepTimer:
         self._begin_ns = begin_ns
         self._current: _Step | None = None
         self._open: deque[_Step] = deque(maxlen=self.MAX_OPEN)
+        self._window_ns = 0
+        self._stride = 1
+        self.is_detailed = True
+        """Whether the buckets of this step are timed: of those whose number is a multiple of a
+        power of two, so that ranks that differ still have steps in common."""
 
     def forward(self) -> None:
         """A forward pass that will be followed by a backward begins."""
@@ -195,7 +205,18 @@ class StepTimer:
         self.close(begin_ns)
         self._current = _Step(number, epoch, begin_ns)
         self._current.loss = loss
+        if number % self.WINDOW == 0:
+            if self._window_ns:
+                self._stride = self._stride_of((begin_ns - self._window_ns) / self.WINDOW / 1e9)
+            self._window_ns = begin_ns
+        self.is_detailed = number % self._stride == 0
         return self.finished()
+
+    def _stride_of(self, step_s: float) -> int:
+        stride = 1
+        while stride < self.WINDOW and stride * step_s < self.DETAIL_S:
+            stride *= 2
+        return stride
 
     def mark(self, index: int, nbytes: int) -> Mark:
         mark = self._marks.mark(index, nbytes)

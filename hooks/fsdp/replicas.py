@@ -76,10 +76,11 @@ class ReplicaPlans:
         """The root has ended: groups and threads end with it."""
         self.put_in_force(None)
 
-    def check(self, hint: Hint) -> None:
+    def check(self, hint: Hint) -> bool:
         check(hint, self._fabric.world_size)
         if hint.codec != NO_CODEC:
             raise PlanError(f"replicas of FSDP2: codec {hint.codec} is for DDP only")
+        return True
 
     def build(self, hint: Hint) -> Executor | None:
         if hint.plan.algorithm == Algorithm.NATIVE:

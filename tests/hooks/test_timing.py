@@ -72,3 +72,21 @@ def test_cuda_times_are_read_when_their_events_have_passed(
     [bucket] = report.buckets
     assert bucket.start_ns - bucket.arrival_ns == 10_000_000
     assert bucket.end_ns - bucket.start_ns == 10_000_000
+
+
+@pytest.mark.parametrize(("step_ms", "stride"), [(200, 1), (125, 1), (100, 2), (10, 16), (1, 64)])
+def test_of_many_short_steps_some_have_their_buckets_timed(
+    monkeypatch: pytest.MonkeyPatch, step_ms: int, stride: int
+) -> None:
+    """About eight a second, as many as an agent publishes, after a first window of all of them."""
+    now_ns = 10**9
+    monkeypatch.setattr(timing, "monotonic_ns", lambda: now_ns)
+    timer = StepTimer(rank=0, module=0, marks=HostMarks())
+    timed = []
+    for number in range(4 * StepTimer.WINDOW):
+        timer.begin(number, 0, None)
+        if timer.is_detailed:
+            timed.append(number)
+        now_ns += step_ms * 10**6
+    window = range(StepTimer.WINDOW)
+    assert timed == [*window, *range(StepTimer.WINDOW, 4 * StepTimer.WINDOW, stride)]

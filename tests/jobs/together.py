@@ -36,10 +36,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 from trainmesh.client import HintFile, SocketReporter  # noqa: E402
 from trainmesh.hooks import context, loss, modules, registration, timing, world  # noqa: E402
 from trainmesh.hooks.agreement import Agreement  # noqa: E402
+from trainmesh.hooks.buckets import BucketOrder  # noqa: E402
 from trainmesh.hooks.coding_cost import CodingCosts  # noqa: E402
 from trainmesh.hooks.context import RankContext  # noqa: E402
 from trainmesh.hooks.loss import PendingLoss  # noqa: E402
-from trainmesh.hooks.scaling import GradientScaling  # noqa: E402
 from trainmesh.hooks.timing import HostMarks, StepTimer  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
 from trainmesh.types import Hint, Plan  # noqa: E402
@@ -134,7 +134,7 @@ def healthy() -> dict[str, object]:
 
 
 def rank_without_us() -> dict[str, object]:
-    return scenario(mock.patch.object(registration, "_hook", return_value=None))
+    return scenario(mock.patch.object(registration, "_attach", return_value=None))
 
 
 def other_cadence() -> dict[str, object]:
@@ -216,7 +216,7 @@ OBSERVERS: dict[str, tuple[object, str]] = {
     "report": (SocketReporter, "step"),
     "note": (SocketReporter, "note"),
     "codecs are timed": (CodingCosts, "see"),
-    "gradients are noted": (GradientScaling, "note_gradients"),
+    "buckets are looked at": (BucketOrder, "read_parameters"),
     "hint file": (HintFile, "poll"),
     "context": (RankContext, "__init__"),
     "module joins": (modules, "join"),

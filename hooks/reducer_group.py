@@ -1,0 +1,44 @@
+"""What DDP's reducer takes for its process group.
+
+Its all-reduces of buckets go to the dispatcher, all else to the group that it stands for. A
+communication hook would be the documented way, and costs each bucket more than it does here: the
+reducer leaves the division to a hook, which is one more pass over the bucket, and a hook's future
+has to complete in Python, on the backend's thread, and be read in Python again. Here the reducer
+divides while it copies, as it does without us, in whatever way its options ask for; what the
+dispatcher returns for the native plan is the backend's own work; and the one hook that a reducer
+takes is free for the script's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["AllReduce", "ReducerGroup"]
+
+
+class AllReduce(Protocol):
+    """Sums the one tensor of ``tensors`` over all ranks, in place."""
+
+    def __call__(self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions) -> dist.Work: ...
+
+
+class ReducerGroup(dist.ProcessGroup):
+    """Stands for ``parent``. A reducer asks a group for no other collective than these two."""
+
+    def __init__(self, parent: dist.ProcessGroup, all_reduce: AllReduce) -> None:
+        super().__init__(parent.rank(), parent.size())  # type: ignore[call-arg]
+        self._parent = parent
+        self._all_reduce = all_reduce
+
+    def allreduce(  # type: ignore[override]
+        self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions
+    ) -> dist.Work:
+        return self._all_reduce(tensors, opts)
+
+    def broadcast(  # type: ignore[override]
+        self, tensors: list[torch.Tensor], opts: dist.BroadcastOptions
+    ) -> dist.Work:
+        return self._parent.broadcast(tensors, opts)

@@ -1,0 +1,75 @@
+"""A reducer's buckets are told apart by counting; whose gradients they hold is asked for."""
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch._C._distributed_c10d import Reducer
+
+from trainmesh.hooks.buckets import BucketOrder
+
+SIZES = [(3,), (2, 2), (5,)]
+
+
+@dataclass
+class Bucket:
+    held: list[torch.Tensor]
+
+    def buffer(self) -> torch.Tensor:
+        return torch.cat([one.flatten() for one in self.held])
+
+    def parameters(self) -> list[torch.Tensor]:
+        return self.held
+
+
+@dataclass
+class FakeReducer:
+    """Its buckets hold these parameters; counts how often it was asked."""
+
+    buckets: list[list[torch.Tensor]]
+    asked: int = field(default=0)
+
+    def _get_zeros_like_grad_buckets(self) -> list[Bucket]:
+        self.asked += 1
+        return [Bucket(held) for held in self.buckets]
+
+
+def test_places_start_anew_with_each_step_and_after_one_that_was_left() -> None:
+    order = BucketOrder(12)
+    buffers = [torch.zeros(size) for size in SIZES]
+    for _ in range(2):
+        assert [order.next(one) for one in buffers] == [(0, False), (1, False), (2, True)]
+    order.next(buffers[0])
+    order.restart()
+    assert [order.next(one) for one in buffers] == [(0, False), (1, False), (2, True)]
+
+
+def test_a_sparse_gradient_counts_as_its_parameter() -> None:
+    order = BucketOrder(30 * 4 + 3)
+    sparse = torch.sparse_coo_tensor([[0, 7]], torch.ones(2, 4), (30, 4), check_invariants=True)
+    assert order.next(sparse) == (0, False)
+    assert order.next(torch.zeros(3)) == (1, True)
+
+
+def test_parameters_are_asked_for_once_and_after_buckets_have_changed() -> None:
+    parameters = [torch.zeros(size) for size in SIZES]
+    order, fake = BucketOrder(12), FakeReducer([parameters])
+    reducer = cast(Reducer, fake)
+    assert order.parameters(0, torch.zeros(12)) == ()
+    order.next(torch.zeros(12))
+    order.read_parameters(reducer, rebuilt=False)
+    assert list(map(id, order.parameters(0, torch.zeros(12)))) == list(map(id, parameters))
+    order.read_parameters(reducer, rebuilt=False)
+    assert fake.asked == 1
+    fake.buckets = [parameters[2:], parameters[:2]]
+    order.read_parameters(reducer, rebuilt=True)  # told
+    assert order.parameters(0, torch.zeros(12)) == ()
+    assert [one.numel() for one in order.parameters(1, torch.zeros(7))] == [3, 4]
+    fake.buckets = [parameters[:1], parameters[1:]]
+    order.next(torch.zeros(3))
+    order.next(torch.zeros(9))
+    order.read_parameters(reducer, rebuilt=False)  # seen
+    assert [one.numel() for one in order.parameters(1, torch.zeros(9))] == [4, 5]
+    assert fake.asked == 3
+    order.read_parameters(reducer, rebuilt=False)
+    assert fake.asked == 3

@@ -1,0 +1,111 @@
+"""What one step costs under DDP, counted: operations, Python frames of trainmesh, callbacks.
+
+Run by tests/hooks/test_cost.py under torchrun, with and without the hook (HOOKED=1).
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+from unittest import mock
+
+OUT = Path(os.environ["OUT"])
+RANK = os.environ["RANK"]
+
+if os.environ.get("HOOKED"):
+    RUN = OUT / f"rank{RANK}"
+    RUN.mkdir()
+    os.environ.update(TRAINMESH_RUN_DIR=str(RUN), TRAINMESH_JOB="test")
+    from trainmesh.hooks import patch
+
+    patch.install()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch import nn  # noqa: E402
+from torch._C import Future  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+LAYERS = 8
+WARM = 129
+"""Two windows of the step timer and the step after: of so short steps most are not timed."""
+
+
+class Steps:
+    def __init__(self, **options: object) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Linear(64, 64, bias=False) for _ in range(LAYERS)]
+        self.model = DDP(nn.Sequential(*layers), bucket_cap_mb=0.01, **options)
+        self.number = 0
+
+    def one(self) -> None:
+        self.model(torch.ones(2, 64)).sum().backward()
+        self.number += 1
+
+
+def operations(steps: Steps) -> dict[str, int]:
+    """How often each operation runs in a step, gloo's own included."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        steps.one()
+    return {event.key: event.count for event in found.key_averages()}
+
+
+def frames(steps: Steps) -> Counter[str]:
+    """Calls of trainmesh's functions in a step, by file."""
+    seen: Counter[str] = Counter()
+
+    def see(frame: FrameType, event: str, _argument: object) -> None:
+        name = frame.f_code.co_filename
+        if event == "call" and "/hooks/" in name and "site-packages" not in name:
+            seen[Path(name).stem] += 1
+
+    sys.setprofile(see)
+    try:
+        steps.one()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+def callbacks(steps: Steps) -> int:
+    """Python callbacks that a step leaves for the backend's threads to run."""
+    with (
+        mock.patch.object(Future, "add_done_callback") as done,
+        mock.patch.object(Future, "then") as then,
+    ):
+        steps.one()
+    return done.call_count + then.call_count
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    result: dict[str, object] = {}
+    for name, options in (
+        ("copied", {}),
+        ("views", {"gradient_as_bucket_view": True}),
+        ("batched", {"batched_grad_copy": True}),
+    ):
+        steps = Steps(**options)
+        for _ in range(WARM):
+            steps.one()
+        result[name] = {"operations": operations(steps)}
+        if name == "copied":
+            result |= {"frames": frames(steps), "callbacks": callbacks(steps)}
+            while steps.number % 64:
+                steps.one()
+            result["timed callbacks"] = callbacks(steps)
+    buckets = steps.model._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(",")
+    result["buckets"] = len(buckets)
+    left_alone = Steps(skip_all_reduce_unused_params=True)
+    left_alone.one()
+    result["skips"] = frames(left_alone)
+    (OUT / f"{RANK}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
