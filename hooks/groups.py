@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import ProcessGroupGloo
 
-__all__ = ["backend_of", "job_size", "spans_the_job", "timeout_of"]
+__all__ = ["backend_of", "gloo_options_like", "job_size", "spans_the_job", "timeout_of"]
 
 
 def backend_of(group: dist.ProcessGroup) -> str:
@@ -30,6 +32,19 @@ def spans_the_job(group: dist.ProcessGroup) -> bool:
         return len(ranks) > 1 and ranks == list(range(dist.get_world_size()))
     except (RuntimeError, ValueError, KeyError):  # torch doesn't know it
         return False
+
+
+def gloo_options_like(group: dist.ProcessGroup) -> Any:
+    """For a small group beside ``group``: on its device, if that is gloo's. A device is a thread
+    that wakes 100 times a second, and each group makes one of its own unless it is given one."""
+    options = vars(ProcessGroupGloo)["_Options"]()
+    options._threads = 1
+    try:
+        backend: Any = group._get_backend(torch.device("cpu"))
+        options._devices = backend.options._devices
+    except (RuntimeError, AttributeError):
+        options._devices = [ProcessGroupGloo.create_default_device()]
+    return options
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta | None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
 import trainmesh
-from trainmesh.hooks.groups import timeout_of
+from trainmesh.hooks.groups import gloo_options_like, timeout_of
 
 __all__ = ["Handshake", "World", "current", "leave_all"]
 
@@ -50,6 +50,7 @@ class World:
         self.rank = group.rank()
         self.size = group.size()
         self.timeout = timeout_of(group) or CONNECT
+        self.options = gloo_options_like(group)
         self.channel: dist.ProcessGroup | None = None
         self.number = 0
         self.is_settled = False
@@ -185,7 +186,9 @@ class _Connecting:
             # Again a connection of its own: this one waits, while the training leaves marks.
             store = PrefixStore(self._name, _connection(self._world.store))
             rank, size = self._world.rank, self._world.size
-            group = ProcessGroupGloo(store, rank, size, CONNECT)
+            options = self._world.options
+            options._timeout = CONNECT
+            group = ProcessGroupGloo(store, rank, size, options)
             group._set_default_timeout(self._world.timeout)
         except Exception as error:  # whatever it is, the marks tell the other ranks
             self.error = error

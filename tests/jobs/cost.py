@@ -14,13 +14,18 @@ from unittest import mock
 OUT = Path(os.environ["OUT"])
 RANK = os.environ["RANK"]
 
-if os.environ.get("HOOKED"):
+HOOKED = bool(os.environ.get("HOOKED"))
+if HOOKED:
     RUN = OUT / f"rank{RANK}"
     RUN.mkdir()
     os.environ.update(TRAINMESH_RUN_DIR=str(RUN), TRAINMESH_JOB="test")
     from trainmesh.hooks import patch
 
     patch.install()
+    from trainmesh.hooks import registration
+    from trainmesh.hooks.timing import StepTimer
+
+    StepTimer.DETAIL_S = 1e9  # as if steps were short on any machine: one in 64 is timed
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -30,8 +35,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 LAYERS = 8
-WARM = 129
-"""Two windows of the step timer and the step after: of so short steps most are not timed."""
+WARM = 134
+"""Two windows of the step timer, and steps enough for the last timed one to be reported."""
 
 
 class Steps:
@@ -70,6 +75,12 @@ def frames(steps: Steps) -> Counter[str]:
     return seen
 
 
+def loops() -> int:
+    """Threads that wait for gloo's sockets, and wake 100 times a second."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [(task / "comm").read_text().strip() for task in tasks].count("gloo_tcp_loop")
+
+
 def callbacks(steps: Steps) -> int:
     """Python callbacks that a step leaves for the backend's threads to run."""
     with (
@@ -100,6 +111,10 @@ def main() -> None:
             result["timed callbacks"] = callbacks(steps)
     buckets = steps.model._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(",")
     result["buckets"] = len(buckets)
+    result["loops"] = loops()
+    if HOOKED:
+        dispatcher = registration.dispatcher_of(steps.model)
+        result["agrees"] = dispatcher is not None and not dispatcher._switching.is_meeting
     left_alone = Steps(skip_all_reduce_unused_params=True)
     left_alone.one()
     result["skips"] = frames(left_alone)
