@@ -28,7 +28,7 @@ class BucketOrder:
         return self._parameters is not None
 
     def restart(self) -> None:
-        """A forward pass begins: no bucket is under way, whatever became of the last step."""
+        """A backward pass is about to begin: no bucket is under way."""
         self._seen = self._index = 0
 
     def next(self, buffer: torch.Tensor) -> tuple[int, bool]:

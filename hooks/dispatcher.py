@@ -87,8 +87,12 @@ class Dispatcher:
 
     def forward(self) -> None:
         """The module's forward pass begins."""
-        self._order.restart()
         self._observer.forward()
+
+    def backward(self) -> None:
+        """The reducer expects the first of its buckets next, whatever became of a step before."""
+        self._order.restart()
+        self._route.restart()
 
     def rebuilt(self, reducer: Reducer, has_rebuilt: bool) -> None:
         """The buckets are what they will be in the coming backward pass."""
@@ -98,7 +102,7 @@ class Dispatcher:
     def all_reduce(self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions) -> dist.Work:
         """Sum a bucket over the ranks, for the reducer, which has divided it."""
         buffer = tensors[0]
-        if self._hook is not None or not _is_gradient(buffer):
+        if self._hook is not None or not _has_gradients(buffer):
             return self._fabric.parent.allreduce(tensors, opts)
         index, is_last = self._order.next(buffer)
         if index == 0:
@@ -209,6 +213,7 @@ def _nbytes(buffer: torch.Tensor) -> int:
     return buffer._values().nbytes if buffer.is_sparse else buffer.nbytes
 
 
-def _is_gradient(tensor: torch.Tensor) -> bool:
-    """And not the map of used parameters, which is of integers."""
-    return tensor.dtype.is_floating_point or tensor.dtype.is_complex
+def _has_gradients(tensor: torch.Tensor) -> bool:
+    """It isn't the map of used parameters, which is of integers, nor an empty bucket, for which a
+    backend may not wait for its peers."""
+    return (tensor.dtype.is_floating_point or tensor.dtype.is_complex) and tensor.numel() > 0

@@ -59,6 +59,10 @@ class Fusion:
             self.flush()
         return promise.future
 
+    def restart(self) -> None:
+        """Forget what is held back: its backward pass was given up, on all ranks at that bucket."""
+        self._held, self._held_bytes = [], 0
+
     def flush(self) -> None:
         """Reduce what is held back."""
         held, self._held, self._held_bytes = self._held, [], 0

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import ProcessGroupGloo
+from torch._C._distributed_c10d import ProcessGroupGloo, Store
 
-__all__ = ["backend_of", "gloo_options_like", "job_size", "spans_the_job", "timeout_of"]
+__all__ = [
+    "backend_of",
+    "gloo_devices",
+    "job_size",
+    "small_gloo_group",
+    "spans_the_job",
+    "timeout_of",
+]
 
 
 def backend_of(group: dist.ProcessGroup) -> str:
@@ -34,17 +42,26 @@ def spans_the_job(group: dist.ProcessGroup) -> bool:
         return False
 
 
-def gloo_options_like(group: dist.ProcessGroup) -> Any:
-    """For a small group beside ``group``: on its device, if that is gloo's. A device is a thread
-    that wakes 100 times a second, and each group makes one of its own unless it is given one."""
-    options = vars(ProcessGroupGloo)["_Options"]()
-    options._threads = 1
+def gloo_devices(group: dist.ProcessGroup) -> list[Any]:
+    """What ``group`` communicates through, for a small gloo group beside it; none if that isn't
+    gloo. A device is a thread that wakes 100 times a second, and each group makes one of its own
+    unless it is given one."""
     try:
         backend: Any = group._get_backend(torch.device("cpu"))
-        options._devices = backend.options._devices
+        return list(backend.options._devices)
     except (RuntimeError, AttributeError):
-        options._devices = [ProcessGroupGloo.create_default_device()]
-    return options
+        return []
+
+
+def small_gloo_group(
+    store: Store, rank: int, size: int, timeout: timedelta, devices: Sequence[Any]
+) -> ProcessGroupGloo:
+    """A group for little data, through ``devices``, or what GLOO_SOCKET_IFNAME says if none."""
+    if not devices:
+        return ProcessGroupGloo(store, rank, size, timeout)
+    options = vars(ProcessGroupGloo)["_Options"]()
+    options._threads, options._timeout, options._devices = 1, timeout, list(devices)
+    return ProcessGroupGloo(store, rank, size, options)
 
 
 def timeout_of(group: dist.ProcessGroup) -> timedelta | None:

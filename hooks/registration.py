@@ -48,7 +48,7 @@ def wrap_ddp() -> None:
     loss.watch()
     _wrap_init_helper()
     _watch_forward()
-    for method in (_rebuild_buckets, _update_process_group):
+    for method in (prepare_for_backward, _rebuild_buckets, _update_process_group):
         setattr(Reducer, method.__name__, method)
     vars(dist)["_register_comm_hook"] = _register_comm_hook
     vars(dist)["_register_builtin_comm_hook"] = _register_builtin_comm_hook
@@ -125,6 +125,14 @@ def _watch_forward() -> None:
         return original(module, *args, **kwargs)
 
     DistributedDataParallel._pre_forward = watched  # type: ignore[method-assign,assignment]
+
+
+def prepare_for_backward(reducer: Reducer, outputs: Any) -> None:
+    """Here the reducer begins to count its buckets anew, whoever drives it."""
+    dispatcher = _dispatchers.get(reducer)
+    if dispatcher is not None:
+        dispatcher.backward()
+    _original["prepare_for_backward"](reducer, outputs)
 
 
 def _rebuild_buckets(reducer: Reducer) -> bool:

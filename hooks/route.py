@@ -107,6 +107,10 @@ class Route:
         """The future of this bucket's sum."""
         return self._fusion.take(bucket, is_last=is_last)
 
+    def restart(self) -> None:
+        """What a backward pass that was given up has held back is not wanted any more."""
+        self._fusion.restart()
+
     def flush(self) -> None:
         """The step's last bucket goes another way."""
         self._fusion.flush()

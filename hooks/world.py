@@ -19,10 +19,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
+from torch._C._distributed_c10d import PrefixStore, Store
 
 import trainmesh
-from trainmesh.hooks.groups import gloo_options_like, timeout_of
+from trainmesh.hooks.groups import gloo_devices, small_gloo_group, timeout_of
 
 __all__ = ["Handshake", "World", "current", "leave_all"]
 
@@ -50,7 +50,7 @@ class World:
         self.rank = group.rank()
         self.size = group.size()
         self.timeout = timeout_of(group) or CONNECT
-        self.options = gloo_options_like(group)
+        self.devices = gloo_devices(group)
         self.channel: dist.ProcessGroup | None = None
         self.number = 0
         self.is_settled = False
@@ -186,9 +186,7 @@ class _Connecting:
             # Again a connection of its own: this one waits, while the training leaves marks.
             store = PrefixStore(self._name, _connection(self._world.store))
             rank, size = self._world.rank, self._world.size
-            options = self._world.options
-            options._timeout = CONNECT
-            group = ProcessGroupGloo(store, rank, size, options)
+            group = small_gloo_group(store, rank, size, CONNECT, self._world.devices)
             group._set_default_timeout(self._world.timeout)
         except Exception as error:  # whatever it is, the marks tell the other ranks
             self.error = error

@@ -5,14 +5,17 @@ from typing import cast
 
 import torch
 from torch._C._distributed_c10d import Reducer
+from torch.futures import Future
 
 from trainmesh.hooks.buckets import BucketOrder
+from trainmesh.hooks.fusion import Bucket, Fusion
+from trainmesh.hooks.timing import Mark
 
 SIZES = [(3,), (2, 2), (5,)]
 
 
 @dataclass
-class Bucket:
+class FakeBucket:
     held: list[torch.Tensor]
 
     def buffer(self) -> torch.Tensor:
@@ -29,9 +32,9 @@ class FakeReducer:
     buckets: list[list[torch.Tensor]]
     asked: int = field(default=0)
 
-    def _get_zeros_like_grad_buckets(self) -> list[Bucket]:
+    def _get_zeros_like_grad_buckets(self) -> list[FakeBucket]:
         self.asked += 1
-        return [Bucket(held) for held in self.buckets]
+        return [FakeBucket(held) for held in self.buckets]
 
 
 def test_places_start_anew_with_each_step_and_after_one_that_was_left() -> None:
@@ -73,3 +76,20 @@ def test_parameters_are_asked_for_once_and_after_buckets_have_changed() -> None:
     assert fake.asked == 3
     order.read_parameters(reducer, rebuilt=False)
     assert fake.asked == 3
+
+
+def test_what_a_step_that_was_given_up_has_held_back_is_forgotten() -> None:
+    reduced: list[torch.Tensor] = []
+
+    def reduce(bucket: Bucket) -> Future[torch.Tensor]:
+        reduced.append(bucket.buffer.clone())
+        done: Future[torch.Tensor] = Future()
+        done.set_result(bucket.buffer)
+        return done
+
+    fusion = Fusion(1 << 20, reduce)
+    fusion.take(Bucket(torch.ones(3), (), Mark(0, 12)), is_last=False)
+    fusion.restart()
+    fusion.take(Bucket(torch.zeros(3), (), Mark(0, 12)), is_last=False)
+    assert fusion.take(Bucket(torch.zeros(2), (), Mark(1, 8)), is_last=True).done()
+    assert [one.tolist() for one in reduced] == [[0.0] * 5]

@@ -29,6 +29,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.parallel.distributed import _MixedPrecision
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 STEPS = 6
 WIDTH = 24
@@ -455,6 +456,136 @@ def is_freed() -> dict[str, object]:
     return {"freed": found}
 
 
+class Passing(dist.ProcessGroup):
+    """A script's own process group, that torch knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__(dist.get_rank(), dist.get_world_size())
+        self.calls: list[str] = []
+
+    def _pass(self, name: str, *args: object) -> dist.Work:
+        self.calls.append(name)
+        return getattr(dist.group.WORLD, name)(*args)
+
+    def allreduce(self, *args: object) -> dist.Work:
+        return self._pass("allreduce", *args)
+
+    def broadcast(self, *args: object) -> dist.Work:
+        return self._pass("broadcast", *args)
+
+    def allgather(self, *args: object) -> dist.Work:
+        return self._pass("allgather", *args)
+
+    def getBackendName(self) -> str:
+        return "passing"
+
+
+def own_group() -> dict[str, object]:
+    group = Passing()
+    model = DDP(mlp(), bucket_cap_mb=0.004, process_group=group)
+    backend = model._get_ddp_logging_data()["backend_name"]
+    return {**result(model, train(model)), "calls": group.calls, "backend": backend}
+
+
+def given_group() -> dict[str, object]:
+    """The group that the script has given stays what it is, and so do torch's own records."""
+    torch_knows = dist.distributed_c10d._world
+    group = dist.new_group()
+    model = DDP(mlp(), process_group=group)
+    losses = train(model)
+    dist.monitored_barrier(model.process_group)
+    gathered = [torch.zeros(1) for _ in range(dist.get_world_size(model.process_group))]
+    dist.all_gather(gathered, torch.ones(1), group=model.process_group)
+    found = {
+        "is it": model.process_group is group,
+        "type": str(type(model.process_group)),
+        "backend": dist.get_backend(model.process_group),
+        "ranks": dist.get_process_group_ranks(model.process_group),
+        "known": [len(one) for one in (torch_knows.pg_map, torch_knows.pg_names)],
+        "sums": [one.item() for one in gathered],
+        "logged": model._get_ddp_logging_data()["backend_name"],
+    }
+    return {**result(model, losses), **found}
+
+
+class Checkpointed(nn.Module):
+    """Runs forward passes within the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.parts = mlp()
+        self._reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.requires_grad_()
+        for part in self.parts:
+            x = checkpoint(part, x, use_reentrant=self._reentrant)
+        return x
+
+
+def checkpointed() -> dict[str, object]:
+    out: dict[str, object] = {}
+    for reentrant in (False, True):
+        model = DDP(Checkpointed(reentrant), bucket_cap_mb=0.004)
+        out[str(reentrant)] = result(model, train(model))
+        whole = DDP(mlp(), bucket_cap_mb=0.004)
+        around = nn.Sequential(nn.Identity(), whole)
+        optimizer = torch.optim.SGD(whole.parameters(), lr=0.05)
+        for x in batches(3):
+            optimizer.zero_grad()
+            try:
+                y = checkpoint(around, x.requires_grad_(), use_reentrant=reentrant)
+                y.pow(2).mean().backward()
+            except RuntimeError as error:
+                out[f"{reentrant} error"] = str(error).splitlines()[0]
+                break
+            optimizer.step()
+        out[f"{reentrant} around"] = result(whole, [])
+    return out
+
+
+def given_up() -> dict[str, object]:
+    """A backward pass breaks off after its first buckets; the script starts the reducer anew."""
+
+    def breaks(_: torch.Tensor) -> None:
+        raise ValueError("broken off")
+
+    model = DDP(mlp(), bucket_cap_mb=0.004)
+    losses = train(model)
+    handle = model.module[1].weight.register_hook(breaks)
+    said = []
+    for _ in range(2):
+        try:
+            model(batches()[0]).pow(2).mean().backward()
+        except (ValueError, RuntimeError) as error:
+            said.append(str(error).splitlines()[0])
+    handle.remove()
+    model._update_process_group(model.process_group)
+    return {**result(model, losses + train(model)), "said": said}
+
+
+class WithEmpty(nn.Module):
+    """One parameter has no elements, and a bucket of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.empty = nn.Parameter(torch.zeros(0, dtype=torch.float64))
+        self.rest = mlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rest(x) + self.empty.sum().float()
+
+
+def empty_bucket() -> dict[str, object]:
+    model = DDP(WithEmpty(), bucket_cap_mb=0.004)
+    losses = train(model)
+    if os.environ.get("HOOKED"):
+        from trainmesh.hooks.registration import dispatcher_of
+
+        assert dispatcher_of(model)._step == STEPS - 1
+    return result(model, losses)
+
+
 def logging_data() -> dict[str, object]:
     model = DDP(mlp())
     train(model)
@@ -498,6 +629,11 @@ SCENARIOS = {
     "other_group": other_group,
     "join_then_alone": join_then_alone,
     "is_freed": is_freed,
+    "own_group": own_group,
+    "given_group": given_group,
+    "checkpointed": checkpointed,
+    "given_up": given_up,
+    "empty_bucket": empty_bucket,
     "logging_data": logging_data,
 }
 

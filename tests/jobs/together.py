@@ -146,7 +146,7 @@ def no_context() -> dict[str, object]:
 
 
 def cannot_connect() -> dict[str, object]:
-    return scenario(mock.patch.object(world, "ProcessGroupGloo", breaks))
+    return scenario(mock.patch.object(world, "small_gloo_group", breaks))
 
 
 def cannot_read_marks() -> dict[str, object]:
