@@ -84,7 +84,8 @@ import torch.distributed as dist, torch
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 model = DistributedDataParallel(torch.nn.Linear(2, 2))
 model(torch.ones(1, 2)).sum().backward()
-print(type(model.__dict__["_trainmesh"]).__module__)
+dispatcher_of = type(model)._pre_forward.__globals__["dispatcher_of"]
+print(type(dispatcher_of(model)).__module__)
 import trainmesh, msgspec, statistics
 print(trainmesh.OWN, msgspec.OWN, statistics.OWN)
 """
