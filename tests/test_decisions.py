@@ -22,7 +22,7 @@ from trainmesh.decisions.regime import Regime, grouped, same_way
 from trainmesh.decisions.settings import Settings
 from trainmesh.measure import MeasuredStep
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Hop, PairTime, Plan, Tree
+from trainmesh.types import ClassFit, Hop, LinkCost, LinkOrigin, PairTime, Plan, Tree
 
 MB = 1_000_000
 START = Calibration({"hierarchical": 1.6})
@@ -446,3 +446,23 @@ def test_a_probe_never_makes_a_declared_link_faster_than_declared() -> None:
     speeds = [link.cost.bandwidth_bytes_per_s for link in links.now.links]
     assert max(speeds) == pytest.approx(0.1e9)
     assert min(speeds) < 0.05e9
+
+
+def test_where_link_costs_come_from_is_known() -> None:
+    """A probe says more than buckets' times, also of those that come later."""
+    graph = star([0.1] * 4)
+    links = Links(graph, {f"n{rank}": (rank,) for rank in range(4)}, "gloo")
+    cost = LinkCost(alpha_s=1e-4, bandwidth_bytes_per_s=8e7)
+    link_class = graph.links[0].link_class
+    fit = ClassFit(link_class=link_class, measured=cost, planned=cost, num_samples=9, residual=0.1)
+    assert links.origin is LinkOrigin.GIVEN
+    assert links.fit(fit)
+    assert links.origin is LinkOrigin.BUCKETS
+    pairs = [
+        PairTime(1, turn, src, dst, MB, 4e-2 if 0 in (src, dst) else 1e-2, 0.0)
+        for turn, (src, dst) in enumerate(permutations(range(4), 2))
+    ]
+    links.probe(pairs)
+    assert links.origin is LinkOrigin.PROBES
+    assert not links.fit(fit)
+    assert links.origin is LinkOrigin.PROBES
