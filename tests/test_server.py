@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from tests.launcher.records import CHOICE, FIT, graph
 from tests.launchjob import wait_for
 from trainmesh import server
 from trainmesh.agent import Inbox, Uplink
@@ -16,6 +18,7 @@ from trainmesh.control import ControlEnvironment, Stop
 from trainmesh.coordinator import Coordinator, Effects
 from trainmesh.errors import StoreError
 from trainmesh.health import HealthReporter
+from trainmesh.launcher.run_sample import collect
 from trainmesh.memory_store import MemoryStore
 from trainmesh.record import RecordWriter
 from trainmesh.rundir import RunDir
@@ -23,13 +26,16 @@ from trainmesh.server import Refusals, Shell
 from trainmesh.store import Change, Store, job_prefix
 from trainmesh.types import (
     BucketTiming,
+    Event,
     Hello,
     Hint,
     JobStatus,
+    LinkOrigin,
     NodeReport,
     Note,
     Plan,
     RankReport,
+    RecordLine,
     StepReport,
 )
 from trainmesh.wire import decode, encode
@@ -306,3 +312,31 @@ def test_decisions_do_not_look_at_a_clock_that_can_be_set(
         wait_for(lambda: len(times) > 3)
     assert times == sorted(times)
     assert times[-1] - times[0] < abs(step_s)
+
+
+def test_a_follower_s_record_has_what_the_leader_decides(shell: Shell, tmp_path: Path) -> None:
+    """Each node writes a report of the job: what was compared there is compared by the leader."""
+    store = MemoryStore()
+    coordinator = shell._begin(store)
+    plan = Event(unix_s=1.0, step=9, kind="plan", text="native stays: no plan is faster")
+    own = coordinator.log("hello", "2 ranks on a, b with gloo", 0.0).lines[0].event
+    assert own is not None
+    status = JobStatus(
+        job=JOB, updated_unix_s=1.0, world_size=2, choice=CHOICE, fits=(FIT,),
+        links_from=LinkOrigin.PROBES, events=(replace(own, unix_s=77.0), plan),
+    )  # fmt: skip
+    for _ in range(2):
+        for name, value in (("graph", encode(graph())), ("status", encode(status))):
+            key = f"{PREFIX}{name}"
+            shell._apply(Change(key, value, store.put(key, value)), coordinator)
+    sample = collect(
+        decode(line, RecordLine, what="record")
+        for line in (tmp_path / "record.jsonl").read_bytes().splitlines()
+    )
+    assert sample.choice == CHOICE
+    assert sample.graph == graph()
+    assert sample.origin is LinkOrigin.PROBES
+    assert sample.events == [plan]
+    assert sample.lines == 5
+    told = coordinator.status(0.0)
+    assert (told.choice, told.fits, told.events) == (CHOICE, (FIT,), (own, plan))

@@ -95,6 +95,8 @@ class Coordinator:
         self._choice: Choice | None = None
         self._fits: tuple[ClassFit, ...] = ()
         self._events: deque[Event] = deque(events, maxlen=MAX_EVENTS)
+        self._followed: tuple[Event, ...] = ()
+        """What the leader's newest status has held."""
         self._dropped = 0
         self._graph: LinkGraph | None = None
         self._is_used_up_said = False
@@ -132,6 +134,26 @@ class Coordinator:
             effects.hint = self._hint_of(turn.proposal)
         else:
             effects.hint = self._hints.to_store_again(self._epoch)
+        return effects
+
+    def follow(self, leader: JobStatus, document: dict[str, object] | None) -> Effects:
+        """What the coordinator that leads has decided, on which ``document`` of the link graph: for
+        the record, and to go on from. Only the leader takes turns."""
+        effects = Effects()
+        own = {(event.kind, event.text) for event in self._events}
+        for event in leader.events:
+            if event not in self._followed and (event.kind, event.text) not in own:
+                self._events.append(event)
+                effects.lines.append(RecordLine(event=event))
+        self._followed = leader.events
+        if leader.choice is not None and leader.choice != self._choice:
+            self._choice = leader.choice
+            effects.lines.append(RecordLine(choice=leader.choice))
+        if document is not None and document != self.document:
+            self.document = document
+            effects.lines += [RecordLine(links_from=leader.links_from), RecordLine(graph=document)]
+        effects.lines += [RecordLine(fit=fit) for fit in leader.fits if fit not in self._fits]
+        self._fits = leader.fits
         return effects
 
     def is_urgent(self) -> bool:
@@ -176,6 +198,7 @@ class Coordinator:
             hint=self._hints.newest,
             choice=self._choice,
             fits=self._fits,
+            links_from=self._pilot.links.origin if self._pilot is not None else LinkOrigin.GIVEN,
             ranks=self._view.statuses(),
             events=tuple(self._events),
             dropped=self._dropped,

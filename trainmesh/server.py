@@ -171,10 +171,20 @@ class Shell:
                 self._do(coordinator.hint_seen(_usable_hint(change), _now()))
             elif key == "graph" and change.value is None:
                 self._document = None
+            elif key in ("status", "graph") and change.value is not None and self._leader is None:
+                self._follow(key, change.value, coordinator)
             elif key.startswith("reports/") and change.value is not None:
                 self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
         except WireError as error:
             print(f"ignored: {error}", file=sys.stderr, flush=True)
+
+    def _follow(self, key: str, value: bytes, coordinator: Coordinator) -> None:
+        """Somebody else leads, and has stored the links, then the status."""
+        if key == "graph":
+            self._document = decode(value, dict[str, object], what=key)
+        else:
+            leader = decode(value, JobStatus, what=key)
+            self._do(coordinator.follow(leader, self._document))
 
     def _see_agent(self, node: str, *, present: bool) -> None:
         if present:

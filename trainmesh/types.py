@@ -446,6 +446,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The newest hint, in force or on its way."""
     choice: Choice | None = None
     fits: tuple[ClassFit, ...] = ()
+    links_from: LinkOrigin = LinkOrigin.GIVEN
+    """Of the link graph in force."""
     ranks: tuple[RankStatus, ...] = ()
     events: tuple[Event, ...] = ()
     dropped: Natural = 0
