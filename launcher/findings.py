@@ -82,7 +82,8 @@ def _title(run: RunAnalysis) -> tuple[str, Tone]:
     if run.choice is None:
         return f"The job was measured under {last.name}; no plans were compared", Tone.NEUTRAL
     if run.choice.chosen != Algorithm.NATIVE:
-        return f"{_capital(run.choice.chosen)} was chosen, but the ranks never took it up", Tone.BAD
+        chosen = _capital(run.choice.chosen)
+        return f"{chosen} was chosen, but not yet taken up when the job ended", Tone.NEUTRAL
     return "The backend's own all-reduce was the plan to keep", Tone.GOOD
 
 
@@ -123,7 +124,7 @@ def _points(run: RunAnalysis) -> Iterator[str]:
         _switch_point(plan, plan.switch) for plan in switches[-MAX_SWITCHES:] if plan.switch
     )
     if run.plans:
-        yield from _plan_points(run.plans[-1])
+        yield from _plan_points(run.plans[-1], run.measured_by)
     yield from (
         _exceeded(plan, plan.plan) for plan in run.plans if plan.exceeds_bound and plan.plan
     )
@@ -160,7 +161,7 @@ def _exceeded(outcome: PlanOutcome, plan: Plan) -> str:
     )
 
 
-def _plan_points(last: PlanOutcome) -> Iterator[str]:
+def _plan_points(last: PlanOutcome, measured_by: LinkOrigin) -> Iterator[str]:
     if last.plan is None or not last.measured_s or not last.plan.predicted_s:
         return
     predicted_s = last.plan.predicted_s
@@ -176,6 +177,12 @@ def _plan_points(last: PlanOutcome) -> Iterator[str]:
     )
     ratio = quotient(last.measured_s, predicted_s)
     if ratio > FAR_OFF:
+        if measured_by is LinkOrigin.PROBES and last.origin is not LinkOrigin.PROBES:
+            yield (
+                f"Measured is {ratio:.1f} times predicted, for links as they were taken to be at "
+                "first: what probes found of them later is among the events."
+            )
+            return
         yield (
             f"Measured is {ratio:.1f} times predicted: something that the "
             "graph does not know (busy CPUs, the transport, other traffic) limits this job."

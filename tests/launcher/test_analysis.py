@@ -570,3 +570,29 @@ def test_a_prediction_for_other_bytes_is_not_shown_for_native() -> None:
     native, ring = analysed(record).plans
     assert (native.plan, native.measured_s) == (None, None)
     assert ring.plan is not None
+
+
+def test_a_prediction_for_other_links_is_not_held_against_busy_cpus() -> None:
+    """The links were probed, and found slower, after the plan was made."""
+    slow = [
+        RecordLine(hint=replace(HINT, plan=replace(RING, predicted_s=0.002, bound_s=0.001)))
+        if line.hint is not None
+        else line
+        for line in lines()
+    ]
+    probed = [RecordLine(links_from=LinkOrigin.PROBES), RecordLine(graph=graph_of_version(7))]
+    for more, words in (([], "busy CPUs"), (probed, "what probes found of them later")):
+        [said] = [p for p in headline(analysed([*slow, *more])).points if "times predicted" in p]
+        assert said.startswith("Measured is 3.0 times predicted")
+        assert words in said
+
+
+def graph_of_version(version: int) -> dict[str, object]:
+    return graph("measured") | {"graph_version": version}
+
+
+def test_a_choice_that_came_too_late_is_called_so() -> None:
+    early = [line for line in lines() if line.hint is None and line.step is None]
+    run = analysed([*early, *steps(range(SWITCH_STEP))])
+    found = headline(run)
+    assert found.title == "Ring was chosen, but not yet taken up when the job ended"
