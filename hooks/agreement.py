@@ -70,10 +70,11 @@ class Agreement:
             raise RuntimeError(self._world.why)
         return self._world.channel
 
+    def is_round(self, step: int) -> bool:
+        return is_round(step, self._cadence)
+
     def propose(self, step: int, candidate: Hint | None) -> None:
-        """Take part in a round if ``step`` has one; returns at once."""
-        if not is_round(step, self._cadence):
-            return
+        """Take part in the round that ``step`` has; returns at once."""
         if candidate is not None and self._counts_steps and candidate.effective_step > step:
             candidate = None
         own = (candidate.epoch, hint_digest(candidate)) if candidate is not None else (0, 0)

@@ -45,6 +45,11 @@ class BucketOrder:
             self._seen = 0
         return index, is_last
 
+    def leave(self) -> int:
+        """The rest of this step's buckets won't be told; how many elements they have."""
+        left, self._seen = self._numel - self._seen if self._seen else 0, 0
+        return left
+
     def read_parameters(self, reducer: Reducer, *, rebuilt: bool) -> None:
         """Ask ``reducer`` whose gradients its buckets hold, if that may have changed.
 

@@ -54,13 +54,16 @@ class Dispatcher:
         self._first_sum: Future[Any] | None = None
         """Of the step before, while the ranks meet."""
         self._step = -1
-        self._is_plain = False
-        """Whether nothing is done in this step but what DDP would do: most of many short ones."""
+        self._left = 0
+        """Elements of this step's buckets that are still to come, if nothing is done in it but what
+        DDP would do, as in most of many short steps. Everything for these is on this way."""
         self._start(module.process_group)
 
     def _start(self, group: dist.ProcessGroup) -> None:
         """Reduce over ``group``, as DDP does until a first plan."""
         self._fabric = Fabric(group)
+        self._native = group.allreduce
+        self._left = 0
         self._route = Route.native(self._fabric)
         self._switching: Switching[Route] | None = None
 
@@ -91,6 +94,7 @@ class Dispatcher:
 
     def backward(self) -> None:
         """The reducer expects the first of its buckets next, whatever became of a step before."""
+        self._left = 0
         self._order.restart()
         self._route.restart()
 
@@ -101,21 +105,23 @@ class Dispatcher:
 
     def all_reduce(self, tensors: list[torch.Tensor], opts: dist.AllreduceOptions) -> dist.Work:
         """Sum a bucket over the ranks, for the reducer, which has divided it."""
+        if self._left:
+            self._left = max(0, self._left - tensors[0].numel())
+            return self._native(tensors, opts)
         buffer = tensors[0]
         if self._hook is not None or not _has_gradients(buffer):
-            return self._fabric.parent.allreduce(tensors, opts)
+            return self._native(tensors, opts)
         index, is_last = self._order.next(buffer)
-        if index == 0:
-            self._begin_step(buffer.device)
-        if self._is_plain:
-            return self._fabric.parent.allreduce(tensors, opts)
+        if index == 0 and self._begin_step(buffer.device):
+            self._left = self._order.leave()
+            return self._native(tensors, opts)
         if self._observer.times_codecs:
             self._observer.see(self._step, self._order.parameters(index, buffer), buffer)
         mark = self._observer.mark(index, _nbytes(buffer))
         if self._route.is_native or buffer.is_sparse:
             if is_last:
                 self._route.flush()
-            work = self._fabric.parent.allreduce(tensors, opts)
+            work = self._native(tensors, opts)
             self._observer.await_end(work, mark)
             self._note_first(index, work)
             return work
@@ -164,7 +170,8 @@ class Dispatcher:
     def discard(self, built: Route) -> None:
         built.close(self._route)
 
-    def _begin_step(self, device: torch.device) -> None:
+    def _begin_step(self, device: torch.device) -> bool:
+        """Whether nothing is done in this step but what DDP would do."""
         self._step += 1
         if self._step == 0:
             self._observer.open()
@@ -178,7 +185,8 @@ class Dispatcher:
         self._switching.begin_step(self._step, device, before)
         self._observer.begin(self._step, self._switching.epoch)
         looks = self._observer.times_buckets or self._observer.times_codecs
-        self._is_plain = self._route.is_native and not looks and not self._switching.is_meeting
+        looks = looks or self._wants_parameters or self._switching.is_meeting
+        return self._route.is_native and not looks
 
     def _make_switching(self) -> Switching[Route]:
         here = None

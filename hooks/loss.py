@@ -17,7 +17,7 @@ import torch
 
 from trainmesh.hooks.context import say_once
 
-__all__ = ["PendingLoss", "take", "watch"]
+__all__ = ["PendingLoss", "take", "want", "watch"]
 
 
 class PendingLoss:
@@ -62,6 +62,13 @@ def _is_loss(tensor: torch.Tensor) -> bool:
 
 
 _last: PendingLoss | None = None
+_is_wanted = True
+
+
+def want(is_wanted: bool) -> None:
+    """Whether the next step's loss is of use: of many short steps most are measured without."""
+    global _is_wanted
+    _is_wanted = is_wanted
 
 
 def watch() -> None:
@@ -80,6 +87,8 @@ def watch() -> None:
 
 def _note(tensor: torch.Tensor) -> None:
     global _last
+    if not _is_wanted:
+        return
     try:
         if _is_loss(tensor):
             _last = PendingLoss(tensor)

@@ -86,7 +86,9 @@ class Observer:
         try:
             for report in self._timer.begin(step, epoch, loss.take()):
                 self._context.reporter.step(report)
+            loss.want(self._timer.is_detailed_at(step + 1))
         except Exception as error:
+            loss.want(True)
             self._break(error)
 
     def mark(self, index: int, nbytes: int) -> Mark:
@@ -172,6 +174,7 @@ class Observer:
 
     def finish(self) -> None:
         """No step follows: report what was measured."""
+        loss.want(True)
         if self._timer is None or self._context is None or self._is_broken:
             return
         try:

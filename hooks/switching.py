@@ -133,7 +133,8 @@ class Switching(Generic[Built]):
             self._switch(agreement, verdict.hint)
         elif verdict is not None and verdict.split:
             self._observer.note_split(self._step)
-        agreement.propose(self._step, self._candidate())
+        if agreement.is_round(self._step):
+            agreement.propose(self._step, self._candidate())
 
     def _candidate(self) -> Hint | None:
         """The newest hint, if this rank could carry it out."""

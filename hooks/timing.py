@@ -170,10 +170,10 @@ class StepTimer:
 
     MAX_OPEN = 32
     DETAIL_S = 0.125
-    """Of steps that come more often, buckets are timed in one every so often: as many as an agent
+    """Of steps that come more often, one every so often is timed in detail: as many as an agent
     publishes (``agent.DETAILED_STEPS_A_REPORT``), and enough to notice a change within a second."""
     WINDOW = 64
-    """Steps after which it is decided anew how many; in the first ones all buckets are timed."""
+    """Steps after which it is decided anew how many; the first ones all are."""
 
     def __init__(self, rank: int, module: int, marks: Marks, begin_ns: int = 0) -> None:
         """``begin_ns``: when the first step began, if it has."""
@@ -186,8 +186,8 @@ class StepTimer:
         self._window_ns = 0
         self._stride = 1
         self.is_detailed = True
-        """Whether the buckets of this step are timed: of those whose number is a multiple of a
-        power of two, so that ranks that differ still have steps in common."""
+        """Whether this step's loss is taken and its buckets are timed: one whose number is a
+        multiple of a power of two, so that ranks that differ still have steps in common."""
 
     def forward(self) -> None:
         """A forward pass that will be followed by a backward begins."""
@@ -209,8 +209,12 @@ class StepTimer:
             if self._window_ns:
                 self._stride = self._stride_of((begin_ns - self._window_ns) / self.WINDOW / 1e9)
             self._window_ns = begin_ns
-        self.is_detailed = number % self._stride == 0
+        self.is_detailed = self.is_detailed_at(number)
         return self.finished()
+
+    def is_detailed_at(self, number: int) -> bool:
+        """Whether step ``number``, the present or the next one, is of those that are detailed."""
+        return number % self._stride == 0
 
     def _stride_of(self, step_s: float) -> int:
         stride = 1

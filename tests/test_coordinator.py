@@ -1,6 +1,7 @@
 """The coordinator's decisions, event by event, without clock, store or processes."""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.topology.graphs import racks
 from trainmesh.coordinator import Coordinator, Effects, Settings
@@ -106,6 +107,17 @@ def test_nothing_is_decided_before_all_ranks_are_known_and_enough_is_measured() 
     assert job.hints == []
     job.train(1, ms=9)
     assert len(job.hints) == 1
+
+
+def test_the_loss_is_that_of_the_newest_step_in_which_it_was_looked_at() -> None:
+    job = Job()
+    job.greet()
+    job.train(1, ms=9)
+    short = replace(step(0, 1, 0, ms=9), loss=None, buckets=())
+    job.send([RankReport(steps=(short,))])
+    assert job.coordinator.status(job.now_s).loss == 1.5
+    job.send([RankReport(steps=(replace(step(0, 2, 0, ms=9), loss=None),))])  # not finite
+    assert job.coordinator.status(job.now_s).loss is None
 
 
 def test_a_better_plan_is_published_for_the_steps_to_come_and_stays() -> None:

@@ -33,6 +33,8 @@ class JobView:
         """Of the main module."""
         self.step_time_s = 0.0
         self._latest: dict[int, StepReport] = {}
+        self._newest_loss: tuple[int, float | None] = (0, None)
+        """With its step."""
         self._timed: dict[int, dict[int, StepReport]] = {}
         """Reports with bucket times of the newest steps, by step and rank."""
         self._switched: dict[int, int] = {}
@@ -53,8 +55,8 @@ class JobView:
 
     @property
     def loss(self) -> float | None:
-        newest = max(self._latest.values(), key=lambda report: report.step, default=None)
-        return newest.loss if newest else None
+        """Of the newest step in which it was looked at: of many short ones it is in some."""
+        return self._newest_loss[1]
 
     @property
     def nodes(self) -> dict[str, list[int]]:
@@ -76,6 +78,9 @@ class JobView:
         if self.world is not None and step.rank in self.replicas.groups[0]:
             self.window.add(step)
         self._latest[step.rank] = step
+        is_detailed = step.buckets or step.loss is not None  # else it is not known, or not finite
+        if is_detailed and step.step >= self._newest_loss[0]:
+            self._newest_loss = step.step, step.loss
         if step.buckets:
             self._timed.setdefault(step.step, {})[step.rank] = step
             while len(self._timed) > MAX_TIMED:

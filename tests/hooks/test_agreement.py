@@ -103,6 +103,9 @@ class OneRound(Agreement):
     def __init__(self) -> None:
         pass
 
+    def is_round(self, step: int) -> bool:
+        return True
+
     def result(self) -> Verdict:
         return Verdict(split=True)
 

@@ -9,12 +9,6 @@ from tests.torchjob import run_job
 
 pytestmark = pytest.mark.torch
 
-OF_THE_LOSS = {
-    *("aten::detach", "detach", "aten::item", "aten::_local_scalar_dense"),
-    *("aten::resolve_conj", "aten::resolve_neg"),
-}
-"""What it takes to read one scalar."""
-
 
 def test_native_adds_no_pass_over_a_bucket_and_no_callback(tmp_path: Path) -> None:
     """Also where the reducer divides in another way, and so in each of them."""
@@ -25,9 +19,7 @@ def test_native_adds_no_pass_over_a_bucket_and_no_callback(tmp_path: Path) -> No
             expected = plain[rank][options]["operations"]
             found = ours[rank][options]["operations"]
             assert expected["gloo:all_reduce"] == plain[rank]["buckets"]
-            more = {name for name in found if found[name] != expected.get(name, 0)}
-            assert more <= OF_THE_LOSS, (options, more)
-            assert expected.keys() <= found.keys()
+            assert found == expected, options
         buckets = ours[rank]["buckets"]
         assert buckets == plain[rank]["buckets"] == 8
         assert ours[rank]["callbacks"] == plain[rank]["callbacks"] == 0
@@ -38,5 +30,5 @@ def test_native_adds_no_pass_over_a_bucket_and_no_callback(tmp_path: Path) -> No
         assert ours[rank]["agrees"]
         assert ours[rank]["loops"] == plain[rank]["loops"] == 1
         frames = ours[rank]["frames"]
-        assert frames["reducer_group"] == frames["buckets"] - 1 == buckets  # and one restart
-        assert sum(frames.values()) <= 4 * buckets + 50, frames
+        assert frames["reducer_group"] == buckets
+        assert sum(frames.values()) <= 2 * buckets + 40, frames

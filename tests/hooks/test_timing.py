@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
-from trainmesh.hooks import timing
+from trainmesh.hooks import loss, timing
 from trainmesh.hooks.timing import CudaMarks, HostMarks, StepTimer
 
 
@@ -90,3 +91,11 @@ def test_of_many_short_steps_some_have_their_buckets_timed(
         now_ns += step_ms * 10**6
     window = range(StepTimer.WINDOW)
     assert timed == [*window, *range(StepTimer.WINDOW, 4 * StepTimer.WINDOW, stride)]
+
+
+def test_a_loss_is_taken_where_it_is_wanted() -> None:
+    for is_wanted in (True, False, True):
+        loss.want(is_wanted)
+        loss._note(torch.tensor(2.5))
+        pending = loss.take()
+        assert (pending is not None and pending.value() == 2.5) == is_wanted
