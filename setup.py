@@ -15,8 +15,8 @@ COMPILED = {
     "estimate extras forecast guard health histogram hybrid line noted outliers "
     "pool prefix quota reuse roster scorers shadow shared token_ratio trend types",
     "identity": "access gate keys refused",
-    "proxy": "answer answers api call client cors exchange first_event framing headers local "
-    "prompt request_ids route router server upgrade upstream usage",
+    "proxy": "answer answers api call catalogue client cors exchange first_event framing headers "
+    "local prompt request_ids route router server upgrade upstream usage",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 

@@ -39,8 +39,8 @@ def root_of(url: str) -> URL:
 
 class Fetcher:
     """Must be made and closed inside the running event loop. Every request has a connection of its
-    own, so that it also finds out whether the server still takes new ones. No secret is ever sent,
-    so a ``spiffe://`` name, which is not in OpenSSL's checks, is left to the data path."""
+    own, so that it also finds out whether the server still takes new ones. A ``spiffe://`` name,
+    which is not in OpenSSL's checks, is left to the data path, so no secret is sent there."""
 
     def __init__(self) -> None:
         self._sides: dict[tuple[UpstreamTls, str], UpstreamSide] = {}
@@ -49,14 +49,18 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
-    async def get(self, endpoint: EndpointConfig, url: URL, timeout_s: float) -> Answer:
-        """GET ``url`` with the TLS of ``endpoint``; never raises for what the other side does."""
+    async def get(
+        self, endpoint: EndpointConfig, url: URL, timeout_s: float, *, keyed: bool = False
+    ) -> Answer:
+        """GET ``url`` with the TLS of ``endpoint``; never raises for what the other side does.
+        ``keyed``: with its key, if it wants one."""
         try:
             side = self._side(endpoint, url)
             async with self._session.get(
                 url,
                 ssl=side.context if side is not None else True,
                 server_hostname=side.server_hostname if side is not None else None,
+                headers=_key(endpoint) if keyed else None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
@@ -84,6 +88,13 @@ class Fetcher:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _key(endpoint: EndpointConfig) -> dict[str, str] | None:
+    key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else ""
+    if not key or endpoint.tls.san.startswith("spiffe://"):
+        return None
+    return {"Authorization": f"Bearer {key}"}
 
 
 async def _answer(response: aiohttp.ClientResponse) -> Answer:

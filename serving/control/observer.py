@@ -150,6 +150,7 @@ class Observer:
         seen = Observations(
             pulses=dict(self._prober.pulses) if self._prober else {},
             revisions=dict(self._prober.revisions) if self._prober else {},
+            listed=dict(self._prober.listed) if self._prober else {},
             reports=self._scraper.reports() if self._scraper else {},
             derates=self._gpus.derates(),
             estimates_s=self._estimates_s(),

@@ -12,6 +12,7 @@ from yarl import URL
 
 from trainmesh.serving.config.types import Config, EndpointConfig, Runtime
 from trainmesh.serving.control.fetch import Answer, Fetcher, error_words, root_of
+from trainmesh.serving.control.listing import Card, cards_in, models_path
 from trainmesh.serving.control.pulse import Pulse
 from trainmesh.serving.control.revisions import revision_path, revisions_in
 from trainmesh.serving.control.rounds import Rounds
@@ -22,6 +23,8 @@ CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 3.0
 """Engines answer their health page late while they are busy; that is no fault yet."""
 REVISION_EVERY_S = 30.0
+MODELS_EVERY_S = 10.0
+"""How soon adapters that were loaded or unloaded are noticed."""
 HEALTH_PATHS: Mapping[Runtime, str] = {
     Runtime.OPENAI: "/v1/models",
     Runtime.VLLM: "/health",
@@ -90,6 +93,9 @@ class Prober:
     ) -> None:
         self.pulses: dict[str, Pulse] = {}
         self.revisions: dict[str, tuple[str, ...]] = {}
+        self.listed: dict[str, dict[str, Card]] = {}
+        """By URL: the models that it lists."""
+        self._listed_at_s: dict[str, float] = {}
         self._fetcher = fetcher
         self._on_change = on_change
         self._timeout_s = answer_timeout_s
@@ -110,7 +116,8 @@ class Prober:
             endpoint for model in config.models.values() for endpoint in model.endpoints
         )
         for url in gone:
-            for kept in (self.pulses, self.revisions, self._asked_at_s):
+            for kept in (self.pulses, self.revisions, self._asked_at_s, self.listed,
+                         self._listed_at_s):  # fmt: skip
                 kept.pop(url, None)
 
     async def close(self) -> None:
@@ -122,7 +129,9 @@ class Prober:
         self.pulses[endpoint.url] = pulse
         changed = bool(pulse.down) != bool(before.down)
         if not pulse.problem:
+            came_back = bool(before.problem)
             changed = await self._ask_revision(endpoint, came_back=bool(before.down)) or changed
+            changed = await self._ask_models(endpoint, came_back=came_back) or changed
         if changed:
             self._on_change()
         return self._interval_s
@@ -158,6 +167,23 @@ class Prober:
         told = revisions_in(answer.body)
         changed = told != self.revisions.get(url, ())
         self.revisions[url] = told
+        return changed
+
+    async def _ask_models(self, endpoint: EndpointConfig, *, came_back: bool) -> bool:
+        """Now and then, and after a restart. True if it lists others than before."""
+        url, now_s = endpoint.url, time.monotonic()
+        path = models_path(endpoint)
+        due_s = self._listed_at_s.get(url, -MODELS_EVERY_S) + MODELS_EVERY_S
+        if not path or (now_s < due_s and not came_back):
+            return False
+        self._listed_at_s[url] = now_s
+        where = _under(root_of(url), path)
+        answer = await self._fetcher.get(endpoint, where, self._timeout_s, keyed=True)
+        if answer.status != 200:
+            return False
+        listed = cards_in(answer.body)
+        changed = listed != self.listed.get(url, {})
+        self.listed[url] = listed
         return changed
 
 

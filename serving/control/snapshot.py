@@ -12,6 +12,7 @@ from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig
 from trainmesh.serving.control.cordons import Cordon, CordonState
 from trainmesh.serving.control.gpu import Derate
 from trainmesh.serving.control.graph import Way
+from trainmesh.serving.control.listing import Card, Listing, listing_of
 from trainmesh.serving.control.peers import Load
 from trainmesh.serving.control.pulse import Pulse
 from trainmesh.serving.control.scrape import Report
@@ -35,6 +36,8 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int
     taken_at_s: float
     signals: dict[str, tuple[EndpointSignal, ...]]
+    listings: dict[str, Listing] = {}
+    """By model: what its endpoints say of it, and their adapters."""
     demand: dict[str, float] = {}
     derates: dict[str, str] = {}
     routers: tuple[str, ...] = ()
@@ -53,6 +56,8 @@ class Observations:
     """Round trips from Vivaldi coordinates."""
     revisions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """What the endpoint says it serves; empty where its runtime does not say."""
+    listed: Mapping[str, Mapping[str, Card]] = field(default_factory=dict)
+    """The models that it lists."""
     ways: Mapping[str, Way] = field(default_factory=dict)
     """By node: the way from the router to it."""
     verdicts: Sequence[Verdict] = ()
@@ -82,6 +87,11 @@ def assemble(
         signals={
             name: _signals(name, model, config, seen, before)
             for name, model in config.models.items()
+        },
+        listings={
+            name: listing
+            for name, model in config.models.items()
+            if (listing := listing_of(name, model, seen.listed)) != Listing()
         },
         demand=dict(seen.demand),
         derates={url: derate.reason for url, derate in seen.derates.items() if derate.reason},

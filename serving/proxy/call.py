@@ -11,9 +11,9 @@ __all__ = ["Call"]
 class Call:
     """A request as it came, without the fields that were for us only."""
 
-    __slots__ = ("body", "fields", "given_id", "http10", "keep_alive", "method", "model", "parts",
-                 "passed_key", "path", "place", "query", "received_s", "request_id", "size",
-                 "special", "target", "tenant")  # fmt: skip
+    __slots__ = ("adapter", "body", "fields", "given_id", "http10", "keep_alive", "method",
+                 "model", "parts", "passed_key", "path", "place", "query", "received_s",
+                 "request_id", "size", "special", "target", "tenant")  # fmt: skip
 
     def __init__(self) -> None:
         self.place = 0
@@ -36,6 +36,8 @@ class Call:
         self.tenant: Tenant | None = None
         self.model = ""
         """As the client named it."""
+        self.adapter = False
+        """``model`` is an adapter of ours, which endpoints know by that name."""
         self.passed_key = b""
         """The Authorization field for an endpoint, where the router itself wants none."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -15,6 +15,8 @@ from trainmesh.serving.proxy.call import Call
 __all__ = ["health_answer", "is_health_path", "models_answer", "unknown_path"]
 
 ALIVE_PATHS: Final = frozenset((b"/health", b"/healthz", b"/livez"))
+_OURS: Final = {"id": "", "object": "model", "created": 0, "owned_by": "trainmesh"}
+"""Of a model whose endpoints say nothing."""
 READY_PATHS: Final = frozenset((b"/ready", b"/readyz"))
 """As Kubernetes and load balancers ask for them: without a key, and to the listener as well as to
 the admin server."""
@@ -50,17 +52,20 @@ def health_answer(
     return json_answer(status, body, head=head, bodiless=call.method == b"HEAD")
 
 
-def models_answer(call: Call, names: Iterable[str], head: bytes = b"") -> bytes:
-    """The models of ``names``, or the one in the path; ``head``: fields of every answer.
+def models_answer(call: Call, names: Mapping[str, Mapping[str, Any]], head: bytes = b"") -> bytes:
+    """The models of ``names``, or the one in the path.
+
+    Args:
+        call: what is asked.
+        names: each with the fields that its endpoints have for it.
+        head: header fields of every answer.
 
     Raises:
         Refusal: 404 or 405.
     """
     if call.method != b"GET":
         raise Refusal(405, "/v1/models wants GET", code="method_not_allowed")
-    seen = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "trainmesh"} for name in names
-    ]
+    seen = [{**_OURS, **fields, "id": name} for name, fields in names.items()]
     wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
     if not wanted:
         return json_answer(200, msgspec.json.encode({"object": "list", "data": seen}), head=head)

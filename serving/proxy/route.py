@@ -111,7 +111,7 @@ class Route:
             fields = [(b"content-type", sent.content_type)]
         else:
             name = upstream_name(endpoint.config, self.name)
-            if name != call.model:
+            if name != call.model and not call.adapter:
                 body = rename_model(body, name)
         head = [
             self._heads.get((endpoint, target)) or self._head(endpoint, call, target),

@@ -40,6 +40,7 @@ from trainmesh.serving.proxy.api import (
     prefix_blocks,
     split_target,
 )
+from trainmesh.serving.proxy.catalogue import Catalogue
 from trainmesh.serving.proxy.cors import Cors
 from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
 from trainmesh.serving.proxy.headers import (
@@ -137,9 +138,7 @@ class Router:
             route.share(routes.values())
         self.config = config
         self._routes = routes
-        self._by_name = dict(routes)
-        for name, model in config.models.items():
-            self._by_name.update((alias, routes[name]) for alias in model.aliases)
+        self._catalogue = Catalogue(routes)
         self._cors = Cors(config.cors) if config.cors is not None else None
         self._gate = Gate(config)
         self._access = Access(config)
@@ -166,6 +165,7 @@ class Router:
     def take(self, snapshot: Snapshot, now_s: float) -> None:
         """Decide with ``snapshot`` from now on."""
         self._snapshot = snapshot
+        self._catalogue.hear(snapshot.listings)
         for name, route in self._routes.items():
             signals = {signal.name: signal for signal in snapshot.signals.get(name, ())}
             route.pool.update(signals, now_s)
@@ -279,13 +279,15 @@ class Router:
     def _exchange(self, client: ClientConnection, call: Call) -> Exchange:
         body = parse_body(call.body)
         tenant = call.tenant
-        route = self._by_name.get(body.model) if body.model else self._only_route(tenant)
+        found = self._catalogue.find(body.model) if body.model else self._only_route(tenant)
+        route, holders = found or (None, None)
         if route is None or tenant is None or not self._access.may_see(tenant.name, route.name):
             raise Refusal(
                 404, f"the model {body.model!r:.200} does not exist; see /v1/models",
                 code="model_not_found", param="model",
             )  # fmt: skip
         call.model = body.model
+        call.adapter = holders is not None
         prompt = body.prompt
         output_tokens = body.output_tokens or route.pool.expected_output_tokens()
         session = route.session_of(call) or body.prompt_cache_key.encode("utf-8", "replace")
@@ -300,7 +302,7 @@ class Router:
             prompt_tokens=route.token_ratio.tokens(prompt.text, prompt.media, prompt.exact),
             output_tokens=0 if call.path == EMBEDDINGS else output_tokens,
             session=session,
-            blocks=prefix_blocks(route.name, prompt.head),
+            blocks=prefix_blocks(body.model if call.adapter else route.name, prompt.head),
         )  # fmt: skip
         grant = self._access.grant(tenant.name, route.name)
         if isinstance(grant, Refused):
@@ -311,6 +313,8 @@ class Router:
             if allowed is not None and not allowed:
                 refused = grant.none_allowed(reasons)
                 raise Refusal(refused.status, refused.message, code=refused.code)
+        if holders is not None:
+            allowed = holders if allowed is None else allowed & holders
         exchange = Exchange(self, route, client, call, facts, allowed)
         exchange.estimates = prompt.text, prompt.media, prompt.exact
         if self._tracer is not None:
@@ -321,7 +325,7 @@ class Router:
                           trainmesh__request_id=facts.request_id)  # fmt: skip
         return exchange
 
-    def _only_route(self, tenant: Tenant | None) -> Route:
+    def _only_route(self, tenant: Tenant | None) -> tuple[Route, None]:
         """Of a request that names no model.
 
         Raises:
@@ -330,7 +334,7 @@ class Router:
         name = tenant.name if tenant is not None else ""
         seen = [route for route in self._routes.values() if self._access.may_see(name, route.name)]
         if len(seen) == 1:
-            return seen[0]
+            return seen[0], None
         raise Refusal(
             400, "the body names no model; see /v1/models", code="invalid_value", param="model"
         )
@@ -462,8 +466,8 @@ class Router:
         if call.path == b"/v1/models" or call.path.startswith(b"/v1/models/"):
             tenant = call.tenant.name if call.tenant is not None else ""
             see = self._access.may_see
-            names = [name for name, route in self._by_name.items() if see(tenant, route.name)]
-            return models_answer(call, names, self.own_fields(call))
+            cards = self._catalogue.cards(lambda model: see(tenant, model))
+            return models_answer(call, cards, self.own_fields(call))
         raise unknown_path(call)
 
     # -- time ------------------------------------------------------------------------------

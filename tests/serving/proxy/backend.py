@@ -72,6 +72,10 @@ class Backend:
     script: Script
     asked: list[Asked] = field(default_factory=list)
     health: int = 200
+    models: bytes = b"{}"
+    """What it answers to a GET, with the status ``health``."""
+    got: list[Asked] = field(default_factory=list)
+    """The last GETs."""
     connections: int = 0
     busy: int = 0
     _server: asyncio.Server | None = None
@@ -136,7 +140,8 @@ class Backend:
         asked = Asked(head, b"")
         asked.body = await reader.readexactly(int(asked.header("content-length") or 0))
         if not head.startswith(b"POST"):
-            writer.write(answer(b"{}", self.health))
+            self.got = [*self.got[-9:], asked]
+            writer.write(answer(self.models, self.health))
             return
         self.asked.append(asked)
         self.busy += 1
