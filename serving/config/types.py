@@ -129,7 +129,7 @@ class RetryConfig(_Strict, frozen=True):
 class EjectConfig(_Strict, frozen=True):
     """When an endpoint is taken out: ``failures`` hard errors in a row, or a TTFT above
     ``latency_ratio`` times the pool's median over ``samples`` requests. At most ``max_share`` of
-    a pool is out at a time (those that refuse connections don't count), for ``base_s`` at first
+    a pool is out at a time (those that refuse connections are in any case), for ``base_s`` at first
     and ``max_s`` at most; it comes back with a slow start of ``slow_start_s``."""
 
     failures: Count = 3
