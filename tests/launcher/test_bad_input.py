@@ -59,7 +59,7 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (
             ["--fusion", "-1", SCRIPT],
             2,
-            "argument --fusion: 64MB or 25MiB, nor auto or off",
+            "64MB or 25MiB, nor auto or off",
         ),
         (["--fusion", "0", SCRIPT], 2, "argument --fusion"),
         (["--compression", "best", SCRIPT], 2, "powersgd, topk (auto chooses one, none is off)"),
