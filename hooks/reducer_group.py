@@ -11,7 +11,7 @@ takes is free for the script's.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -42,3 +42,23 @@ class ReducerGroup(dist.ProcessGroup):
         self, tensors: list[torch.Tensor], opts: dist.BroadcastOptions
     ) -> dist.Work:
         return self._parent.broadcast(tensors, opts)
+
+
+def _leave_out_of_graphs() -> None:
+    """torch.compile would trace what the reducer calls while a compiled forward pass runs, and
+    can't take a group without a name. What ``torch.compiler.disable`` does, without importing the
+    compiler into scripts that don't compile."""
+    methods = (ReducerGroup.allreduce, ReducerGroup.broadcast)
+    try:
+        evaluation: Any = vars(torch._C._dynamo)["eval_frame"]
+        skip = evaluation._FrameAction.SKIP
+        for method in methods:
+            strategy = evaluation._FrameExecStrategy(skip, skip)
+            evaluation.set_code_exec_strategy(method.__code__, strategy)
+    except (AttributeError, KeyError):  # another release of torch
+        for method in methods:
+            left_out = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
+            setattr(ReducerGroup, method.__name__, left_out)
+
+
+_leave_out_of_graphs()

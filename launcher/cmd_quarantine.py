@@ -128,8 +128,8 @@ def _check_only(here: Collection[str], routers: Collection[RouterInfo]) -> None:
     """
     if len(here) > 1:
         raise ConfigError(
-            f"which etcd? jobs and routers here use {', '.join(here)}; pass --etcd URL or set "
-            "TRAINMESH_ETCD"
+            f"which etcd? jobs and routers here use {', '.join(sorted(here))}; "
+            "pass --etcd URL or set TRAINMESH_ETCD"
         )
     if not here:
         alone = (

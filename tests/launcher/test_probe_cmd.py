@@ -146,7 +146,8 @@ def test_trace_of_a_job_shows_what_a_probe_has_measured(
     assert main(["trace", "3", "0", "--etcd", etcd_url]) == 0
     shown = capsys.readouterr().out
     assert "rank 3 -> rank 0: 4 hops, alpha 300 us, at most 1.25 GB/s (n2->core switch)" in shown
-    assert "between their nodes: round trip" in shown
+    assert "probed between their nodes at " in shown
+    assert ": round trip " in shown
     assert "  n2 -> n0: " in shown
     assert main(["trace", "0", "1", "--etcd", etcd_url]) == 0
     assert "between their nodes" not in capsys.readouterr().out
