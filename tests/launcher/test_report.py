@@ -172,6 +172,22 @@ def test_the_terminal_version_is_plain_and_whole_without_a_terminal(
     assert ["1", "host-a", "4.00", "ms", "4.00", "ms"] in rows
 
 
+def test_a_prediction_is_shown_with_the_bytes_that_it_is_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plan that was asked for is made before any bucket is known."""
+    early = replace(HINT, plan=replace(HINT.plan, nbytes=26_200_000))
+    record = [RecordLine(hint=early) if line.hint is not None else line for line in lines()]
+    write_report(write(tmp_path / "r", record), tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    [row] = [row for row in rows if row[:2] == ["1", "ring"]]
+    assert row[row.index("MB") - 1] == "26.2"
+    assert row[-3:] == ["80.0", "%", "-"]
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "26.2 MB" in text
+
+
 def test_json_of_the_terminal_version_is_the_file(
     reported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
