@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _imp
 import os
 import signal
 import threading
@@ -10,9 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["Ended", "check", "end_by", "exiting", "hold", "raising"]
+__all__ = ["ALL_ENDING", "Ended", "check", "end_by", "exiting", "hold", "raising"]
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+ALL_ENDING = (signal.SIGINT, *ENDING)
 AGAIN_S = 1.5
 """Longer than it takes from the exception to the clean-up."""
 _received: list[int] = []
@@ -59,7 +61,7 @@ def raising() -> Iterator[None]:
     Python drops an exception that is raised in a destructor or in a callback of the importer. So a
     signal comes again after ``AGAIN_S``, to whoever handles it then, unless it has done its work:
     ``hold`` was called or the context left. ``check`` doesn't wait for that."""
-    handled = (signal.SIGINT, *ENDING)
+    handled = ALL_ENDING
     before = {number: signal.getsignal(number) for number in handled}
     for number in handled:
         if before[number] in (signal.SIG_DFL, signal.default_int_handler):
@@ -79,11 +81,13 @@ def check() -> None:
 
 
 def hold() -> None:
-    """From now on these signals do nothing: a clean-up that is bounded runs to its end."""
+    """From now on these signals do nothing: a clean-up that is bounded runs to its end. Not called
+    from within an import."""
     _settle()
-    for number in (signal.SIGINT, *ENDING):
+    for number in ALL_ENDING:
         # Not SIG_IGN: a process that is started now would inherit that.
         signal.signal(number, _nothing)
+    _free_imports()
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
@@ -105,6 +109,17 @@ def _settle() -> None:
     _received.clear()
     while _timers:
         _timers.pop().cancel()
+
+
+def _free_imports() -> None:
+    """Let other threads import. An exception that is raised just where the importer has taken its
+    lock leaves that with this thread for ever, and whoever waits for another thread's import then
+    waits for ever too."""
+    try:
+        while True:
+            _imp.release_lock()
+    except RuntimeError:
+        pass  # this thread does not have it (any more)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from trainmesh.errors import WireError
 from trainmesh.health import Health
+from trainmesh.launcher import signals
 from trainmesh.launcher.service import (
     MAX_RESTARTS,
     RESTART_WINDOW_S,
@@ -123,9 +124,10 @@ class Keeper:
             self._troubles.set(self.service.name, self.service.name, "", now_s)
 
     def look_at_end(self) -> None:
-        """Say what hasn't been said when no more is started."""
+        """Say what hasn't been said when no more is started. Signals that end a launch, such as
+        Ctrl-C, reach a process of ours too in the moment of its start: that is no fault of it."""
         code = self.service.process.poll() if self._running else None
-        if code is not None:
+        if code is not None and -code not in signals.ALL_ENDING:
             words = last_words(self.service.log, self._log_begin)
             why = f": {words}" if words else ""
             self._troubles.happened(

@@ -1,9 +1,13 @@
 """A signal that comes where Python drops exceptions still ends the launch."""
 
+import _imp
+import importlib
 import os
 import signal
+import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +80,25 @@ def test_of_several_signals_the_first_one_counts(monkeypatch: pytest.MonkeyPatch
     with signals.raising(), pytest.raises(signals.Ended) as caught:
         storm()
     assert caught.value.number == signal.SIGTERM
+
+
+def test_an_import_lock_that_a_signal_left_behind_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the exception comes between the importer's taking its lock and what gives it back:
+    the progress line's imports would wait for ever, and the clean-up for them."""
+    (tmp_path / "imported_late.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=importlib.import_module, args=("imported_late",), daemon=True)
+    with signals.raising():
+        _imp.acquire_lock()
+        _imp.acquire_lock()
+        thread.start()
+        signals.hold()
+        with pytest.raises(RuntimeError):  # this thread has it no more
+            _imp.release_lock()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_handlers_are_as_they_were() -> None:

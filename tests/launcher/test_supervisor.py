@@ -189,9 +189,14 @@ def test_an_end_just_before_the_job_s_is_recorded(tmp_path: Path, looks: int) ->
     assert read_told(looked.path).events == (event,)
 
 
-def test_a_process_that_lives_has_nothing_to_tell_at_the_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [None, -signal.SIGINT, -signal.SIGTERM])
+def test_a_process_that_the_end_itself_ends_has_nothing_to_tell(
+    tmp_path: Path, code: int | None
+) -> None:
+    """Ctrl-C reaches it too where it comes just when it is started."""
     looked = Looked(tmp_path)
     looked.run(1)
+    looked.process.code = code
     looked.keeper.look_at_end()
     assert looked.said == []
 
