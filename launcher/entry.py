@@ -42,6 +42,7 @@ def main() -> NoReturn:
         code = -signal.SIGINT
     if code < 0:
         signals.end_by(-code)
+    signals.end_undisturbed()
     sys.exit(code)
 
 

@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["ALL_ENDING", "Ended", "check", "end_by", "exiting", "hold", "raising"]
+__all__ = [
+    "ALL_ENDING",
+    "Ended",
+    "check",
+    "end_by",
+    "end_undisturbed",
+    "exiting",
+    "hold",
+    "raising",
+]
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 ALL_ENDING = (signal.SIGINT, *ENDING)
@@ -56,7 +65,8 @@ def end_by(number: int) -> NoReturn:
 def raising() -> Iterator[None]:
     """Signals that would end the process at once raise KeyboardInterrupt or ``Ended`` instead, so
     that what was started is cleaned up. Torchrun replaces these handlers by its own when it
-    starts workers. On exit the handlers are as they were.
+    starts workers. On exit the handlers are as they were, except after ``hold``: what is left then
+    is the end of the process, which the first signal, or the workers, have given its code.
 
     Python drops an exception that is raised in a destructor or in a callback of the importer. So a
     signal comes again after ``AGAIN_S``, to whoever handles it then, unless it has done its work:
@@ -71,7 +81,8 @@ def raising() -> Iterator[None]:
     finally:
         _settle()
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not _is_held(number):
+                signal.signal(number, handler)
 
 
 def check() -> None:
@@ -88,6 +99,18 @@ def hold() -> None:
         # Not SIG_IGN: a process that is started now would inherit that.
         signal.signal(number, _nothing)
     _free_imports()
+
+
+def end_undisturbed() -> None:
+    """The process ends now, by the code that it has. Held signals are ignored from here on: Python
+    resets handlers before it takes its modules apart."""
+    for number in ALL_ENDING:
+        if _is_held(number):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _is_held(number: int) -> bool:
+    return signal.getsignal(number) is _nothing
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
