@@ -9,17 +9,22 @@ from collections.abc import Iterator
 import pytest
 from msgspec import structs
 
-from tests.launchjob import LAUNCH, Place, place, wait_for
+from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
 from trainmesh.claim import Claim, Meeting, is_dead, new_claim
 from trainmesh.claiming import hold
 from trainmesh.errors import FencedOut, JobTaken
 from trainmesh.etcd import EtcdStore, connect
+from trainmesh.etcd_rpc import prefix_end, rpc
 from trainmesh.launcher.meeting import meeting_of
 from trainmesh.rundir import process_start_ticks
+from trainmesh.serving.control.verdicts import QUARANTINE, Kind, Verdict, judge, read_verdicts
 from trainmesh.store import claim_prefix, job_prefix
 from trainmesh.wire import decode
 
 PATIENCE_S = 20
+QUARANTINED = Verdict(
+    kind=Kind.NODE, subject="n7", reason="fans", owner="admin:ada", since_unix_s=1.0
+)
 
 
 @pytest.fixture
@@ -198,4 +203,39 @@ def test_a_second_launch_is_refused_before_training_and_a_killed_one_is_followed
     assert (third.returncode, third.stdout, third.stderr) == (0, "trained\n", "")
     held = store.get(f"{claim_prefix('same')}holder")
     assert held is None or decode(held.value, Claim, what="claim").pid != first.pid
+    store.close()
+
+
+@pytest.mark.torch
+@pytest.mark.etcd
+def test_nothing_of_a_killed_job_stays_and_what_people_wrote_does(
+    here: Place, etcd_url: str
+) -> None:
+    """Its host has lost power: no process of it can clear up, and its name never comes again."""
+    store = connect(etcd_url, timeout_s=PATIENCE_S)
+    prefix, claim = job_prefix("killed"), claim_prefix("killed")
+
+    def keys() -> dict[str, int]:
+        """Of the job, and the lease of each."""
+        found = {}
+        for start in (prefix, claim):
+            reply = store._connection.kv.Range(
+                rpc.RangeRequest(key=start.encode(), range_end=prefix_end(start.encode()))
+            )
+            found.update({kv.key.decode().removeprefix(prefix): kv.lease for kv in reply.kvs})
+        return found
+
+    ranks = ["--nproc-per-node", "3", "--plan", "ring", str(JOBS / "endless.py")]
+    launcher = here.start(*LAUNCH, "--job", "killed", "--etcd", etcd_url, *ranks)
+    wanted = {"hint", "graph", "status", f"{claim}holder"}
+    wait_for(lambda: wanted <= keys().keys() and any("reports/" in key for key in keys()))
+    judge(store, QUARANTINED)
+    without_lease = [key for key, lease in keys().items() if not lease]
+    assert without_lease == []
+    for pid in here.processes():
+        os.kill(pid, signal.SIGKILL)
+    launcher.communicate()
+    wait_for(lambda: not keys())
+    verdicts, _ = read_verdicts({e.key: e.value for e in store.list(QUARANTINE)[0]})
+    assert QUARANTINED in verdicts
     store.close()

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from trainmesh import embedded_etcd
 from trainmesh.embedded_etcd import EmbeddedEtcd, etcd_version, find_etcd
 from trainmesh.errors import StoreError
 from trainmesh.etcd import connect
 from trainmesh.etcd_exec import FALLOCATE
+from trainmesh.etcd_rpc import RpcError, rpc
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20
@@ -218,6 +220,30 @@ def test_it_takes_disk_space_as_it_writes(server: EmbeddedEtcd, tmp_path: Path) 
         pytest.skip(f"the system call's number is not known for {os.uname().machine}")
     eventually(lambda: taken_bytes() > 200_000)
     assert taken_bytes() < 4_000_000
+
+
+@pytest.mark.etcd
+def test_values_that_were_written_over_are_dropped_in_time(
+    server: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By time, and not after so many revisions, of which etcd counts every 5 minutes only."""
+    monkeypatch.setattr(embedded_etcd, "HISTORY_S", 1)
+    server.start()
+    server.wait_ready(PATIENCE_S)
+    store = connect(server.url, timeout_s=PATIENCE_S)
+    first = store.put("/status", b"0")
+
+    def is_dropped() -> bool:
+        store.put("/status", b"1")
+        old = rpc.RangeRequest(key=b"/status", revision=first)
+        try:
+            store._connection.kv.Range(old)
+        except RpcError as error:
+            return "has been compacted" in str(error)
+        return False
+
+    eventually(is_dropped)
+    store.close()
 
 
 @pytest.mark.etcd

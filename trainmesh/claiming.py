@@ -1,8 +1,8 @@
 """Make, join and keep the claim on a job's name.
 
 The processes of a launch keep the lease of its claim alive together, and every write of theirs is
-carried out only while the claim stands, so that two jobs of one name never mix. Who makes a claim
-removes what an earlier job of the name has left.
+carried out only while the claim stands, so that two jobs of one name never mix. What they write
+lives by that lease too: of a job whose processes were all killed, nothing is left ``TTL_S`` later.
 
 ``python -m trainmesh.claiming URL``, started by the launcher, claims before any worker is started.
 The launcher itself never loads gRPC.
@@ -61,7 +61,7 @@ def hold(store: EtcdStore, mine: Claim) -> Lease:
             lease = store.shared_lease(TTL_S)
             value = encode(structs.replace(mine, lease=lease.number))
             if store.create(key, value, lease, clear=job_prefix(mine.job)):
-                store.require(key, value)
+                store.require(key, value, lease)
                 return lease
             lease.close()
         elif held is None or (not held.is_of(mine) and is_dead(held)):
@@ -71,7 +71,7 @@ def hold(store: EtcdStore, mine: Claim) -> Lease:
                 lease = store.shared_lease(TTL_S, held.lease)
             except LeaseLost:
                 continue  # it has expired just now, and the claim with it
-            store.require(key, entry.value)
+            store.require(key, entry.value, lease)
             return lease
         else:
             raise JobTaken(

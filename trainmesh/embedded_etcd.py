@@ -32,6 +32,13 @@ __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 OLDEST = (3, 5)
 """The first with ``--socket-reuse-port``."""
 STOP_S = 3.0
+HISTORY_S = 60
+"""How long etcd keeps values that were written over, and how often it drops older ones: it holds
+at most what is written in twice that time. By revisions it would look every 5 minutes only. A watch
+that was away for longer lists again."""
+MOST_BYTES = 512 * 2**20
+"""etcd takes no more writes beyond this, which protects the file system of the run directory, in
+memory as a rule. A status and three reports of 256 kB each second make 120 MB in two minutes."""
 LOOPBACKS = ("127.0.0.1", "::1")
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 WRAPPER = Path(__file__).with_name("etcd_exec.py")
@@ -125,7 +132,8 @@ class EmbeddedEtcd:
             *("--initial-cluster", f"trainmesh={peer}", "--socket-reuse-port"),
             # A job's own store: quick to start again; its state dies with the job.
             *("--heartbeat-interval=100", "--election-timeout=500", "--unsafe-no-fsync"),
-            *("--auto-compaction-mode=revision", "--auto-compaction-retention=1000"),
+            *("--auto-compaction-mode=periodic", f"--auto-compaction-retention={HISTORY_S}s"),
+            f"--quota-backend-bytes={MOST_BYTES}",
             # A write-ahead log of 64 MB is kept back for one snapshot, not five. etcd holds the
             # entries since the last snapshot in memory too.
             *("--snapshot-count=1000", "--max-snapshots=1", "--max-wals=1"),

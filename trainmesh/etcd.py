@@ -11,6 +11,7 @@ from trainmesh.errors import ConfigError, FencedOut, LeaseLost, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.etcd_lease import EtcdLease
 from trainmesh.etcd_rpc import Connection, prefix_end, rpc
+from trainmesh.etcd_value import packed, unpacked
 from trainmesh.etcd_watch import EtcdWatch
 from trainmesh.store import Entry, Lease, Watch, WatchCallback
 
@@ -86,10 +87,13 @@ class EtcdStore:
         self._closed = False
         self._open: WeakSet[EtcdWatch | EtcdLease] = WeakSet()
         self._required: tuple[str, bytes] | None = None
+        self._lease_number = 0
 
-    def require(self, key: str, value: bytes) -> None:
-        """From now on write only while ``key`` holds ``value``; else writes raise FencedOut."""
+    def require(self, key: str, value: bytes, lease: Lease) -> None:
+        """From now on write only while ``key``, which lives by ``lease``, holds ``value``; else
+        writes raise FencedOut. What is written without a lease of its own ends with this one."""
         self._required = key, value
+        self._lease_number = _number(lease)
 
     def get(self, key: str) -> Entry | None:
         reply = self._kv("Range", rpc.RangeRequest(key=key.encode()))
@@ -101,9 +105,9 @@ class EtcdStore:
         return [_entry(kv) for kv in reply.kvs], reply.header.revision
 
     def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
-        number = _number(lease) if lease is not None else 0
-        request = rpc.PutRequest(key=key.encode(), value=value, lease=number)
-        revision: int = self._write(rpc.RequestOp(request_put=request)).header.revision
+        number = _number(lease) if lease is not None else self._lease_number
+        request = rpc.RequestOp(request_put=_put(key, value, number))
+        revision: int = self._write(request).header.revision
         return revision
 
     def create(self, key: str, value: bytes, lease: Lease, *, clear: str) -> bool:
@@ -111,6 +115,7 @@ class EtcdStore:
         the same step; whether that was done."""
         start = clear.encode()
         range_ = rpc.DeleteRangeRequest(key=start, range_end=prefix_end(start))
+        # As it is: others require the same bytes (``require``).
         put = rpc.PutRequest(key=key.encode(), value=value, lease=_number(lease))
         request = rpc.TxnRequest(
             compare=[_create_revision_is(key, 0)],
@@ -146,7 +151,7 @@ class EtcdStore:
         if self._required is not None:
             compare.append(_value_is(*self._required))
             now.append(_range_op(self._required[0]))
-        put = rpc.RequestOp(request_put=rpc.PutRequest(key=key.encode(), value=value))
+        put = rpc.RequestOp(request_put=_put(key, value, self._lease_number))
         tries = 0
 
         def send(request: Any, **options: Any) -> Any:
@@ -265,9 +270,13 @@ def _number(lease: Lease) -> int:
     return lease.number
 
 
+def _put(key: str, value: bytes, lease_number: int) -> Any:
+    return rpc.PutRequest(key=key.encode(), value=packed(value), lease=lease_number)
+
+
 def _entry(kv: Any) -> Entry:
     key = kv.key.decode(errors="backslashreplace")
-    return Entry(key, kv.value, kv.create_revision, kv.mod_revision)
+    return Entry(key, unpacked(kv.value), kv.create_revision, kv.mod_revision)
 
 
 def _only(reply: Any) -> Entry | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainmesh.errors import StoreError
 from trainmesh.etcd_rpc import Connection, RpcError, explain, jittered_s, prefix_end, rpc
+from trainmesh.etcd_value import unpacked
 from trainmesh.etcd_words import plain_reason
 from trainmesh.store import Change, WatchCallback
 
@@ -137,4 +138,4 @@ class EtcdWatch:
 def _change(event: Any) -> Change:
     deleted = event.type != 0
     key = event.kv.key.decode(errors="backslashreplace")
-    return Change(key, None if deleted else event.kv.value, event.kv.mod_revision)
+    return Change(key, None if deleted else unpacked(event.kv.value), event.kv.mod_revision)
