@@ -28,6 +28,7 @@ from trainmesh.topology.importers import (
     nvml,
     slurm,
     slurm_topology,
+    slurm_yaml,
 )
 from trainmesh.topology.importers.fragment import Fragment
 from trainmesh.topology.merge import merge
@@ -309,16 +310,21 @@ def _slurm(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]
 def _slurm_topology(args: argparse.Namespace, before: Pieces) -> tuple[Pieces, list[str]]:
     """Of the job's nodes, or outside of a job of all nodes."""
     if len(args.files) > 1:
-        raise ConfigError("a cluster has one topology.conf; give one FILE")
+        raise ConfigError("a cluster has one topology.conf or topology.yaml; give one FILE")
     source = args.files[0]
-    switches = slurm_topology.parse(_read(source), source=source)
+    text = _read(source)
+    notes: list[str] = []
+    if slurm_yaml.is_yaml(text):
+        switches, notes = slurm_yaml.parse(text, source=source)
+    else:
+        switches = slurm_topology.parse(text, source=source)
     if slurm.in_job(os.environ):
         job = slurm.from_environment(os.environ, ranks_per_node=args.ranks_per_node)
     else:
         nodes = slurm_topology.all_nodes(switches)
         job = slurm.Allocation(hostfile.in_order(dict.fromkeys(nodes, args.ranks_per_node or 1)))
     found = slurm_topology.fragment(switches, job.hosts)
-    return [*before, found], [*job.notes, *found.notes]
+    return [*before, found], [*notes, *job.notes, *found.notes]
 
 
 KINDS: dict[str, Callable[[argparse.Namespace, Pieces], tuple[Pieces, Sequence[str]]]] = {

@@ -26,7 +26,7 @@ from trainmesh.launcher.terminal import Output
 from trainmesh.probes import MAX_NODES, MAX_PAIR_BYTES, MAX_PAIR_S, PairMeasure
 from trainmesh.store import Store
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.measured import Between, expected, with_measures
+from trainmesh.topology.measured import Between, expected, not_tcp, with_measures
 from trainmesh.topology.probing import LEAST_BYTES, exchanged, ladder, rounds
 from trainmesh.types import JobStatus
 
@@ -35,8 +35,6 @@ __all__ = ["add_arguments", "run"]
 ECHOES = 100
 MIN_ROUND_S = 0.1
 MAX_TOTAL_S = 3_600.0
-NOT_TCP = {"nccl": ("infiniband", "roce")}
-"""Link classes on which a backend moves its bytes by other means than the probe's TCP."""
 Turns = list[list[PairMeasure]]
 
 
@@ -211,7 +209,7 @@ def _ranks(status: JobStatus) -> dict[str, list[int]]:
 
 
 def _measured(graph: LinkGraph, status: JobStatus, turns: Turns) -> LinkGraph:
-    classes = next((c for name, c in NOT_TCP.items() if name in status.backend), ())
+    classes = not_tcp(status.backend)
     return with_measures(graph, _ranks(status), turns, except_classes=classes)
 
 

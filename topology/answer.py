@@ -15,7 +15,7 @@ from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.explain import advice_words, candidate_name, slack_at_most
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.nccl.job import from_graph, has_gpu_links
+from trainmesh.topology.nccl.job import NO_RCCL, from_graph, has_gpu_links, is_of_amd
 from trainmesh.topology.nccl.model import NcclCost, crossovers, predict
 from trainmesh.topology.nccl.tables import Generation
 from trainmesh.topology.planner import choose
@@ -120,6 +120,8 @@ def answer(
     left_out = len(graph.links)
     graph = graph.usable()
     left_out -= len(graph.links)
+    if nccl is not None and is_of_amd(graph):
+        raise ConfigError(f"--nccl {nccl.name.lower()}: {NO_RCCL}; leave it out")
     native_is_ring = (
         collective != Collective.REDUCE_SCATTER and nccl is None and not has_gpu_links(graph)
     )
@@ -141,7 +143,11 @@ def answer(
     if left_out:
         words.append(f"Left out: {count(left_out, 'directed link')} in quarantine.")
     if nccl is None and not native_is_ring and collective != Collective.REDUCE_SCATTER:
-        words.append("--nccl GPU compares with NCCL's own model instead.")
+        words.append(
+            f"No comparison: {NO_RCCL}."
+            if is_of_amd(graph)
+            else "--nccl GPU compares with NCCL's own model instead."
+        )
     plain = Answer(collective, least, choice, tuple(words), native_is_ring)
     return plain if nccl is None else _with_nccl(plain, graph, nccl)
 

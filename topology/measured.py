@@ -19,12 +19,14 @@ from trainmesh.probes import CostFit, PairMeasure, is_ceiling
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
 from trainmesh.types import LinkCost, PairTime
 
-__all__ = ["PAIR_TOLERANCE", "Between", "expected", "with_measures", "with_pair_times"]
+__all__ = ["PAIR_TOLERANCE", "Between", "expected", "not_tcp", "with_measures", "with_pair_times"]
 
 ITERATIONS = 500
 CLOSE = 1e-6
 """Alphas are found when no pair's ratio changes a link by more than this."""
 LEAST_ALPHA_S = 1e-9
+NOT_TCP = {"nccl": ("infiniband", "roce", "nvlink", "xgmi")}
+"""By backend; NCCL's is RCCL's too."""
 PAIR_TOLERANCE = 0.15
 """How far one message between two ranks may be off the bandwidth of its link: TCP's own bytes, and
 the noise of a single sample."""
@@ -66,6 +68,11 @@ def expected(path: Sequence[Link]) -> LinkCost | None:
         alpha_s=sum(link.cost.alpha_s for link in path),
         bandwidth_bytes_per_s=min(link.cost.bandwidth_bytes_per_s for link in path),
     )
+
+
+def not_tcp(backend: str) -> tuple[str, ...]:
+    """The link classes on which ``backend`` moves its bytes by other means than a probe's TCP."""
+    return next((classes for name, classes in NOT_TCP.items() if name in backend), ())
 
 
 def with_measures(

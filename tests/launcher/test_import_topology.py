@@ -38,6 +38,7 @@ def graph_of(folder: Path, kind: str, *words: str) -> LinkGraph:
         ("nccl-tests", "tests_all_reduce_8_gpus.txt", 8),
         ("hostfile", "hostfile_openmpi.txt", 20),
         ("slurm-topology", "slurm_tree.conf", 11),
+        ("slurm-topology", "slurm_tree.yaml", 4),
     ],
 )
 def test_every_kind_gives_a_file_that_can_be_read(

@@ -10,8 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.topology.graphs import hgx, racks
+from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
-from trainmesh.topology.document import dump
+from trainmesh.topology.document import dump, load_file
+from trainmesh.topology.nccl.job import from_graph
+from trainmesh.topology.nccl.tables import Generation
 
 ROOT = Path(__file__).parent.parent.parent
 STAR = """
@@ -124,6 +127,24 @@ def test_one_algorithm_can_be_asked_for(star: str, capsys: pytest.CaptureFixture
         assert captured.out == ""
         assert words in captured.err
         assert captured.err.count("\n") == 1
+
+
+def test_nccls_model_says_nothing_of_amd_gpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was calibrated on NVIDIA's; RCCL has tables of its own."""
+    graph = tmp_path / "mi300x.yaml"
+    graph.write_text(STAR.replace("GBps: 100", "GBps: 100, class: xgmi"))
+    assert main(["plan", "--graph", str(graph), "--nccl", "hopper"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("trainmesh: error: --nccl hopper: NCCL's model knows NVIDIA's")
+    assert captured.err.count("\n") == 1
+    found = planned(capsys, "--graph", str(graph))
+    assert "No comparison: NCCL's model knows NVIDIA's GPUs only" in found["explain"]
+    assert "--nccl" not in found["explain"]
+    with pytest.raises(ConfigError, match="where RCCL decides"):
+        from_graph(load_file(graph), [tuple(range(4))], Generation.HOPPER)
 
 
 def test_no_gain_over_a_native_that_is_not_the_backends_own(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trainmesh.probes import CostFit, PairMeasure, RoundTrips
 from trainmesh.topology.document import dump, load
 from trainmesh.topology.graph import LinkGraph, Provenance, host_graph
-from trainmesh.topology.measured import Between, expected, with_measures, with_pair_times
+from trainmesh.topology.measured import Between, expected, not_tcp, with_measures, with_pair_times
 from trainmesh.topology.probing import rounds
 from trainmesh.types import LinkCost, PairTime
 from trainmesh.wire import encode
@@ -163,6 +163,12 @@ def test_noise_alone_changes_no_bandwidth(spread: float, there: float, back: flo
     after = with_measures(graph, EACH, [[noisy]])
     assert after.link("a0->left").cost.bandwidth_bytes_per_s == there
     assert after.link("b0->right").cost.bandwidth_bytes_per_s == back
+
+
+@pytest.mark.parametrize("backend", ["nccl", "cpu:gloo,cuda:nccl"])
+def test_what_does_not_go_over_tcp(backend: str) -> None:
+    assert {"infiniband", "roce", "nvlink", "xgmi"} <= {*not_tcp(backend)}
+    assert not_tcp("gloo") == ()
 
 
 def test_classes_that_tcp_says_nothing_about_are_left_alone() -> None:

@@ -23,7 +23,7 @@ from trainmesh.topology.importers.fragment import NETWORK, Fragment, Pen, rank_n
 from trainmesh.topology.importers.slurm import expand
 from trainmesh.types import LinkCost
 
-__all__ = ["Switch", "all_nodes", "fragment", "parse"]
+__all__ = ["Switch", "all_nodes", "fragment", "joined", "parse"]
 
 MAX_CHARS = 16 * 2**20
 MAX_SWITCHES = 20_000
@@ -69,8 +69,19 @@ def parse(text: str, *, source: str) -> tuple[Switch, ...]:
             raise GraphError(f"{where}: switches and blocks in one file; give one of them")
     if not switches:
         raise GraphError(f"{source}: no SwitchName= or BlockName= in it; give topology.conf")
-    if len(blocks) > 1:
-        switches[NETWORK] = Switch(NETWORK, (), tuple(switches), source)
+    return joined(switches, source, are_blocks=bool(blocks))
+
+
+def joined(switches: Mapping[str, Switch], source: str, *, are_blocks: bool) -> tuple[Switch, ...]:
+    """``switches``, each after those below it; several blocks have one more that joins them.
+
+    Raises:
+        GraphError: too many, one below itself, or one that nothing declares.
+    """
+    if len(switches) > MAX_SWITCHES:
+        raise GraphError(f"{source}: more than {MAX_SWITCHES} switches")
+    if are_blocks and len(switches) > 1:
+        switches = {**switches, NETWORK: Switch(NETWORK, (), tuple(switches), source)}
     return _from_below(switches)
 
 
@@ -109,8 +120,8 @@ def fragment(switches: Sequence[Switch], hosts: Mapping[str, Sequence[int]]) -> 
             cost, link_class = _wide(len(below[child])), f"tier{tiers[child] + 1}"
             pen.both_ways(child, switch.name, cost, link_class, Provenance.ASSUMED)
     if missing := sorted(hosts.keys() - set().union(*below.values())):
-        raise GraphError(f"node {missing[0][:60]!r} is on no switch of the topology.conf")
-    pen.notes(["speeds are assumed, and that no switch blocks; topology.conf says neither"])
+        raise GraphError(f"node {missing[0][:60]!r} is on no switch of the file")
+    pen.notes(["speeds are assumed, and that no switch blocks; Slurm says neither"])
     return pen.fragment()
 
 
@@ -178,7 +189,7 @@ def _from_below(switches: Mapping[str, Switch]) -> tuple[Switch, ...]:
     for switch in switches.values():
         for child in switch.switches:
             if child not in switches:
-                raise GraphError(f"{switch.where}: no line declares switch {child[:60]!r}")
+                raise GraphError(f"{switch.where}: nothing declares switch {child[:60]!r}")
     ordered: dict[str, Switch] = {}
     left = dict(switches)
     for _ in range(MAX_TIERS):

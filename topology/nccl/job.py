@@ -30,12 +30,16 @@ from trainmesh.topology.graph import Kind, Link, LinkGraph, Provenance
 from trainmesh.topology.nccl.tables import Generation, speeds
 from trainmesh.types import MAX_RANKS
 
-__all__ = ["Cpu", "NcclGraph", "NcclJob", "from_graph", "has_gpu_links"]
+__all__ = ["NO_RCCL", "Cpu", "NcclGraph", "NcclJob", "from_graph", "has_gpu_links", "is_of_amd"]
 
 MAX_CHANNELS = 64
 MAX_SEARCH_CHANNELS = 32
 FASTEST_PCI_GBps = 64.0
-GPU_CLASSES = frozenset({"c2c", "infiniband", "pcie", "roce", "xgmi"})
+XGMI = "xgmi"
+NO_RCCL = (
+    "NCCL's model knows NVIDIA's GPUs only, and these links are of AMD's (xgmi), where RCCL decides"
+)
+GPU_CLASSES = frozenset({"c2c", "infiniband", "pcie", "roce", XGMI})
 """Classes of links, beside NVLink's, that carry a job's bytes for NCCL or RCCL and not for gloo."""
 NVLINK_SHARE = {
     Generation.VOLTA: 20.0 / 25,
@@ -145,8 +149,10 @@ def from_graph(
     text for what is assumed.
 
     Raises:
-        ConfigError: the islands do not hold every rank once.
+        ConfigError: the islands do not hold every rank once, or the GPUs are AMD's.
     """
+    if is_of_amd(graph):
+        raise ConfigError(NO_RCCL)
     if sorted(rank for island in islands for rank in island) != list(range(graph.world_size)):
         raise ConfigError(f"the islands must hold each of the {graph.world_size} ranks once")
     if not all(islands):
@@ -183,6 +189,11 @@ def has_gpu_links(graph: LinkGraph) -> bool:
         _is_nvlink(link) or link.link_class.lower() in GPU_CLASSES or _GBps(link) > FASTEST_PCI_GBps
         for link in graph.links
     )
+
+
+def is_of_amd(graph: LinkGraph) -> bool:
+    """Whether the links are of AMD's GPUs, which run RCCL: it has tables of its own."""
+    return any(link.link_class.lower().startswith(XGMI) for link in graph.links)
 
 
 def _host(graph: LinkGraph, islands: Sequence[Sequence[int]], generation: Generation) -> _Host:

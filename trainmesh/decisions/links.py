@@ -10,13 +10,11 @@ from statistics import median
 
 from trainmesh.format import rate
 from trainmesh.topology.graph import Link, LinkGraph, Provenance
-from trainmesh.topology.measured import PAIR_TOLERANCE, with_pair_times
+from trainmesh.topology.measured import PAIR_TOLERANCE, not_tcp, with_pair_times
 from trainmesh.types import ClassFit, LinkCost, LinkOrigin, PairTime
 
 __all__ = ["Links"]
 
-NOT_TCP = {"nccl": ("infiniband", "roce", "nvlink", "xgmi")}
-"""Link classes on which a backend moves its bytes by other means than a probe's TCP."""
 CHANGED = 1.5 * PAIR_TOLERANCE
 """A link counts as slow, or as changed, if its bandwidth is off by more than this share."""
 ALIKE_ALPHAS = 3.0
@@ -53,7 +51,7 @@ class Links:
         self.is_probed = False
         self._is_assumed = all(link.provenance is Provenance.ASSUMED for link in graph.links)
         self._ranks = ranks
-        self._except = next((c for name, c in NOT_TCP.items() if name in backend), ())
+        self._except = not_tcp(backend)
 
     @property
     def num_probing(self) -> int:

@@ -1,10 +1,10 @@
-"""Slurm's environment and Slurm's topology.conf."""
+"""Slurm's environment, and Slurm's topology.conf and topology.yaml."""
 
 import pytest
 
 from tests.topology.importers.recorded import GBps, neighbours, text
 from trainmesh.errors import GraphError
-from trainmesh.topology.importers import hostfile, slurm, slurm_topology
+from trainmesh.topology.importers import hostfile, slurm, slurm_topology, slurm_yaml
 from trainmesh.topology.merge import merge
 
 
@@ -236,7 +236,7 @@ def test_blocks_are_joined_by_one_switch() -> None:
         ("SwitchName=a Nodes=ALL", "t:1: Nodes=ALL does not say which; write them out"),
         ("SwitchName=a Nodes=n[1", "t:1: 'n[1' is no node list"),
         ("SwitchName=a Nodes=n1\nSwitchName=a Nodes=n2", "t:2: 'a' is there twice"),
-        ("SwitchName=a Switches=b", "t:1: no line declares switch 'b'"),
+        ("SwitchName=a Switches=b", "t:1: nothing declares switch 'b'"),
         ("SwitchName=a Switches=b\nSwitchName=b Switches=a", "t:1: switch 'a' is below itself"),
         ("SwitchName=a Nodes=n1\nBlockName=b Nodes=n2", "t:2: switches and blocks in one file"),
         ("SwitchName=a Nodes=n1 Speed=5", "t:1: 'Speed=5' is not expected here; lines are"),
@@ -248,3 +248,69 @@ def test_bad_topology_files(bad: str, says: str) -> None:
     with pytest.raises(GraphError) as caught:
         slurm_topology.parse(bad, source="t")
     assert str(caught.value).startswith(says)
+
+
+BLOCKS = """\
+---
+- topology: racks
+  block:
+    block_sizes: [2]
+    blocks:
+      - {block: b1, nodes: "n[1-2]"}
+      - {block: b2, nodes: "n[3-4]"}
+"""
+
+
+def graph_of(switches: tuple[slurm_topology.Switch, ...]) -> set[tuple[str, str]]:
+    hosts = hostfile.in_order(dict.fromkeys(slurm_topology.all_nodes(switches), 1))
+    return {(li.src, li.dst) for li in merge(slurm_topology.fragment(switches, hosts)).links}
+
+
+def test_a_tree_in_yaml_is_the_tree_of_a_conf() -> None:
+    switches, notes = slurm_yaml.parse(text("slurm_tree.yaml"), source="topology.yaml")
+    conf = (
+        "SwitchName=root Switches=s[1-2]\nSwitchName=s1 Nodes=n[01-02]\n"
+        "SwitchName=s2 Nodes=n[03-04]"
+    )
+    assert graph_of(switches) == graph_of(slurm_topology.parse(conf, source="topology.conf"))
+    assert notes == ["topology 'fabric' of 2 was read, the cluster's default"]
+
+
+def test_blocks_in_yaml_are_those_of_a_conf() -> None:
+    switches, notes = slurm_yaml.parse(BLOCKS, source="topology.yaml")
+    conf = "BlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2"
+    assert graph_of(switches) == graph_of(slurm_topology.parse(conf, source="topology.conf"))
+    assert notes == []
+
+
+@pytest.mark.parametrize("document", [BLOCKS, "[]", "\ufeff- a", "%YAML 1.2\n---\n- a"])
+def test_yaml_is_told_from_conf(document: str) -> None:
+    assert slurm_yaml.is_yaml(document)
+    assert slurm_yaml.is_yaml(text("slurm_tree.yaml"))
+    assert not slurm_yaml.is_yaml("# x\n\nSwitchName=s1 Nodes=n1")
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("[]", "t: not a list of topologies"),
+        ("- a", "t:1: not a mapping"),
+        ("- topology: x\n  flat: true", "t:1: a topology of flat; tree and block say"),
+        ("- topology: x\n  ring: {rings: [{ring: r, nodes: n1}]}", "a topology of ring"),
+        ("- topology: x", "a topology of no kind that is known"),
+        ("- topology: x\n  tree: {}", "t:1: tree has no list 'switches'"),
+        ("- topology: x\n  tree: a", "t:2: not a mapping"),
+        ("- tree: {switches: [{switch: s1}]}", "'s1' has neither 'nodes' nor 'children'"),
+        ("- tree: {switches: [{nodes: n1}]}", "give 'switch' a name"),
+        ("- tree: {switches: [{switch: s, nodes: [n1]}]}", "'nodes' must be a node list"),
+        ("- tree: {switches: [{switch: s, children: t}]}", "nothing declares switch 't'"),
+        ("- tree: {switches: [{switch: s, children: s}]}", "switch 's' is below itself"),
+        ("- block: {blocks: [{block: b, nodes: n1}, {block: b, nodes: n2}]}", "'b' is there twice"),
+        ("- tree: {switches: [{switch: s, nodes: 'n[1-'}]}", "t:1"),
+    ],
+)
+def test_a_bad_yaml_is_refused(document: str, words: str) -> None:
+    with pytest.raises(GraphError) as caught:
+        slurm_yaml.parse(document, source="t")
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

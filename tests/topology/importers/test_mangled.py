@@ -18,6 +18,7 @@ from trainmesh.topology.importers import (
     nvidia_smi,
     slurm,
     slurm_topology,
+    slurm_yaml,
 )
 from trainmesh.topology.importers.fragment import Fragment
 from trainmesh.topology.merge import merge
@@ -26,7 +27,10 @@ T = TypeVar("T")
 
 
 def read_slurm(text: str) -> Fragment:
-    switches = slurm_topology.parse(text, source="f")
+    if slurm_yaml.is_yaml(text):
+        switches, _ = slurm_yaml.parse(text, source="f")
+    else:
+        switches = slurm_topology.parse(text, source="f")
     hosts = hostfile.in_order(dict.fromkeys(slurm_topology.all_nodes(switches)[:50], 1))
     return slurm_topology.fragment(switches, hosts)
 
