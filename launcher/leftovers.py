@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainmesh.errors import ConfigError
+from trainmesh.errors import TrainmeshError
 from trainmesh.rundir import remove_empty_logs
 
 __all__ = ["kill_workers", "log_directory"]
@@ -37,7 +37,7 @@ def log_directory(chosen: str | None, made: Callable[[str], object]) -> Iterator
     so that a later launch can remove it if this one is killed.
 
     Raises:
-        ConfigError: there is no temporary directory.
+        TrainmeshError: there is no temporary directory; exit code 1, as torchrun's.
     """
     if chosen is not None:
         yield chosen
@@ -45,7 +45,7 @@ def log_directory(chosen: str | None, made: Callable[[str], object]) -> Iterator
     try:
         path = tempfile.mkdtemp(prefix="torchelastic_")
     except OSError as error:
-        raise ConfigError(
+        raise TrainmeshError(
             f"torchrun needs a temporary directory: {error.strerror}; set TMPDIR, or pass --log-dir"
         ) from error
     made(path)

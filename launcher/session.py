@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import threading
 import time
@@ -36,6 +37,9 @@ from trainmesh.rundir import (
 __all__ = ["run"]
 
 PROGRESS_STOP_S = 2.0
+LEAST_OPEN_FILES = 256
+"""etcd does not start with 150 or fewer; the launcher holds some 20 of its own for us, beside what
+torchrun takes for each worker."""
 MARK = "TRAINMESH_WORKERS_OF"
 """A variable of the workers by which the launcher knows them."""
 
@@ -73,10 +77,25 @@ def _control_plane(settings: LaunchSettings, stack: ExitStack) -> _ControlPlane 
     """The launch's run directory and the processes that will work in it; None if they can't be
     had, which is said."""
     try:
+        _check_open_files()
         return stack.enter_context(_run_directory(settings))
     except (ConfigError, OSError) as error:
         say(f"warning: {error}; training goes on as under torchrun, without plans and a report")
         return None
+
+
+def _check_open_files() -> None:
+    """Where a process may have few files open, torchrun and its workers need them all.
+
+    Raises:
+        ConfigError: there are too few for the control plane.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_OPEN_FILES:
+        raise ConfigError(
+            f"only {limit} files may be open here (ulimit -n), and the control plane wants "
+            f"{LEAST_OPEN_FILES}"
+        )
 
 
 def _run_measured(

@@ -9,5 +9,14 @@ STATUS = os.path.join(os.environ["TRAINMESH_RUN_DIR"], "status.json")
 deadline_s = time.monotonic() + 60
 while not os.path.exists(STATUS) and time.monotonic() < deadline_s:
     time.sleep(0.05)
-own = [name for name in sys.argv[1:] if getattr(importlib.import_module(name), "OWN", False)]
-print(os.path.exists(STATUS), *own)
+
+
+def is_own(name: str) -> bool:
+    """Whether importing ``name`` gives the user's module, or its error."""
+    try:
+        return getattr(importlib.import_module(name), "OWN", False)
+    except RuntimeError as error:
+        return str(error) == "OWN"
+
+
+print(os.path.exists(STATUS), *filter(is_own, sys.argv[1:]))

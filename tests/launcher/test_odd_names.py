@@ -12,20 +12,27 @@ from tests.launchjob import JOBS, Place
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
 LAUNCH = [sys.executable, "-P", "-m", "trainmesh", "launch", "--progress", "off"]
-NAMES = ["json", "msgspec", "etcd3", "yaml", "rich", "numpy", "grpc", "google", "networkx"]
+NAMES = ["json", "numpy", "networkx"]
+RAISE = ["msgspec", "etcd3", "yaml", "rich", "grpc", "google", "google.protobuf", "tenacity"]
+"""Of these the user's raise when they are imported; the last ones are packages."""
 
 
 @pytest.mark.parametrize("where", ["beside", "PYTHONPATH"])
 def test_modules_of_the_users_hide_none_of_ours(here: Place, where: str) -> None:
-    """Plain torchrun runs such a script, as long as torch itself is not hit."""
+    """Plain torchrun runs such a script, as long as torch itself is not hit. It gets its own
+    modules, or what they raise, and our processes live."""
     names = [*NAMES, "trainmesh", "types"] if where == "beside" else NAMES
     for name in names:
         (here.path / f"{name}.py").write_text("OWN = True\n")
+    for name in ("google", "grpc"):
+        (here.path / name).mkdir()
+    for name in RAISE[:4] + ["google/__init__", "grpc/__init__", "tenacity"]:
+        (here.path / f"{name}.py").write_text("raise RuntimeError('OWN')\n")
     shutil.copy(JOBS / "waits_for_status.py", here.path / "s.py")
     path = {"PYTHONPATH": str(here.path)} if where == "PYTHONPATH" else {"PYTHONPATH": ""}
-    done = here.run(*LAUNCH, "s.py", *NAMES, timeout_s=100, **path)
+    done = here.run(*LAUNCH, "s.py", *NAMES, *RAISE, timeout_s=100, **path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["True", *NAMES]
+    assert done.stdout.split() == ["True", *NAMES, *RAISE]
 
 
 def test_names_that_are_no_utf8(here: Place) -> None:
