@@ -26,7 +26,7 @@ STANDS_FOR = {
 """What a reader puts in the place of words in capitals and dots."""
 MENTIONED = {
     *("launch", "lab", "lab run", "serve", "why", "replay", "report", "plan"),
-    *("endpoints cordon", "quarantine add"),
+    *("endpoints cordon", "quarantine", "quarantine add"),
 }
 """Named in a sentence, without what they need."""
 SCRIPTS = ("train.py", "script.py")
