@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -208,8 +209,9 @@ def test_it_takes_disk_space_as_it_writes(server: EmbeddedEtcd, tmp_path: Path) 
     server.start()
     server.wait_ready(PATIENCE_S)
     store = connect(server.url, timeout_s=PATIENCE_S)
+    random = Random(0)
     for number in range(20):
-        store.put(f"/{number}", bytes(10_000))
+        store.put(f"/{number}", random.randbytes(10_000))
     store.close()
 
     def taken_bytes() -> int:
