@@ -16,7 +16,7 @@ COMPILED = {
     "pool prefix quota reuse roster scorers shadow shared token_ratio trend types",
     "identity": "access gate keys refused",
     "proxy": "answer answers api call catalogue client cors exchange first_event framing headers "
-    "local prompt request_ids route router server upgrade upstream usage",
+    "local prompt recorder request_ids route router server upgrade upstream usage",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 

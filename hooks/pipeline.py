@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -220,7 +221,7 @@ class _Bucket:
         self._promise.keep(self._buffer)
 
 
-class _Worker:
+class _Worker(ABC):
     """A thread that takes buckets in turn until it is stopped."""
 
     def __init__(self, name: str) -> None:
@@ -241,8 +242,8 @@ class _Worker:
         while (bucket := self._jobs.get()) is not None:
             self._carry_out(bucket)
 
-    def _carry_out(self, bucket: _Bucket) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _carry_out(self, bucket: _Bucket) -> None: ...
 
 
 class _Ender(_Worker):

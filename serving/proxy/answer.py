@@ -22,7 +22,7 @@ from trainmesh.serving.proxy.headers import (
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.upstream import Upstream
 
-__all__ = ["Answer", "Client", "Request", "Sink"]
+__all__ = ["Answer", "Client", "Request", "Sink", "end_of_chunks", "excess_line_ends"]
 
 
 class Client(Protocol):
@@ -141,3 +141,24 @@ class Answer:
             self.is_text = self.event_stream or lower.startswith(b"application/json")
         elif kind == RETRY_AFTER and value.isdigit() and len(value) < 7:
             self.retry_after_s = float(value)
+
+
+def end_of_chunks(data: bytes) -> int:
+    """Where the last complete chunk of ``data`` ends, which begins with a chunk's size."""
+    end = 0
+    while True:
+        line = data.find(b"\r\n", end)
+        if line < 0:
+            return end
+        size = int(data[end:line].partition(b";")[0], 16)
+        following = line + 4 + size
+        if not size or following > len(data):
+            return end
+        end = following
+
+
+def excess_line_ends(end: bytes) -> int:
+    """How many bytes follow a chunked body at ``end``: parsers skip empty lines between messages,
+    but they are not the client's. A body ends in one empty line, and no other is in its end."""
+    stripped = end.rstrip(b"\r\n")
+    return max(0, len(end) - len(stripped) - 4)

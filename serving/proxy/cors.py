@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import urlsplit
 
 from trainmesh.serving.config.types import ANY, CorsConfig
 from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.headers import ASKED_HEADERS, ASKED_METHOD, ORIGIN
 
-__all__ = ["Cors"]
+__all__ = ["Cors", "check_origin"]
 
+_LOOPBACK: Final = re.compile(r"localhost|127(\.\d+){3}|::1")
 _NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]{1,8192}")
 """A list of field names."""
 
@@ -79,3 +81,26 @@ class Cors:
             b"vary: access-control-request-method, access-control-request-headers\r\n\r\n",
         ]
         return b"".join(lines)
+
+
+def check_origin(origin: bytes | None, cors: Cors | None) -> None:
+    """A router without keys answers everybody who reaches it, also pages that a browser beside it
+    shows: those of other hosts only where ``cors`` allows it.
+
+    Raises:
+        Refusal: 403.
+    """
+    if not origin or _LOOPBACK.fullmatch(_host_of(origin)):
+        return
+    if cors is None or not cors.allows(origin):
+        raise Refusal(
+            403, "web pages of other hosts may not ask without a key; cors.origins of "
+            "serve.yaml says which may", code="origin_not_allowed",
+        )  # fmt: skip
+
+
+def _host_of(origin: bytes) -> str:
+    try:
+        return urlsplit(origin.decode("ascii")).hostname or ""
+    except ValueError:
+        return ""

@@ -157,7 +157,7 @@ class Exchange:
         request = self.route.request(endpoint, self.call, name, traceparent)
         attempt = self.route.pool.begin(endpoint, self.facts, kind, now_s, choice.arm)
         self.route.began(attempt)
-        self._router.record(choice, attempt)
+        self._router.recorder.began(choice, attempt)
         if span is not None:
             self._spans[attempt] = span
         self._attempts += 1
@@ -328,7 +328,7 @@ class Exchange:
 
     def _unroutable(self, choice: Choice) -> Refusal:
         self.route.count("unroutable")
-        self._router.record_none(choice, self.facts)
+        self._router.recorder.none_found(choice, self.facts)
         return Refusal(
             503, f"no endpoint of {self.facts.model} can take it: {choice.reason}",
             code="no_endpoint", retry_after_s=1,
@@ -405,7 +405,7 @@ class Exchange:
             failed = outcome in FAULTS
             span.end(outcome.value, upstream.answer.status, failed=failed)
         self.route.ended(upstream, outcome, now_s)
-        self._router.record_end(upstream, outcome, now_s)
+        self._router.recorder.ended(upstream, outcome, now_s)
 
     def _finish(self, status: int, now_s: float, *, close: bool = False) -> None:
         client, self.client = self.client, None

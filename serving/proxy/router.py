@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import secrets
 import ssl
 from pathlib import Path
-from time import monotonic, perf_counter, time
-from typing import TYPE_CHECKING, Final, cast
-from urllib.parse import urlsplit
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, cast
 
 from trainmesh.errors import WireError
 from trainmesh.serving.board import Board, Row
@@ -19,15 +17,13 @@ from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.decide.admission import Admission, Queued, Ticket
 from trainmesh.serving.decide.admission import Refused as Full
 from trainmesh.serving.decide.choice import Choice
-from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.scorers import load_scorers
-from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import Facts
 from trainmesh.serving.identity.access import Access
 from trainmesh.serving.identity.gate import Gate, Tenant
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tls import ServerTls
-from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.log import ACCESS, LOGGER, log_event
 from trainmesh.serving.orders import Orders
@@ -41,7 +37,7 @@ from trainmesh.serving.proxy.api import (
     split_target,
 )
 from trainmesh.serving.proxy.catalogue import Catalogue
-from trainmesh.serving.proxy.cors import Cors
+from trainmesh.serving.proxy.cors import Cors, check_origin
 from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
 from trainmesh.serving.proxy.headers import (
     API_KEY,
@@ -56,6 +52,7 @@ from trainmesh.serving.proxy.local import (
     models_answer,
     unknown_path,
 )
+from trainmesh.serving.proxy.recorder import Recorder
 from trainmesh.serving.proxy.request_ids import RequestIds
 from trainmesh.serving.proxy.route import Route
 from trainmesh.serving.proxy.upstream import Upstream
@@ -66,8 +63,6 @@ if TYPE_CHECKING:
     from trainmesh.serving.proxy.client import ClientConnection
 
 __all__ = ["Router"]
-
-_LOOPBACK: Final = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 
 class Router:
@@ -100,6 +95,7 @@ class Router:
         self._ledger: LedgerWriter | None = None
         if config.ledger.enabled:
             self._ledger = LedgerWriter(Path(config.ledger.dir), worker, config.ledger)
+        self.recorder = Recorder(self._ledger)
         self.reload(orders, row)
 
     # -- configuration ---------------------------------------------------------------------
@@ -165,6 +161,7 @@ class Router:
     def take(self, snapshot: Snapshot, now_s: float) -> None:
         """Decide with ``snapshot`` from now on."""
         self._snapshot = snapshot
+        self.recorder.version = snapshot.version
         self._catalogue.hear(snapshot.listings)
         for name, route in self._routes.items():
             signals = {signal.name: signal for signal in snapshot.signals.get(name, ())}
@@ -200,21 +197,12 @@ class Router:
         if isinstance(found, Refused):
             raise Refusal(found.status, found.message, code=found.code)
         if self._open:
-            self._check_origin(special.get(ORIGIN))
+            check_origin(special.get(ORIGIN), self._cors)
             if authorization is not None:
                 call.passed_key = b"authorization: %s\r\n" % authorization
             if key is not None:
                 call.passed_key += b"api-key: %s\r\n" % key
         return found
-
-    def _check_origin(self, origin: bytes | None) -> None:
-        if not origin or _LOOPBACK.fullmatch(_host_of(origin)):
-            return
-        if self._cors is None or not self._cors.allows(origin):
-            raise Refusal(
-                403, "web pages of other hosts may not ask without a key; cors.origins of "
-                "serve.yaml says which may", code="origin_not_allowed",
-            )  # fmt: skip
 
     def _is_preflight(self, call: Call) -> bool:
         return self._cors is not None and self._cors.is_preflight(call)
@@ -372,38 +360,6 @@ class Router:
             cells[self._own.slow_decisions] += 1
         return choice
 
-    def record(self, choice: Choice, attempt: Attempt) -> None:
-        """An attempt begins: keep why it goes where it goes, until it is over."""
-        if self._ledger is not None:
-            version = self._snapshot.version if self._snapshot is not None else 0
-            attempt.decision = decision_of(
-                choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=version
-            )
-
-    def record_none(self, choice: Choice, facts: Facts) -> None:
-        """No endpoint could take a request: write down why."""
-        if self._ledger is not None:
-            version = self._snapshot.version if self._snapshot is not None else 0
-            decision = decision_of(choice, facts, Kind.FIRST, unix_s=time(), snapshot=version)
-            self._ledger.add(Entry(decision=decision, status=503))
-
-    def record_end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
-        """An attempt is over: write down both."""
-        attempt = upstream.attempt
-        if self._ledger is None or attempt.decision is None:
-            return
-        first_s = attempt.first_byte_s
-        entry = Entry(
-            decision=attempt.decision,
-            outcome=outcome,
-            status=upstream.answer.status,
-            ttft_s=first_s - attempt.started_s if first_s else None,
-            duration_s=now_s - attempt.started_s,
-            output_tokens=upstream.output_tokens(),
-            error=upstream.error,
-        )
-        self._ledger.add(entry)
-
     def refused(self, call: Call | None, refusal: Refusal) -> None:
         """A request was answered with an error of ours."""
         self._cells[self._statuses + status_index(refusal.status)] += 1
@@ -557,10 +513,3 @@ class Router:
             self._ledger.close()
         if self._tracer is not None:
             self._tracer.close()
-
-
-def _host_of(origin: bytes) -> str:
-    try:
-        return urlsplit(origin.decode("ascii")).hostname or ""
-    except ValueError:
-        return ""

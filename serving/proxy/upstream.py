@@ -12,7 +12,14 @@ import httptools
 
 from trainmesh.serving.adapters.types import AdapterError
 from trainmesh.serving.decide.types import Attempt, Outcome
-from trainmesh.serving.proxy.answer import Answer, Client, Request, Sink
+from trainmesh.serving.proxy.answer import (
+    Answer,
+    Client,
+    Request,
+    Sink,
+    end_of_chunks,
+    excess_line_ends,
+)
 from trainmesh.serving.proxy.first_event import GOOD, error_of, status_of
 from trainmesh.serving.proxy.usage import (
     NO_USAGE,
@@ -384,11 +391,11 @@ class Upstream(asyncio.Protocol):
         """What may be forwarded of ``data``; the rest is held."""
         self._held = b""
         if self._complete:
-            return data[: len(data) - _excess_line_ends(self._tail + data)]
+            return data[: len(data) - excess_line_ends(self._tail + data)]
         if not self._open_chunk and data[-2:] == b"\r\n":
             self.whole = True
             return data
-        end = _end_of_chunks(data) if self.whole else len(data)
+        end = end_of_chunks(data) if self.whole else len(data)
         if len(data) - end < MAX_HELD_BYTES:
             self._held = data[end:]
             return data[:end]
@@ -501,24 +508,3 @@ class Upstream(asyncio.Protocol):
         self.server.forget(self)
         if self.transport is not None:
             self.transport.abort()
-
-
-def _end_of_chunks(data: bytes) -> int:
-    """Where the last complete chunk of ``data`` ends, which begins with a chunk's size."""
-    end = 0
-    while True:
-        line = data.find(b"\r\n", end)
-        if line < 0:
-            return end
-        size = int(data[end:line].partition(b";")[0], 16)
-        following = line + 4 + size
-        if not size or following > len(data):
-            return end
-        end = following
-
-
-def _excess_line_ends(end: bytes) -> int:
-    """How many bytes follow a chunked body at ``end``: parsers skip empty lines between messages,
-    but they are not the client's. A body ends in one empty line, and no other is in its end."""
-    stripped = end.rstrip(b"\r\n")
-    return max(0, len(end) - len(stripped) - 4)

@@ -1,0 +1,53 @@
+"""What the ledger is told: why each attempt went where it went, and what became of it."""
+
+from __future__ import annotations
+
+from time import time
+
+from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.noted import decision_of
+from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
+from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.writer import LedgerWriter
+from trainmesh.serving.proxy.upstream import Upstream
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """One worker's. ``ledger``: None where none is kept."""
+
+    def __init__(self, ledger: LedgerWriter | None) -> None:
+        self._ledger = ledger
+        self.version = 0
+        """Of the snapshot that decisions are taken with."""
+
+    def began(self, choice: Choice, attempt: Attempt) -> None:
+        """An attempt begins: keep why it goes where it goes, until it is over."""
+        if self._ledger is not None:
+            attempt.decision = decision_of(
+                choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=self.version
+            )
+
+    def none_found(self, choice: Choice, facts: Facts) -> None:
+        """No endpoint could take a request: write down why."""
+        if self._ledger is not None:
+            decision = decision_of(choice, facts, Kind.FIRST, unix_s=time(), snapshot=self.version)
+            self._ledger.add(Entry(decision=decision, status=503))
+
+    def ended(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        """An attempt is over: write down both."""
+        attempt = upstream.attempt
+        if self._ledger is None or attempt.decision is None:
+            return
+        first_s = attempt.first_byte_s
+        entry = Entry(
+            decision=attempt.decision,
+            outcome=outcome,
+            status=upstream.answer.status,
+            ttft_s=first_s - attempt.started_s if first_s else None,
+            duration_s=now_s - attempt.started_s,
+            output_tokens=upstream.output_tokens(),
+            error=upstream.error,
+        )
+        self._ledger.add(entry)
