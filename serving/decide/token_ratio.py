@@ -14,17 +14,17 @@ MOST_TOKENS: Final = 8_192.0
 """What one answer counts at most, so that none decides alone."""
 LEAST_TOKENS: Final = 64
 """Of shorter prompts the template is a large part, which long ones don't have."""
-TEXT_BOUNDS: Final = (0.25, 4.0)
-"""1 to 16 bytes a token: no tokenizer is beyond that."""
-MEDIA_BOUNDS: Final = (1 / 16, 16.0)
+TEXT_WITHIN: Final = 4.0
+"""Times more or less: 1 to 16 bytes a token. No tokenizer is beyond that."""
+MEDIA_WITHIN: Final = 16.0
 """Models differ more in what an image is to them."""
 
 
 class _Ratio:
     __slots__ = ("_counted", "_estimated", "_least", "_most", "value")
 
-    def __init__(self, bounds: tuple[float, float]) -> None:
-        self._least, self._most = bounds
+    def __init__(self, within: float) -> None:
+        self._least, self._most = 1.0 / within, within
         self._counted = self._estimated = 0.0
         self.value = 1.0
 
@@ -43,8 +43,8 @@ class TokenRatio:
     __slots__ = ("_media", "_text")
 
     def __init__(self) -> None:
-        self._text = _Ratio(TEXT_BOUNDS)
-        self._media = _Ratio(MEDIA_BOUNDS)
+        self._text = _Ratio(TEXT_WITHIN)
+        self._media = _Ratio(MEDIA_WITHIN)
 
     def tokens(self, text: int, media: int, exact: int) -> int:
         """What the prompt of these estimates will probably be counted as; ``exact`` tokens are."""

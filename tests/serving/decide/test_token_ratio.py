@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainmesh.serving.decide.token_ratio import LEAST_TOKENS, MEDIA_BOUNDS, TEXT_BOUNDS, TokenRatio
+from trainmesh.serving.decide.token_ratio import LEAST_TOKENS, MEDIA_WITHIN, TEXT_WITHIN, TokenRatio
 
 
 def learned(*samples: tuple[int, int, int, int], times: int = 300) -> TokenRatio:
@@ -36,11 +36,11 @@ def test_short_prompts_teach_nothing() -> None:
 
 @pytest.mark.parametrize("counted", [1, 10_000_000])
 def test_nonsense_is_bounded(counted: int) -> None:
-    least, most = TEXT_BOUNDS
+    least, most = 1 / TEXT_WITHIN, TEXT_WITHIN
     text = learned((1000, 0, 0, counted)).tokens(1000, 0, 0)
     assert 1000 * least <= text <= 1000 * most
     assert text != 1000
-    least, most = MEDIA_BOUNDS
+    least, most = 1 / MEDIA_WITHIN, MEDIA_WITHIN
     media = learned((0, 1000, 0, counted)).tokens(0, 1000, 0)
     assert 1000 * least <= media <= 1000 * most
     assert media != 1000
