@@ -95,7 +95,9 @@ class ElasticJob:
             self._train()
         self._deliver()
         if round(self.now_s) % 5 == 0:
-            self.tell_coordinator()  # it looks again from time to time
+            self.tell_coordinator()  # it looks again from time to time, as agents do
+            for node in self.nodes.values():
+                node.hint = self.stored or node.hint
         self.decide()
         self.now_s += 1.0
 

@@ -3,6 +3,9 @@
 import threading
 from pathlib import Path
 
+import pytest
+
+import trainmesh.agent as agent_module
 from tests.launchjob import wait_for
 from trainmesh.agent import MAX_WAITING_REPORTS, Inbox, Uplink
 from trainmesh.claim import new_claim
@@ -11,7 +14,7 @@ from trainmesh.errors import StoreError
 from trainmesh.health import HealthReporter
 from trainmesh.memory_store import MemoryStore
 from trainmesh.rundir import RunDir
-from trainmesh.store import Change, job_prefix
+from trainmesh.store import Change, Entry, Watch, WatchCallback, job_prefix
 from trainmesh.types import Hint, NodeReport, Note, Plan, RankReport
 from trainmesh.wire import decode, encode
 
@@ -30,6 +33,13 @@ def uplink(path: Path, inbox: Inbox) -> Uplink:
 
 def report(number: int) -> RankReport:
     return RankReport(notes=(Note(kind="warning", rank=0, text=str(number)),))
+
+
+def hint(epoch: int) -> Hint:
+    return Hint(
+        job=JOB, epoch=epoch, effective_step=0, world=7, reason="",
+        plan=Plan(algorithm="native", world_size=2, order=(0, 1)),
+    )  # fmt: skip
 
 
 class Refusing(MemoryStore):
@@ -73,6 +83,48 @@ def test_what_is_put_back_is_bounded_and_counted() -> None:
     assert dropped == 6
 
 
+class Deaf(MemoryStore):
+    """Its watches tell nothing."""
+
+    looks = 0
+
+    def get(self, key: str) -> Entry | None:
+        self.looks += key.endswith("hint")
+        return super().get(key)
+
+    def watch(self, prefix: str, callback: WatchCallback, *, start_revision: int = 0) -> Watch:
+        return super().watch(prefix, lambda changes: None, start_revision=start_revision)
+
+
+def test_a_hint_of_which_the_watch_tells_nothing_comes_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ranks must hold the same one: a single agent that is behind keeps it from all."""
+    monkeypatch.setattr(agent_module, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(agent_module, "PUBLISH_EVERY_S", 0.02)
+    inbox, store, stop = Inbox(), Deaf(), Stop()
+    inbox.closed.set()
+    file = RunDir(tmp_path).hint
+    RunDir(tmp_path).socket.touch()
+    thread = threading.Thread(target=uplink(tmp_path, inbox).session, args=(store, stop))
+    thread.start()
+    try:
+        wait_for(lambda: store.get(f"{PREFIX}agents/n"))
+        for epoch in (3, 4):
+            value = encode(hint(epoch))
+            store.put(f"{PREFIX}hint", value)
+            wait_for(lambda value=value: file.exists() and file.read_bytes() == value)
+        written = file.stat().st_mtime_ns
+        seen = store.looks
+        wait_for(lambda: store.looks > seen + 2)
+        assert file.stat().st_mtime_ns == written
+    finally:
+        stop.set()
+        inbox.news.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_lost_changes_are_listed_and_a_deleted_entry_comes_back(tmp_path: Path) -> None:
     inbox, store, stop = Inbox(), MemoryStore(), Stop()
     agent = uplink(tmp_path, inbox)
@@ -82,11 +134,7 @@ def test_lost_changes_are_listed_and_a_deleted_entry_comes_back(tmp_path: Path) 
     thread.start()
     try:
         wait_for(lambda: store.get(f"{PREFIX}agents/n"))
-        hint = Hint(
-            job=JOB, epoch=3, effective_step=0, world=7, reason="",
-            plan=Plan(algorithm="native", world_size=2, order=(0, 1)),
-        )  # fmt: skip
-        store.put(f"{PREFIX}hint", encode(hint))
+        store.put(f"{PREFIX}hint", encode(hint(3)))
         file = RunDir(tmp_path).hint
         wait_for(file.exists)
         file.unlink()

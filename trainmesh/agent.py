@@ -19,7 +19,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
+from trainmesh.control import LOOK_AGAIN_S, ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.errors import PlanError, StoreError, TrainmeshError, WireError
 from trainmesh.health import HealthReporter
 from trainmesh.probe_agent import Prober
@@ -136,6 +136,7 @@ class Uplink:
         """By key, the revision that was applied last in this session."""
         self._written = 0
         """Revision of the last write in this session."""
+        self._look_again_s = 0.0
         self._number = secrets.randbits(62) + 1
         self._sequence = 0
 
@@ -171,6 +172,9 @@ class Uplink:
                     self._must_list.clear()
                     self._applied.clear()
                     self._refresh(store)
+                elif time.monotonic() >= self._look_again_s:
+                    self._look_again_s = time.monotonic() + LOOK_AGAIN_S
+                    self._read_hint_again(store)
                 self._publish(store)
             if stop.is_set():
                 self._inbox.closed.wait(timeout=1.0)
@@ -183,6 +187,11 @@ class Uplink:
         for entry in entries:
             self._apply(entry.key, entry.value, entry.mod_revision)
         return revision
+
+    def _read_hint_again(self, store: Store) -> None:
+        entry = store.get(f"{self._prefix}hint")
+        if entry is not None and entry.mod_revision > self._applied.get("hint", 0):
+            self._apply(entry.key, entry.value, entry.mod_revision)
 
     def _changed(self, changes: list[Change]) -> None:
         for change in changes:

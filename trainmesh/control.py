@@ -26,6 +26,9 @@ __all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
 
 MAX_BACKOFF_S = 3.0
 CHECK_TTL_S = 5
+LOOK_AGAIN_S = 10.0
+"""How often a process reads the hint's key although its watch says nothing: a plan must not hang on
+one event."""
 """Of a lease that is given back at once."""
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from trainmesh.control import ControlEnvironment, Stop, run_process, run_with_store
+from trainmesh.control import LOOK_AGAIN_S, ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.coordinator import Coordinator, Effects, Settings
 from trainmesh.errors import FencedOut, PlanError, StoreError, WireError
 from trainmesh.health import HealthReporter
@@ -36,9 +36,6 @@ MAX_AGENTS = 65_536
 MAX_BACKOFF_S = 30.0
 """Between two tries to write a hint that somebody else keeps writing."""
 SAID_REFUSALS = 2
-LOOK_AGAIN_S = 10.0
-"""How often the hint's key is read although the watch says nothing: a plan must not hang on one
-event."""
 
 
 class Shell:

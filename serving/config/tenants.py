@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from trainmesh.errors import ConfigError
@@ -69,7 +69,7 @@ def _take(credentials: Iterable[str], owner: dict[str, str], name: str, *path: s
 def _check_rule(
     text: str,
     models: Iterable[str],
-    num_kinds: Callable[[Set[str], str], int],
+    num_kinds: Callable[[frozenset[str], str], int],
     *path: str,
 ) -> None:
     if not text:
@@ -78,7 +78,7 @@ def _check_rule(
         rule = Rule(text)
     except ConfigError as error:
         raise Problem(str(error), *path) from error
-    if not rule.reads & REQUEST.keys():
+    if rule.reads.isdisjoint(REQUEST):
         return
     for model in models:
         if num_kinds(rule.reads, model) > MAX_GROUPS:

@@ -7,7 +7,7 @@ endpoints that it can't tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from trainmesh.serving.config.types import Config, EndpointConfig, TenantConfig
@@ -58,7 +58,7 @@ class Grant:
             return self.allowed, self.refused
         values: dict[str, object] = {
             name: getattr(facts, name.removeprefix("request."))
-            for name in self._rule.reads & REQUEST.keys()
+            for name in self._rule.reads.intersection(REQUEST)
         }
         refused = dict(self.refused)
         for endpoint, places in self._groups:
@@ -133,7 +133,7 @@ def _with_rule(
         return Grant(tenant, model, len(endpoints), refused)
     rule = _compiled(text)
     found = groups(rule.reads, endpoints)
-    if rule.reads & REQUEST.keys():
+    if not rule.reads.isdisjoint(REQUEST):
         return Grant(tenant, model, len(endpoints), refused, rule, found)
     for endpoint, places in found:
         if reason := rule.refusal({**tenant, **endpoint}):
@@ -143,11 +143,11 @@ def _with_rule(
 
 
 def groups(
-    reads: Set[str], endpoints: Iterable[EndpointConfig]
+    reads: frozenset[str], endpoints: Iterable[EndpointConfig]
 ) -> list[tuple[Mapping[str, object], tuple[int, ...]]]:
     """The endpoints' places, grouped by the values that a rule which ``reads`` these variables
     sees of them."""
-    names = sorted(reads & ENDPOINT.keys())
+    names = sorted(reads.intersection(ENDPOINT))
     found: dict[tuple[object, ...], list[int]] = {}
     for place, endpoint in enumerate(endpoints):
         key = tuple(getattr(endpoint, name.removeprefix("endpoint.")) for name in names)
