@@ -9,6 +9,7 @@ from trainmesh.serving.adapters.types import Inbound
 from trainmesh.serving.decide.types import Outcome
 from trainmesh.serving.proxy.headers import (
     CONNECTION,
+    CONTENT_ENCODING,
     CONTENT_LENGTH,
     CONTENT_TYPE,
     DROP,
@@ -78,8 +79,8 @@ class Request:
 class Answer:
     """The head of an answer, as it will be told to the client."""
 
-    __slots__ = ("chunked", "connection", "content_length", "event_stream", "fields", "is_text",
-                 "reason", "retry_after_s", "status")  # fmt: skip
+    __slots__ = ("_compressed", "_content_type", "chunked", "connection", "content_length",
+                 "fields", "reason", "retry_after_s", "status")  # fmt: skip
 
     def __init__(self) -> None:
         self.status = 0
@@ -88,10 +89,20 @@ class Answer:
         self.chunked = False
         self.content_length: int | None = None
         self.connection = b""
-        self.event_stream = False
-        self.is_text = False
-        """JSON or events, and not compressed, so that an error in it can be seen."""
         self.retry_after_s = 0.0
+        self._content_type = b""
+        self._compressed = False
+
+    @property
+    def event_stream(self) -> bool:
+        """Events that can be read, and another put between them: they are not compressed."""
+        return self._content_type.startswith(b"text/event-stream") and not self._compressed
+
+    @property
+    def is_text(self) -> bool:
+        """JSON or events, in which an error can be seen."""
+        is_json = self._content_type.startswith(b"application/json") and not self._compressed
+        return is_json or self.event_stream
 
     def head(self) -> bytes:
         """The fields that go on, each with its line end."""
@@ -111,7 +122,7 @@ class Answer:
         self.reason = phrases.get(status, "Error").encode()
         self.fields = [pair for pair in self.fields if field(pair[0]) != CONTENT_TYPE]
         self.fields.append((b"content-type", b"application/json"))
-        self.event_stream = self.chunked = False
+        self._content_type, self.chunked = b"application/json", False
         self.content_length = length
 
     def note(self, name: bytes, value: bytes) -> None:
@@ -136,9 +147,9 @@ class Answer:
             return
         self.fields.append((name, value))
         if kind == CONTENT_TYPE:
-            lower = value.lower()
-            self.event_stream = lower.startswith(b"text/event-stream")
-            self.is_text = self.event_stream or lower.startswith(b"application/json")
+            self._content_type = value.lower()
+        elif kind == CONTENT_ENCODING:
+            self._compressed = value.strip().lower() != b"identity"
         elif kind == RETRY_AFTER and value.isdigit() and len(value) < 7:
             self.retry_after_s = float(value)
 

@@ -309,14 +309,16 @@ class Exchange:
             self._fail(upstream, now_s)
 
     def _break_off(self, upstream: Upstream, client: ClientConnection, now_s: float) -> None:
-        """The answer ended in its middle: tell the client, in the stream if that is possible."""
+        """The answer ended in its middle: tell the client, in the stream if that is possible; else
+        the connection ends, as the endpoint's did."""
         self.route.count("broken_streams")
-        framed = upstream.streams_events and upstream.between_chunks
-        if framed:
+        told = upstream.takes_events
+        if told:
             name = upstream.attempt.endpoint.name
-            event = interrupted_event(f"the stream from {name} broke off: {upstream.error}")
-            client.write(self, b"%x\r\n\n\n%s\r\n0\r\n\r\n" % (len(event) + 2, event))
-        self._finish(upstream.answer.status, now_s, close=not framed)
+            reason = upstream.error or "the connection ended"
+            event = interrupted_event(f"the stream from {name} broke off: {reason}")
+            client.write(self, b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event))
+        self._finish(upstream.answer.status, now_s, close=not told)
 
     def _fail(self, upstream: Upstream, now_s: float) -> None:
         """No endpoint has answered, and none is left to ask."""

@@ -132,14 +132,17 @@ class Upstream(asyncio.Protocol):
             self._excess = True
 
     def on_status(self, status: bytes) -> None:
-        self.answer.reason += status  # it may come in pieces
+        if not self._excess:
+            self.answer.reason += status  # it may come in pieces
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            return  # a trailer
+            return  # a trailer, or an answer that nobody has asked for
         self.answer.note(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._excess:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             self._informational += 1
@@ -156,6 +159,8 @@ class Upstream(asyncio.Protocol):
         self._open_chunk = False
 
     def on_body(self, data: bytes) -> None:
+        if self._excess:
+            return
         self._begun = True
         if self._unjudged:
             self._first += data
@@ -163,7 +168,7 @@ class Upstream(asyncio.Protocol):
             self._decoded.append(data)
 
     def on_message_complete(self) -> None:
-        if not self._in_head:
+        if not self._in_head and not self._excess:
             self._complete = True
             self._keep = self._parser.should_keep_alive()  # only now does it know
 
@@ -184,9 +189,11 @@ class Upstream(asyncio.Protocol):
             self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
             return
         except httptools.HttpParserError as error:
-            self.error = f"its answer is not HTTP: {error}"
-            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
-            return
+            if not self._complete:
+                self.error = f"its answer is not HTTP: {error}"
+                self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+                return
+            self._excess = True
         if was_in_head:
             self._take_head(data)
         elif self._on_hold:
@@ -254,8 +261,8 @@ class Upstream(asyncio.Protocol):
         return self.answer.content_length is None and not self.answer.chunked
 
     def _take_body(self, data: bytes) -> None:
-        if self._excess:
-            self.error = "it sent more than one answer"
+        if self._excess and self.answer.chunked and not self._decoding:
+            self.error = "it sent more than one answer"  # which is not told apart from the first
             self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
             return
         now_s = monotonic()
@@ -435,7 +442,7 @@ class Upstream(asyncio.Protocol):
             return
         inbound = self.request.inbound
         unread = inbound is not None and inbound.done
-        keep = self._keep and not unread and not self.transport.is_closing()
+        keep = self._keep and not unread and not self._excess and not self.transport.is_closing()
         sink.on_done(self, now_s)
         if keep:
             self.server.free(self)
@@ -449,14 +456,17 @@ class Upstream(asyncio.Protocol):
         return self.answer.event_stream if inbound is None else inbound.streaming
 
     @property
-    def between_chunks(self) -> bool:
-        """What was forwarded ends where another chunk may begin."""
-        return self.rechunk or (self.answer.chunked and self.whole and not self._decoding)
+    def takes_events(self) -> bool:
+        """An event of ours can follow what was forwarded: it ends with a whole event and where
+        another chunk may begin."""
+        between_chunks = self.rechunk or (self.answer.chunked and self.whole and not self._decoding)
+        between_events = not self.nbytes or self._last.endswith(EVENT_ENDS)
+        return self.streams_events and between_chunks and between_events
 
     def comment(self, now_s: float) -> None:
         """Tell the client that its stream goes on though it is silent: by a comment (HTML Standard,
         9.2.6), which can only stand between two events."""
-        if self.streams_events and self.between_chunks and self._last.endswith(EVENT_ENDS):
+        if self.takes_events:
             self.commented_s = now_s
             cast(Client, self.client).write(b"%x\r\n%s\r\n" % (len(COMMENT), COMMENT))
 

@@ -95,6 +95,50 @@ def test_a_stream_that_breaks_ends_in_an_error_event(routed: Routed, in_chunk: b
     assert error["code"] == "stream_interrupted"
 
 
+@pytest.mark.parametrize(
+    ("head", "last"),
+    [
+        (STREAM_HEAD, event(1)[:-1]),
+        (STREAM_HEAD, event(1)[:-9]),
+        (STREAM_HEAD, b"data: {"),
+        (STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"), event(1)),
+    ],
+)
+def test_a_stream_in_which_no_event_can_stand_is_cut(
+    routed: Routed, head: bytes, last: bytes
+) -> None:
+    """Behind a part of an event ours would be read as its rest, and as garbage behind what is
+    compressed: the client learns what it would have learned from the endpoint itself."""
+
+    async def script(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + chunked(event(0)) + chunked(last))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    routed.one.do(script)
+    with raw(routed.port) as client:
+        client.send(chat("one", stream=True))
+        client.head()
+        assert client.rest() == chunked(event(0)) + chunked(last)
+
+
+def test_what_is_compressed_is_not_held_to_look_for_an_error(routed: Routed) -> None:
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+
+    async def script(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(head + chunked(b"\x1f\x8b"))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.transport.abort()
+
+    routed.one.do(script)
+    with raw(routed.port) as client:
+        client.send(chat("one", stream=True))
+        client.head()
+        assert client.rest() == chunked(b"\x1f\x8b")
+
+
 def test_a_document_that_breaks_is_cut(routed: Routed) -> None:
     routed.one.say(b'HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"a":', then_close=True)
     with raw(routed.port) as client:

@@ -107,8 +107,29 @@ def test_informational_answers_are_skipped(routed: Routed) -> None:
     assert "link" not in fields
 
 
-def test_a_second_answer_is_never_the_next_ones(routed: Routed) -> None:
-    routed.one.say(answer(b'"1"') + answer(b'"stolen"'))
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(
+    "excess",
+    [answer(b'"stolen"'), answer(b'"stolen"', 500), b"\r\n\r\n", b"garbage", b"\0", b"HTTP/1.1 1"],
+)
+def test_a_second_answer_is_nobodys(routed: Routed, version: str, excess: bytes) -> None:
+    """The first is the client's whether or not more has come with it."""
+    routed.one.say(answer(b'"1"') + excess)
+    for _ in range(2):
+        with raw(routed.port) as client:
+            client.send(chat("one", version=version))
+            status, _, body = client.json()
+        assert (status, body) == (200, b'"1"')
+    routed.one.say(b"HTTP/1.1 204 No Content\r\n\r\n" + excess)
+    with raw(routed.port) as client:
+        client.send(chat("one", version=version))
+        assert client.head()[0] == 204
+    routed.one.say(answer(b'"2"'))
+    assert routed.router.post(b'{"model":"one"}') == (200, b'"2"')
+
+
+def test_an_answer_in_chunks_with_another_behind_it_is_refused(routed: Routed) -> None:
+    routed.one.say(stream(1) + answer(b'"stolen"'))
     with raw(routed.port) as client:
         client.send(chat("one"))
         status, _, body = client.json()

@@ -115,9 +115,12 @@ def judge_body(asked: Asked, attempt: Exchange, right: str, where: str) -> str:
         return f"a whole answer did not arrive: {where}"
     if not asked.stream:
         return "" if attempt.body.startswith(asked.body) else f"wrong bytes: {where}"
-    begun, _, event = asked.body.rpartition(b"\n\ndata: ")
-    whole = attempt.body.startswith(begun.removesuffix(b"\n\n"))
-    told = not asked.broken and b'"stream_interrupted"' in event
+    if asked.broken:
+        within = not asked.body.endswith(b"\n\n") and attempt.body.startswith(asked.body)
+        return "" if within else f"a stream was cut between two events: {where}"
+    begun, _, event = asked.body.rpartition(b"data: ")
+    whole = not begun or (begun.endswith(b"\n\n") and attempt.body.startswith(begun))
+    told = b'"stream_interrupted"' in event
     return "" if whole and told else f"a broken stream without its error: {where}"
 
 
