@@ -4,6 +4,8 @@ A rank may lack trainmesh, have another version of it or other settings, or fail
 In a collective the others would wait for it, or pair ours with one of the training's own. So each
 rank leaves marks in the job's store *before* a collective that the training makes anyway, and
 reads them *after* it: by then the marks of all ranks are there, and every rank reads the same.
+The store may hold marks of processes that these were started in place of (torchrun keeps it when
+it restarts them), so rank 0 first draws a number for this start, under which all others are left.
 The group for agreement is made beside the training, on a thread, and comes into use at the same
 step on every rank. Until then, and if anything is missing, the job runs native.
 """
@@ -31,6 +33,7 @@ CONNECT = timedelta(seconds=30)
 DENSE_LOOKS = 32
 """Looks at the marks that follow each other closely; then one in so many, up to the last."""
 LAST_LOOK = 10_000
+_LIKE_THIS = f"trainmesh {trainmesh.__version__} with the same settings as this one"
 FAILED = 1 << 32
 """Added to a counter by a rank that could not make the group; 1 by one that could."""
 
@@ -85,6 +88,7 @@ class Handshake:
         self._connecting: _Connecting | None = None
         self._is_told = False
         self._num_ready = 0
+        self._number = 0
 
     def begin_step(self, device: torch.device) -> None:
         """Go on with it; on return the world may be settled.
@@ -99,8 +103,9 @@ class Handshake:
         if number == 0:
             if self._world.rank == 0:
                 self._world.store.set(f"{self._marks}/world", str(secrets.randbits(62) + 1))
-            self._add("here", 1)
         elif number == 1:
+            self._join(device)
+        elif number == 2:
             self._see_who_is_here(device)
         elif self._connecting is not None and _is_look(number):
             self._look(self._connecting, number, device)
@@ -110,18 +115,24 @@ class Handshake:
         if self._connecting is not None:
             self._connecting.abandon()
 
+    def _join(self, device: torch.device) -> None:
+        _wait_for_collective(device)
+        name = f"{self._marks}/world"
+        if not self._world.store.check([name]):
+            self._world.settle(None, f"rank 0 does not run {_LIKE_THIS}")
+            return
+        self._number = int(self._world.store.get(name))
+        self._marks = f"{self._marks}/{self._number}"
+        self._add("here", 1)
+
     def _see_who_is_here(self, device: torch.device) -> None:
         found = self._read("here", device)
         size = self._world.size
         if found == size:
-            self._world.number = int(self._world.store.get(f"{self._marks}/world"))
+            self._world.number = self._number
             self._connecting = _Connecting(self._world, self._marks)
             return
-        self._world.settle(
-            None,
-            f"{found} of {size} ranks run trainmesh {trainmesh.__version__} "
-            "with the same settings as this one",
-        )
+        self._world.settle(None, f"{found} of {size} ranks run {_LIKE_THIS}")
 
     def _look(self, connecting: _Connecting, number: int, device: torch.device) -> None:
         if not self._is_told and connecting.is_over:
@@ -140,10 +151,14 @@ class Handshake:
         self._world.store.add(f"{self._marks}/{mark}", amount)
 
     def _read(self, mark: str, device: torch.device) -> int:
-        if device.type == "cuda":
-            # The collective that the mark was left before has only been enqueued.
-            torch.cuda.synchronize(device)
+        _wait_for_collective(device)
         return self._world.store.add(f"{self._marks}/{mark}", 0)
+
+
+def _wait_for_collective(device: torch.device) -> None:
+    """That which the marks were left before, and which may only have been enqueued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _connection(store: Any) -> Store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import resource
 import sys
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         _say(f"{args.config}: fine")
         return 0
     _raise_open_files()
+    _pass_on_streams()
     logs = Logs("control")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,6 +65,14 @@ def _raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
         _say(f"only {hard} files may be open, for {hard // 2} requests at once; raise ulimit -Hn")
+
+
+def _pass_on_streams() -> None:
+    """Workers get our standard streams, also those that were closed and are /dev/null now: libuv
+    aborts where a file of its own has one of their numbers."""
+    for number in range(3):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(number, True)
 
 
 async def _serve(service: type, watcher: object) -> None:

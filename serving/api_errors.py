@@ -13,7 +13,12 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
+    411: "invalid_request_error",
     413: "invalid_request_error",
+    414: "invalid_request_error",
+    415: "invalid_request_error",
+    417: "invalid_request_error",
+    426: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
 }

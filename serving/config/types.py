@@ -122,7 +122,7 @@ class RetryConfig(_Strict, frozen=True):
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3
     budget: Share = 0.2
     statuses: tuple[Annotated[int, Meta(ge=400, le=599)], ...] = (
-        429, 500, 501, 502, 503, 504, 507, 529,
+        429, 500, 501, 502, 503, 504, 507, 508, 529,
     )  # fmt: skip
 
 

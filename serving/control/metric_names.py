@@ -61,7 +61,7 @@ MODEL = {
     "hedges_denied": ("hedges_denied", "Hedges that the budget or the load didn't allow"),
     "hedge_wins": ("hedge_wins", "Hedges that answered first"),
     "hedge_tokens": ("hedge_tokens", "Estimated tokens sent a second time by hedges"),
-    "broken_streams": ("broken_streams", "Streams that ended in an error event"),
+    "broken_streams": ("broken_streams", "Answers that ended in their middle"),
     "shadow_compared": ("shadow_compared", "Decisions compared with the shadow policy's"),
     "shadow_same": ("shadow_same", "Of these, where it would have gone to the same endpoint"),
     "shadow_wins": ("shadow_wins", "Where the shadow policy was, or expected to be, faster"),

@@ -77,6 +77,9 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(
+            signal.SIGHUP, self._say, "SIGHUP: serve.yaml is read within a second of any change"
+        )
         async with AsyncExitStack() as stack:
             await self._start(stack)
             tasks = [
@@ -109,6 +112,7 @@ class Service:
         config = self.config
         sweep()
         preflight(config)
+        _check_free(config)
         name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"
         self._run = ServeRun.create(name)
         stack.callback(self._run.remove)
@@ -304,7 +308,17 @@ def preflight(config: Config) -> None:
             raise ConfigError(f"admin: can't listen on {config.admin}: {error.strerror}") from error
 
 
-def _reserve(config: Config) -> socket.socket:
+def _check_free(config: Config) -> None:
+    """A second router on one address would get a part of the first one's requests: sockets that may
+    be shared (SO_REUSEPORT) don't refuse each other.
+
+    Raises:
+        ConfigError: somebody listens there.
+    """
+    _reserve(config, shared=False).close()
+
+
+def _reserve(config: Config, *, shared: bool = True) -> socket.socket:
     """A socket that holds the address for the workers, who listen beside it (SO_REUSEPORT).
 
     Raises:
@@ -315,7 +329,7 @@ def _reserve(config: Config) -> socket.socket:
     reserved = socket.socket(family, socket.SOCK_STREAM)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         reserved.bind((listener.host, listener.port))
     except OSError as error:
         reserved.close()

@@ -22,6 +22,7 @@ __all__ = [
     "RETRY_AFTER",
     "TRACEPARENT",
     "TRANSFER_ENCODING",
+    "VIA",
     "field",
     "nominated",
 ]
@@ -45,9 +46,11 @@ CONTENT_ENCODING: Final = 12
 ASKED_METHOD: Final = 13
 """What a preflight asks for (Fetch Standard, 3.3.2); so does the next one."""
 ASKED_HEADERS: Final = 14
-CONTENT_TYPE: Final = 15
+VIA: Final = 15
+"""Of routers like this one."""
+CONTENT_TYPE: Final = 16
 """It matters in an answer, and goes on in any case; so does the next one."""
-RETRY_AFTER: Final = 16
+RETRY_AFTER: Final = 17
 
 _KNOWN: Final = {
     b"connection": CONNECTION,
@@ -75,6 +78,7 @@ _KNOWN: Final = {
     b"http2-settings": DROP,
     b"x-trainmesh-endpoint": DROP,
     b"x-trainmesh-request-id": DROP,
+    b"x-trainmesh-via": VIA,
     # Which web pages may ask is for us to say (``cors``), whatever an endpoint thinks of it.
     b"access-control-allow-credentials": DROP,
     b"access-control-allow-headers": DROP,

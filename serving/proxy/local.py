@@ -42,7 +42,7 @@ def health_answer(
         Refusal: 405.
     """
     if call.method not in (b"GET", b"HEAD"):
-        raise Refusal(405, f"{call.path.decode()} wants GET", code="method_not_allowed")
+        raise _wants_get(call.path.decode(), b"GET, HEAD")
     ready = call.path in ALIVE_PATHS or len(missing) < num_models
     said: dict[str, object] = {"status": "ok" if ready else "not ready"}
     if call.path in READY_PATHS and missing:
@@ -64,7 +64,7 @@ def models_answer(call: Call, names: Mapping[str, Mapping[str, Any]], head: byte
         Refusal: 404 or 405.
     """
     if call.method != b"GET":
-        raise Refusal(405, "/v1/models wants GET", code="method_not_allowed")
+        raise _wants_get("/v1/models", b"GET")
     seen = [{**_OURS, **fields, "id": name} for name, fields in names.items()]
     wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
     if not wanted:
@@ -82,3 +82,8 @@ def unknown_path(call: Call) -> Refusal:
     meant = meant_path(call.path)
     hint = f"the path is {meant}" if meant else "see /v1/models"
     return Refusal(404, f"there is no {path} here; {hint}", code="unknown_url")
+
+
+def _wants_get(path: str, methods: bytes) -> Refusal:
+    fields = b"allow: %s\r\n" % methods
+    return Refusal(405, f"{path} wants GET", code="method_not_allowed", fields=fields)

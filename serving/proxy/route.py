@@ -21,6 +21,8 @@ from trainmesh.serving.decide.types import Attempt, Kind, Outcome
 from trainmesh.serving.proxy.answer import Request
 from trainmesh.serving.proxy.api import EMBEDDINGS
 from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.headers import VIA
+from trainmesh.serving.proxy.loops import Way
 from trainmesh.serving.proxy.request_ids import for_endpoint
 from trainmesh.serving.proxy.server import Server
 from trainmesh.serving.proxy.upstream import Upstream
@@ -34,8 +36,9 @@ __all__ = ["Route"]
 class Route:
     """What requests for one model share. It stays through reloads, and so do its connections."""
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, way: Way) -> None:
         self.name = name
+        self._way = way
         self._loop = loop
         self._servers: dict[Endpoint, Server] = {}
         self.token_ratio = TokenRatio()
@@ -119,6 +122,7 @@ class Route:
             *[b"%s: %s\r\n" % pair for pair in fields],
             b"x-request-id: %s\r\n" % for_endpoint(call, request_id),
             b"traceparent: %s\r\n" % traceparent if traceparent else b"",
+            self._way.field(call.special.get(VIA)),
             b"content-length: %d\r\n\r\n" % len(body),
         ]
         generates = call.path != EMBEDDINGS

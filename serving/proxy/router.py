@@ -45,6 +45,7 @@ from trainmesh.serving.proxy.headers import (
     CONTENT_ENCODING,
     ORIGIN,
     TRACEPARENT,
+    VIA,
 )
 from trainmesh.serving.proxy.local import (
     health_answer,
@@ -52,6 +53,7 @@ from trainmesh.serving.proxy.local import (
     models_answer,
     unknown_path,
 )
+from trainmesh.serving.proxy.loops import Way
 from trainmesh.serving.proxy.recorder import Recorder
 from trainmesh.serving.proxy.request_ids import RequestIds
 from trainmesh.serving.proxy.route import Route
@@ -73,7 +75,7 @@ class Router:
     """
 
     def __init__(
-        self, orders: Orders, row: Row, worker: int, loop: asyncio.AbstractEventLoop
+        self, orders: Orders, row: Row, worker: int, loop: asyncio.AbstractEventLoop, way: Way
     ) -> None:
         self.loop = loop
         self.connections: set[ClientConnection] = set()
@@ -81,6 +83,7 @@ class Router:
         self.buffered_bytes = 0
         self.draining = False
         self._worker = worker
+        self._way = way
         self._exchanges: set[Exchange] = set()
         self._ids = RequestIds()
         self._cors: Cors | None = None
@@ -118,7 +121,7 @@ class Router:
         routes: dict[str, Route] = {}
         old_pools = [route.pool for route in self._routes.values()]
         for name, model in config.models.items():
-            route = self._routes.get(name) or Route(name, self.loop)
+            route = self._routes.get(name) or Route(name, self.loop, self._way)
             previous = route.pool if name in self._routes else None
             pool = Pool(
                 name, model, limits=config.limits, scorers=scorers, rng=self._random,
@@ -233,8 +236,14 @@ class Router:
         if call.path not in POST_PATHS:
             return self._local(call)
         if call.method != b"POST":
-            raise Refusal(405, f"{call.path.decode()} wants POST", code="method_not_allowed")
+            raise Refusal(
+                405,
+                f"{call.path.decode()} wants POST",
+                code="method_not_allowed",
+                fields=b"allow: POST\r\n",
+            )
         check_coding(call.special.get(CONTENT_ENCODING))
+        self._way.check(call.special.get(VIA))
         exchange = self._exchange(client, call)
         now_s = monotonic()
         facts = exchange.facts

@@ -26,6 +26,7 @@ from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.log import LOGGER, Logs, log_event
 from trainmesh.serving.orders import MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.proxy.client import ClientConnection
+from trainmesh.serving.proxy.loops import Way
 from trainmesh.serving.proxy.router import Router
 from trainmesh.wire import decode, encode
 
@@ -65,7 +66,8 @@ class Worker:
         row.clear_gauges()
         row.cells[row.layout.worker.pid] = os.getpid()
         row.reals[row.layout.worker.started_unix_s] = time()
-        self.router = Router(self._orders, row, self._index, loop)
+        way = Way(self._run.path.name.encode())
+        self.router = Router(self._orders, row, self._index, loop, way)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._draining.set)
         loop.add_reader(sys.stdin.fileno(), self._hear_control)
@@ -175,6 +177,7 @@ def _listener(host: str, port: int) -> socket.socket:
 def main(argv: list[str]) -> int:
     """Run worker ``argv[1]`` of the run directory ``argv[0]``."""
     index = int(argv[1])
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the control process to hear
     logs = Logs(f"worker-{index}")
     try:
         worker = Worker(ServeRun(Path(argv[0])), index)

@@ -35,6 +35,12 @@ def test_a_healthy_job_follows_its_hint(ranks: Ranks) -> None:
     assert ranks[0]["healthy"]["said"] == ""
 
 
+def test_processes_that_are_started_again_follow_their_hint(ranks: Ranks) -> None:
+    """The marks of those before them are still in the store."""
+    assert [rank["restarted"]["epoch"] for rank in ranks] == [1, 1]
+    assert ranks[0]["restarted"]["said"] == ""
+
+
 @pytest.mark.parametrize("what", KEEPS_NATIVE)
 def test_all_ranks_stay_native_where_one_is_not_like_the_others(ranks: Ranks, what: str) -> None:
     found = [rank[what] for rank in ranks]

@@ -65,7 +65,7 @@ def train(model: nn.Module, steps: int = STEPS, until: Callable[[], bool] | None
     draws = torch.Generator().manual_seed(RANK)
     done = torch.zeros(1)
     for step in range(steps):
-        if step == 2 and until is not None:
+        if step == 4 and until is not None:  # the world is known
             ask_for_a_ring()
         last = model(torch.randn(4, 8, generator=draws)).pow(2).mean()
         optimizer.zero_grad()
@@ -105,10 +105,11 @@ lives = count(100)
 
 
 @contextlib.contextmanager
-def a_new_life() -> Iterator[io.StringIO]:
-    """As if the process group were new; what is said."""
+def a_new_life(number: int | None = None) -> Iterator[io.StringIO]:
+    """As if the process group were new; what is said. ``number``: of a life that left its marks."""
     world._worlds.clear()
-    world._num_lives = next(lives)  # a rank without us has not counted
+    # A rank without us has not counted.
+    world._num_lives = next(lives) if number is None else number
     modules._context = None
     modules._num_joined = 0
     (RUN / "hint.json").unlink(missing_ok=True)
@@ -118,9 +119,11 @@ def a_new_life() -> Iterator[io.StringIO]:
         yield said
 
 
-def scenario(*broken: contextlib.AbstractContextManager[object]) -> dict[str, object]:
+def scenario(
+    *broken: contextlib.AbstractContextManager[object], life: int | None = None
+) -> dict[str, object]:
     """Train while this is broken on rank 1."""
-    with a_new_life() as said, contextlib.ExitStack() as stack:
+    with a_new_life(life) as said, contextlib.ExitStack() as stack:
         if RANK == 1:
             for one in broken:
                 stack.enter_context(one)
@@ -131,6 +134,13 @@ def scenario(*broken: contextlib.AbstractContextManager[object]) -> dict[str, ob
 
 def healthy() -> dict[str, object]:
     return scenario()
+
+
+def restarted() -> dict[str, object]:
+    """torchrun starts the processes again, and keeps the store."""
+    life = next(lives)
+    scenario(life=life)
+    return scenario(life=life)
 
 
 def rank_without_us() -> dict[str, object]:
@@ -246,6 +256,7 @@ def observers() -> dict[str, dict[str, object]]:
 SCENARIOS = {
     "observers": observers,
     "healthy": healthy,
+    "restarted": restarted,
     "rank_without_us": rank_without_us,
     "other_cadence": other_cadence,
     "no_context": no_context,

@@ -105,10 +105,11 @@ def _rss_bytes(pid: int) -> int:
 
 @contextmanager
 def running_router(config: dict[str, Any], **env: str) -> Iterator[RunningRouter]:
-    """``config`` is what serve.yaml says, but for the version and the address."""
+    """``config`` is what serve.yaml says, but for the version and, unless it has one, the address
+    (``127.0.0.1:PORT``)."""
     with place() as here:
-        port = free_port()
-        whole = {"version": 1, "listen": f"127.0.0.1:{port}", **config}
+        whole = {"version": 1, "listen": f"127.0.0.1:{free_port()}", **config}
+        port = int(whole["listen"].rpartition(":")[2])
         file = here.path / "serve.yaml"
         file.write_text(json.dumps(whole))
         with (here.path / "serve.log").open("wb") as log:

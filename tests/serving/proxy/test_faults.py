@@ -25,7 +25,7 @@ def answered(routed: Routed) -> bool:
     return True
 
 
-@pytest.mark.parametrize("status", [429, 500, 501, 502, 503, 504, 507, 529])
+@pytest.mark.parametrize("status", [429, 500, 501, 502, 503, 504, 507, 508, 529])
 def test_an_endpoint_that_refuses_is_asked_instead_of_another(routed: Routed, status: int) -> None:
     for backend in routed.backends[:2]:
         backend.say(answer(b"{}", status))
