@@ -8,6 +8,7 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.arguments import file_path
@@ -15,7 +16,7 @@ from trainmesh.launcher.arguments import file_path
 __all__ = ["add_arguments", "run"]
 
 FEW_OPEN_FILES = 4096
-"""Below this a router says how few requests it can hold: each takes two sockets."""
+"""Below this a router says how few clients it can take."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         from trainmesh.serving.control.service import Service, preflight
         from trainmesh.serving.decide.scorers import load_scorers
         from trainmesh.serving.log import Logs
+        from trainmesh.serving.proxy.open_files import connections_that_fit
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"trainmesh serve needs {error.name}; install it with: pip install 'trainmesh[serve]'"
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         preflight(watcher.config)
         _say(f"{args.config}: fine")
         return 0
-    _raise_open_files()
+    _raise_open_files(connections_that_fit)
     _pass_on_streams()
     logs = Logs("control")
     try:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _raise_open_files() -> None:
+def _raise_open_files(connections_that_fit: Callable[[], int]) -> None:
     """Let this process and its workers have as many files open as they may.
 
     A shell begins with 1 024 for the sake of programs that call select(2), which we don't; 500
@@ -64,7 +66,8 @@ def _raise_open_files() -> None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
-        _say(f"only {hard} files may be open, for {hard // 2} requests at once; raise ulimit -Hn")
+        most = connections_that_fit()
+        _say(f"only {hard} files may be open: a worker takes {most} clients; raise ulimit -Hn")
 
 
 def _pass_on_streams() -> None:

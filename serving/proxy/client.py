@@ -333,6 +333,7 @@ class ClientConnection(asyncio.Protocol):
         call.body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
         call.parts = []
         if len(self._ready) >= MAX_PIPELINED:
+            self._router.release(call)
             raise self._refuse(429, f"more than {MAX_PIPELINED} requests at once", retry_after_s=1)
         self._ready.append(call)
 

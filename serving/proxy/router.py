@@ -54,6 +54,7 @@ from trainmesh.serving.proxy.local import (
     unknown_path,
 )
 from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.open_files import connections_that_fit
 from trainmesh.serving.proxy.recorder import Recorder
 from trainmesh.serving.proxy.request_ids import RequestIds
 from trainmesh.serving.proxy.route import Route
@@ -83,6 +84,7 @@ class Router:
         self.buffered_bytes = 0
         self.draining = False
         self._worker = worker
+        self._most_connections = connections_that_fit()
         self._way = way
         self._exchanges: set[Exchange] = set()
         self._ids = RequestIds()
@@ -176,7 +178,8 @@ class Router:
 
     def accepts(self, connection: ClientConnection) -> bool:
         """Whether there is room for another connection."""
-        if len(self.connections) >= self.config.limits.connections or self.draining:
+        most = min(self.config.limits.connections, self._most_connections)
+        if len(self.connections) >= most or self.draining:
             self._cells[self._own.refused_connections] += 1
             return False
         self.connections.add(connection)

@@ -33,6 +33,11 @@ __all__ = ["Upstream"]
 
 MAX_HEAD_BYTES: Final = 65_536
 MAX_HELD_BYTES: Final = 65_536
+MAX_UNBEGUN_BYTES: Final = 1_048_576
+"""Held before anything can be forwarded: an error's first 64 kB (``first_event``), byte by byte."""
+MAX_FRAMING_BYTES: Final = 65_536
+"""Between two bytes of a body, or behind the last: extensions of a chunk, zeros before its size,
+trailers. The parser keeps some of them, and copies them with each piece that comes."""
 """A chunk that is longer is forwarded in parts; if its stream breaks, no error event can follow."""
 LARGE_BYTES: Final = 65_536
 COMMENT: Final = b": keep-alive\n\n"
@@ -58,7 +63,7 @@ class Upstream(asyncio.Protocol):
     """
 
     __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_first",
-                 "_held", "_in_head", "_informational", "_keep", "_last", "_on_hold",
+                 "_framing", "_held", "_in_head", "_informational", "_keep", "_last", "_on_hold",
                  "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail", "_unjudged",
                  "_usage", "answer", "attempt", "chunks", "client", "commented_s", "connecting",
                  "error", "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk",
@@ -95,7 +100,7 @@ class Upstream(asyncio.Protocol):
         self._in_head = True
         self._begun = self._complete = self._excess = self._open_chunk = False
         self._keep = self._on_hold = False
-        self._informational = 0
+        self._informational = self._framing = 0
         self._raw = b""
         self._held = self._tail = self._last = b""
         self._ends: deque[bytes] = deque(maxlen=USAGE_PIECES)
@@ -144,6 +149,8 @@ class Upstream(asyncio.Protocol):
         if self._excess:
             return
         status = self._parser.get_status_code()
+        if status < 100:
+            raise ValueError("there is no such status")
         if status < 200:
             self._informational += 1
             self.answer = Answer()
@@ -162,6 +169,7 @@ class Upstream(asyncio.Protocol):
         if self._excess:
             return
         self._begun = True
+        self._framing = 0
         if self._unjudged:
             self._first += data
         if self._decoding:
@@ -182,6 +190,7 @@ class Upstream(asyncio.Protocol):
             self.close()  # nobody asked
             return
         was_in_head = self._in_head
+        self._framing += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -194,7 +203,9 @@ class Upstream(asyncio.Protocol):
                 self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
                 return
             self._excess = True
-        if was_in_head:
+        if self._framing > MAX_FRAMING_BYTES and not was_in_head and not self._complete:
+            self._lose_endless()
+        elif was_in_head:
             self._take_head(data)
         elif self._on_hold:
             self._keep_for_later(data)
@@ -285,9 +296,20 @@ class Upstream(asyncio.Protocol):
         if self._unjudged and not self._judge(data):
             return False
         if not self._may_start():
-            self._held += data
+            self._hold_back(data)
             return False
         return self._start(now_s)
+
+    def _hold_back(self, data: bytes) -> None:
+        """Keep what can't be forwarded yet."""
+        if len(self._held) + len(data) <= MAX_UNBEGUN_BYTES:
+            self._held += data
+            return
+        self._lose_endless()
+
+    def _lose_endless(self) -> None:
+        self.error = "it sends framing without end"
+        self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
 
     def _judge(self, data: bytes) -> bool:
         """See whether the answer is an error though its status is 200. True: go on with ``data``;
@@ -296,7 +318,7 @@ class Upstream(asyncio.Protocol):
         events = answer.event_stream
         error = error_of(self._first, events=events, complete=self._complete)
         if error is None:
-            self._held += data
+            self._hold_back(data)
             return False
         self._unjudged = False
         self._first = b""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.serving.abuse.requests import CASES, HOST, OFFERS, PLAIN, Case
 from tests.serving.abuse.wire import Caller, Front, Recorder, answered, asked, cuts, every_cut
 from trainmesh.serving.proxy.call import Call
-from trainmesh.serving.proxy.client import ClientConnection
+from trainmesh.serving.proxy.client import MAX_PIPELINED, ClientConnection
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.exchange import Exchange
@@ -227,6 +227,13 @@ def _call_at(place: int) -> Call:
     return call
 
 
+def test_a_request_too_many_leaves_nothing_behind() -> None:
+    one = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nabcde"
+    front, _ = asked([one * (MAX_PIPELINED + 44)])
+    assert front.refusals == [429]
+    assert front.buffered_bytes == 0
+
+
 def test_a_bad_request_is_as_bad_wherever_it_is_cut() -> None:
     for case in CASES:
         if len(case.raw) > 2000:
@@ -262,7 +269,7 @@ def test_bytes_that_are_almost_a_request(data: st.DataObject) -> None:
     front, transport = asked(cuts(bytes(raw), data.draw(st.integers(0, len(raw)))))
     assert len(front.refusals) <= 1
     assert transport.ended or not front.refusals
-    assert front.buffered_bytes >= 0
+    assert front.buffered_bytes == 0, "the connection has ended"
 
 
 @settings(derandomize=True, max_examples=500, deadline=None)

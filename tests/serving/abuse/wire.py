@@ -150,6 +150,7 @@ def asked(pieces: Iterable[bytes], limits: LimitsConfig | None = None) -> tuple[
         if not transport.ended:
             connection.data_received(piece)
             front.loop.run()
+    connection.connection_lost(None)
     return front, transport
 
 

@@ -123,6 +123,41 @@ def test_a_stream_in_which_no_event_can_stand_is_cut(
         assert client.rest() == chunked(event(0)) + chunked(last)
 
 
+@pytest.mark.parametrize("begun", [b"", chunked(b"{}")])
+@pytest.mark.parametrize(
+    ("first", "unit"),
+    [(b"5;", b"a" * 50_000), (b"", b"0" * 50_000), (b"0\r\nx: ", b"a" * 50_000),
+     (b"0\r\n", b"x: y\r\n" * 9000)],
+)  # fmt: skip
+def test_framing_without_end_ends(routed: Routed, begun: bytes, first: bytes, unit: bytes) -> None:
+    sent = 0
+
+    async def script(_: Backend, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + begun + first)
+        for _ in range(2000):  # 100 MB
+            writer.write(unit)
+            await writer.drain()
+            sent += len(unit)
+
+    routed.one.do(script)
+    with raw(routed.port) as client:
+        client.send(chat("one"))
+        status, _ = client.head()
+        client.rest() if begun else client.until(b"}}")
+    assert status == (200 if begun else 502)
+    until(lambda: not routed.one.busy)
+    assert sent < 30_000_000, "what sockets hold, three times"
+    routed.one.say(answer(b'"2"'))
+    assert routed.router.post(b'{"model":"one"}') == (200, b'"2"')
+
+
+@pytest.mark.parametrize("status", ["099", "000", "042"])
+def test_a_status_that_there_is_not_is_no_interim_one(routed: Routed, status: str) -> None:
+    routed.one.say(f"HTTP/1.1 {status} X\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    assert routed.router.post(b'{"model":"one"}')[0] == 502
+
+
 def test_what_is_compressed_is_not_held_to_look_for_an_error(routed: Routed) -> None:
     head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
 

@@ -1,6 +1,7 @@
 """A router over time: reloads, its end, its queue, hedges."""
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -234,4 +235,23 @@ def test_a_low_limit_of_open_files_is_said(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode != 0
-    assert "only 2048 files may be open, for 1024 requests at once; raise ulimit" in done.stderr
+    assert "only 2048 files may be open: a worker takes 1000 clients; raise ulimit" in done.stderr
+
+
+def test_who_is_let_in_is_answered_however_many_come() -> None:
+    """With few files clients were let in until none was left for endpoints: nobody was answered,
+    and the endpoints were taken for dead."""
+    with backends(1) as made:
+        made[0].say(answer())
+        config = {"workers": 1, "models": {"one": model(made)}}
+        with running_router(config, num_files=256) as router:
+            clients = [socket.create_connection(("127.0.0.1", router.port), 20) for _ in range(300)]
+            told = []
+            for client in clients:
+                with contextlib.suppress(OSError):
+                    client.sendall(chat("one"))
+            for client in clients:
+                with client, contextlib.suppress(OSError):
+                    told.append(client.recv(12))
+    assert {one for one in told if one} == {b"HTTP/1.1 200"}
+    assert sum(map(bool, told)) >= 100
