@@ -101,6 +101,10 @@ def node_problem(node: Node, others: Mapping[str, Node]) -> str | None:
     return None
 
 
+LEAST_BYTES_PER_S = 1.0
+"""Slower is no link, and its times are beyond what can be counted with."""
+
+
 def link_problem(link: Link, nodes: Collection[str], others: Collection[str]) -> str | None:
     """What is wrong with adding ``link`` to a graph that has ``nodes`` and the links ``others``
     (by name); None if nothing is."""
@@ -111,8 +115,8 @@ def link_problem(link: Link, nodes: Collection[str], others: Collection[str]) ->
         return f"link {link.name} leads to itself"
     if link.name in others:
         return f"link {link.name} is there twice"
-    if not 0 < link.cost.bandwidth_bytes_per_s < math.inf:
-        return f"link {link.name}: the bandwidth must be positive and finite"
+    if not LEAST_BYTES_PER_S <= link.cost.bandwidth_bytes_per_s < math.inf:
+        return f"link {link.name}: the bandwidth must be positive and finite, at least 1 B/s"
     if not 0 <= link.cost.alpha_s < math.inf:
         return f"link {link.name}: alpha must be non-negative and finite"
     return None
