@@ -8,6 +8,7 @@ stop. It stops accepting at once, lets the requests on their way finish, and exi
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -37,6 +38,11 @@ TICK_S = 0.05
 SLOW_TICKS = 10
 """What is not urgent is done in every tenth tick."""
 BACKLOG = 4096
+MMAP_THRESHOLD_BYTES = 512 << 10
+"""Bodies of this size or more have mappings of their own, which end with them. Left alone, glibc
+raises its threshold to the largest body ever freed, and heap that one small object lies above is
+kept: up to 56 MiB after 100 bodies of 1 MiB. Twice what one read of a socket takes (256 KiB), as
+a mapping for each read would cost page faults."""
 
 
 class Worker:
@@ -174,11 +180,19 @@ def _listener(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _give_back_large_bodies() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; musl never keeps them
+    if mallopt is not None:
+        m_mmap_threshold = -3  # malloc.h
+        mallopt(m_mmap_threshold, MMAP_THRESHOLD_BYTES)
+
+
 def main(argv: list[str]) -> int:
     """Run worker ``argv[1]`` of the run directory ``argv[0]``."""
     index = int(argv[1])
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for the control process to hear
     logs = Logs(f"worker-{index}")
+    _give_back_large_bodies()
     try:
         worker = Worker(ServeRun(Path(argv[0])), index)
         # What is there now stays; the collector need not look at it again.

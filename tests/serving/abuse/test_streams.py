@@ -140,5 +140,6 @@ def test_large_bodies_are_forgotten_once_they_are_answered() -> None:
         with running_router({"models": {"m": {"endpoints": [endpoint]}}}) as router:
             ask(small)
             before = router.rss_bytes()
-            ask(large)
-            until(lambda: router.rss_bytes() - before < 2 * GROWTH_BYTES)
+            for _ in range(4):  # a heap that keeps them does so in one of three rounds
+                ask(large)
+                until(lambda: router.rss_bytes() - before < GROWTH_BYTES)
