@@ -44,6 +44,10 @@ class Sink(Protocol):
         None: the answer is not wanted any more."""
         ...
 
+    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
+        """The body begins, of which the client had been told before (``begin_silent``)."""
+        ...
+
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         """The whole answer has been forwarded."""
         ...

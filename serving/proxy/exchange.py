@@ -261,19 +261,23 @@ class Exchange:
             self._abandon(upstream, Outcome.CANCELLED, now_s)
             return None
         self.winner = upstream
-        if (span := self._spans.get(upstream.attempt)) is not None:
-            span.first_byte()
         for other in tuple(self._live):
             if other is not upstream:
                 self._abandon(other, Outcome.CANCELLED, now_s)
         if self._refusing is not None:
             self._settle(self._refusing, upstream, now_s)
-        if upstream.answer.status < 300:
-            self.route.first_byte(self, upstream.attempt, now_s)
+        if not upstream.awaits_byte:
+            self.on_first_byte(upstream, now_s)
         taker = client.begin_answer(self, upstream)
         if taker is None:
             self._abandon(upstream, Outcome.CANCELLED, now_s)
         return taker
+
+    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
+        if (span := self._spans.get(upstream.attempt)) is not None:
+            span.first_byte()
+        if upstream.answer.status < 300:
+            self.route.first_byte(self, upstream.attempt, now_s)
 
     def _settle(self, refusing: Upstream, other: Upstream, now_s: float) -> None:
         """Another endpoint has answered the request that ``refusing`` says is wrong."""
@@ -348,6 +352,9 @@ class Exchange:
             if now_s - upstream.attempt.started_s > limits.first_byte_timeout_s:
                 upstream.error = f"nothing came for {limits.first_byte_timeout_s:g} s"
                 upstream.lose(Outcome.TIMEOUT)
+            elif self._wants_comment(now_s - self.started_s) and upstream.begin_silent(now_s):
+                upstream.comment(now_s)
+                return
 
     def _check_answer(self, winner: Upstream, now_s: float) -> None:
         limits = self._router.config.limits
@@ -358,10 +365,12 @@ class Exchange:
         elif silent_s > limits.silence_timeout_s:
             winner.error = f"nothing came for {limits.silence_timeout_s:g} s"
             winner.lose(Outcome.SILENT)
-        else:
-            keepalive_s = self.route.pool.config.keepalive_s
-            if keepalive_s and min(silent_s, now_s - winner.commented_s) > keepalive_s:
-                winner.comment(now_s)
+        elif self._wants_comment(min(silent_s, now_s - winner.commented_s)):
+            winner.comment(now_s)
+
+    def _wants_comment(self, silent_s: float) -> bool:
+        keepalive_s = self.route.pool.config.keepalive_s
+        return 0 < keepalive_s < silent_s
 
     def _client_is_slow(self) -> bool:
         return self.client is not None and self.client.paused
@@ -459,6 +468,9 @@ class Trial:
         if status < 300:
             self.route.pool.first_byte(upstream.attempt, now_s)
         self._end(upstream, outcome_of(status), now_s)
+
+    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
+        raise AssertionError("a trial has no client to keep waiting")
 
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         raise AssertionError("a trial is dropped at its first byte")

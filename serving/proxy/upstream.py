@@ -65,7 +65,7 @@ class Upstream(asyncio.Protocol):
     __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_first",
                  "_framing", "_held", "_in_head", "_informational", "_keep", "_last", "_on_hold",
                  "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail", "_unjudged",
-                 "_usage", "answer", "attempt", "chunks", "client", "commented_s", "connecting",
+                 "_usage", "answer", "attempt", "awaits_byte", "chunks", "client", "commented_s", "connecting",
                  "error", "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk",
                  "request", "server", "sink", "transport", "whole")  # fmt: skip
 
@@ -113,6 +113,8 @@ class Upstream(asyncio.Protocol):
         self._decoding = request.decode or request.inbound is not None
         self.lead = b""
         """The head of the answer, written with its first bytes; ``on_first`` sets it."""
+        self.awaits_byte = False
+        """The client has been told that a stream begins, but nothing of it has come yet."""
         self.rechunk = False
         """Forward a decoded body as chunks; the sink sets it in ``on_first``."""
         self._out = b""
@@ -281,6 +283,9 @@ class Upstream(asyncio.Protocol):
             return
         if self.client is None and not self._begin(data, now_s):
             return
+        if self.awaits_byte and self._begun:
+            self.awaits_byte = False
+            cast(Sink, self.sink).on_first_byte(self, now_s)
         if self._decoding:
             self._forward_decoded()
         elif data or self._held:
@@ -362,6 +367,20 @@ class Upstream(asyncio.Protocol):
             return False
         self.client = client
         self.last_byte_s = now_s
+        return True
+
+    def begin_silent(self, now_s: float) -> bool:
+        """Tell the client of a stream whose head is there before its first event, which takes long:
+        comments can follow. False if that can't be. No other endpoint can be asked from then on."""
+        answer = self.answer
+        tellable = answer.status == 200 and answer.event_stream and answer.chunked
+        if self._in_head or self._on_hold or self._decoding or not tellable:
+            return False
+        self._unjudged, self._first = False, b""
+        self.awaits_byte = True
+        if not self._start(now_s):
+            return False
+        self._write(b"")
         return True
 
     def _decode(self) -> bool:

@@ -1,4 +1,4 @@
-"""A short job: after its second step, when its ranks know that all are there, it waits until a plan
+"""A short job: after its third step, when its ranks know that all are there, it waits until a plan
 has reached its node. It takes 12 steps of three micro-steps (no_sync) of 40 ms of forward."""
 
 import os
@@ -35,7 +35,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         deadline_s = time.monotonic() + PATIENCE_S
-        while step == 1 and not hint.exists() and time.monotonic() < deadline_s:
+        while step == 2 and not hint.exists() and time.monotonic() < deadline_s:
             time.sleep(0.02)
     dist.destroy_process_group()
 

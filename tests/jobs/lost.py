@@ -48,7 +48,7 @@ def main() -> None:
     x = torch.ones(1, 2000)
     dispatcher = dispatcher_of(model)
     assert dispatcher is not None
-    for _ in range(2):
+    while not world.current().number:
         model(x).sum().backward()
     hint = decode(os.environ["HINT"].encode(), Hint, what="HINT")
     number = world.current().number

@@ -63,6 +63,12 @@ class RunningRouter:
     def log(self) -> str:
         return (self._here.path / "serve.log").read_text()
 
+    @property
+    def admin(self) -> str:
+        """Where its admin server listens, host:port."""
+        until(lambda: "admin at http://" in self.log)
+        return self.log.partition("admin at http://")[2].split()[0].strip('"}')
+
     def workers(self) -> list[int]:
         return sorted(self._here.processes("trainmesh.serving.proxy.worker"))
 

@@ -172,6 +172,61 @@ def test_a_silent_stream_is_kept_and_its_endpoint_not_blamed(
         ) + comments * len(chunked(b": keep-alive\n\n"))
 
 
+@pytest.mark.parametrize("came", [b"", b"1\r\n:", b"f\r\nevent: message\n\r\n"])
+def test_a_stream_is_kept_open_before_its_first_event_too(
+    served: tuple[RunningRouter, list[Backend]], came: bytes
+) -> None:
+    """Also where a part of the first event, or of its chunk, has come."""
+    works(served, "noted")
+    router, (backend, *_) = served
+    rest = (STREAM_HEAD + came + (b"\r\n" if came.endswith(b":") else b"")).partition(b"\r\n\r\n")
+    body = rest[2] + chunked(event(1)) + b"0\r\n\r\n"
+
+    async def thinks(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + came)
+        await asyncio.sleep(2.5)
+        writer.write(body[len(came) :])
+
+    backend.do(thinks)
+    with raw(router.port) as client:
+        client.send(chat("noted", stream=True))
+        begun_s = time.monotonic()
+        assert client.head()[0] == 200
+        waited_s = time.monotonic() - begun_s
+        got = client.until(b"\r\n0\r\n\r\n")
+    comment = chunked(b": keep-alive\n\n")
+    count = got.count(comment)
+    assert waited_s < 2.4, "the head came with the first event"
+    assert 2 <= count <= 5
+    assert got == comment * count + body
+
+
+def test_a_comment_of_ours_is_no_first_byte(
+    served: tuple[RunningRouter, list[Backend]],
+) -> None:
+    """An endpoint is as slow as its own first byte, however early its client was told something."""
+    works(served, "noted")
+    router, (backend, *_) = served
+
+    async def thinks(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD)
+        await asyncio.sleep(2.5)
+        writer.write(chunked(event(1)) + b"0\r\n\r\n")
+
+    def added_up_s() -> float:
+        page = ask(router.admin, "GET", "/metrics")[1].decode()
+        wanted = "trainmesh_serve_endpoint_first_byte_seconds_total{"
+        lines = [line for line in page.splitlines() if line.startswith(wanted)]
+        return sum(float(line.split()[-1]) for line in lines if 'model="noted"' in line)
+
+    before_s = added_up_s()
+    backend.do(thinks)
+    with raw(router.port) as client:
+        client.send(chat("noted", stream=True))
+        client.until(b"\r\n0\r\n\r\n")
+    until(lambda: added_up_s() - before_s >= 2.5)
+
+
 def test_a_stream_that_stays_silent_ends_and_its_endpoint_is_not_ejected(
     served: tuple[RunningRouter, list[Backend]],
 ) -> None:

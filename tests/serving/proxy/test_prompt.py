@@ -183,9 +183,7 @@ def served() -> Iterator[tuple[RunningRouter, Backend, str]]:
         }
         keys = {name.upper(): f"key-of-{name}" for name in tenants}
         with running_router({"models": models, "tenants": tenants}, **keys) as router:
-            until(lambda: "admin at" in router.log)
-            admin = next(line for line in router.log.splitlines() if "admin at" in line)
-            yield router, backend, admin.partition("admin at http://")[2].split()[0].strip('"}')
+            yield router, backend, router.admin
 
 
 def post(
