@@ -65,9 +65,9 @@ class Upstream(asyncio.Protocol):
     __slots__ = ("_begun", "_complete", "_decoded", "_decoding", "_ends", "_excess", "_first",
                  "_framing", "_held", "_in_head", "_informational", "_keep", "_last", "_on_hold",
                  "_open_chunk", "_out", "_parser", "_raw", "_reused", "_tail", "_unjudged",
-                 "_usage", "answer", "attempt", "awaits_byte", "chunks", "client", "commented_s", "connecting",
-                 "error", "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome", "rechunk",
-                 "request", "server", "sink", "transport", "whole")  # fmt: skip
+                 "_usage", "answer", "attempt", "awaits_byte", "chunks", "client", "commented_s",
+                 "connecting", "error", "idle_since_s", "last_byte_s", "lead", "nbytes", "outcome",
+                 "rechunk", "request", "server", "sink", "transport", "whole")  # fmt: skip
 
     __deletable__ = ("answer", "attempt", "client", "request")  # mypyc wants to be told
 
