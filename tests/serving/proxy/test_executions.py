@@ -213,18 +213,19 @@ def test_a_comment_of_ours_is_no_first_byte(
         await asyncio.sleep(2.5)
         writer.write(chunked(event(1)) + b"0\r\n\r\n")
 
-    def added_up_s() -> float:
+    def total(name: str) -> float:
         page = ask(router.admin, "GET", "/metrics")[1].decode()
-        wanted = "trainmesh_serve_endpoint_first_byte_seconds_total{"
+        wanted = f"trainmesh_serve_endpoint_{name}_total{{"
         lines = [line for line in page.splitlines() if line.startswith(wanted)]
         return sum(float(line.split()[-1]) for line in lines if 'model="noted"' in line)
 
-    before_s = added_up_s()
+    before, before_s = total("first_bytes"), total("first_byte_seconds")
     backend.do(thinks)
     with raw(router.port) as client:
         client.send(chat("noted", stream=True))
         client.until(b"\r\n0\r\n\r\n")
-    until(lambda: added_up_s() - before_s >= 2.5)
+    until(lambda: total("first_byte_seconds") - before_s >= 2.5)
+    assert total("first_bytes") - before == 1
 
 
 def test_a_stream_that_stays_silent_ends_and_its_endpoint_is_not_ejected(
