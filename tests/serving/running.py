@@ -111,19 +111,20 @@ def _rss_bytes(pid: int) -> int:
 
 @contextmanager
 def running_router(
-    config: dict[str, Any], *, num_files: int | None = None, **env: str
+    config: dict[str, Any], *, num_files: int | None = None, streams: str = "", **env: str
 ) -> Iterator[RunningRouter]:
     """``config`` is what serve.yaml says, but for the version and, unless it has one, the address
-    (``127.0.0.1:PORT``)."""
+    (``127.0.0.1:PORT``). ``streams``: redirections of a shell."""
     with place() as here:
         whole = {"version": 1, "listen": f"127.0.0.1:{free_port()}", **config}
         port = int(whole["listen"].rpartition(":")[2])
-        limit = ["sh", "-c", f'ulimit -n {num_files}; exec "$@"', "sh"] if num_files else []
+        limit = f"ulimit -n {num_files}; " if num_files else ""
+        shell = ["sh", "-c", f'{limit}exec "$@" {streams}', "sh"] if limit or streams else []
         file = here.path / "serve.yaml"
         file.write_text(json.dumps(whole))
         with (here.path / "serve.log").open("wb") as log:
             process = subprocess.Popen(
-                [*limit, sys.executable, "-m", "trainmesh", "serve", "--config", str(file)],
+                [*shell, sys.executable, "-m", "trainmesh", "serve", "--config", str(file)],
                 env={**here.environment, "XDG_STATE_HOME": str(here.path), **env},
                 cwd=here.path,
                 stdin=subprocess.DEVNULL,

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,24 @@ def rewrite(router: RunningRouter, change: dict[str, Any]) -> None:
     whole = json.loads(file.read_text())
     whole.update(change)
     file.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("streams", ["", "<&- >&- 2>&-"])
+def test_it_outlives_its_terminal(streams: str) -> None:
+    """A hangup, also in a worker, and standard streams that were closed from the beginning."""
+    with (
+        backends(1) as made,
+        running_router({"models": {"one": model(made)}}, streams=streams) as router,
+    ):
+        until(lambda: router.post(b'{"model":"one"}')[0] == 200)
+        workers = router.workers()
+        assert workers
+        for pid in (router.process.pid, *workers):
+            os.kill(pid, signal.SIGHUP)
+        time.sleep(0.5)
+        assert router.post(b'{"model":"one"}')[0] == 200
+        assert router.workers() == workers
+        assert router.stop() == 0
 
 
 def test_a_reload_adds_and_removes_endpoints_and_disturbs_nobody() -> None:
