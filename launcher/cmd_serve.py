@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
         import uvloop
 
         from trainmesh.serving.config.reload import Watcher
-        from trainmesh.serving.control.service import Service, preflight
+        from trainmesh.serving.control.preflight import preflight
+        from trainmesh.serving.control.service import Service
         from trainmesh.serving.decide.scorers import load_scorers
         from trainmesh.serving.log import Logs
         from trainmesh.serving.proxy.open_files import connections_that_fit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -38,6 +38,17 @@ class Listener(NamedTuple):
     @property
     def loopback(self) -> bool:
         return is_loopback(self.host)
+
+    def overlaps(self, other: Listener) -> bool:
+        """Both can't be listened on at once, however they are written."""
+        one, two = _ip(self.host), _ip(other.host)
+        if isinstance(one, str) or isinstance(two, str):
+            same = one == two
+        elif one.version == two.version:
+            same = one == two or one.is_unspecified or two.is_unspecified
+        else:  # :: takes IPv4's connections too
+            same = (one if one.version == 6 else two).is_unspecified
+        return same and self.port == other.port
 
 
 class ServerUrl(NamedTuple):
@@ -123,6 +134,14 @@ def _url_problem(text: str, parts: SplitResult) -> str:
             "the path may hold letters, digits and -._~!$&'()*+,;=:@%/ and no . or .. or empty step"
         )
     return ""
+
+
+def _ip(host: str) -> IPv4Address | IPv6Address | str:
+    """A host's address, or its name in small letters."""
+    try:
+        return ip_address("127.0.0.1" if host.lower() == "localhost" else host)
+    except ValueError:
+        return host.lower()
 
 
 def _is_host(host: str, *, ipv6: bool) -> bool:

@@ -101,7 +101,7 @@ def _check_listeners(config: Config) -> None:
             "give admin_keys",
             "admin",
         )
-    if listen.port and (listen.host, listen.port) == (admin.host, admin.port):
+    if listen.port and listen.overlaps(admin):
         raise Problem("is the same address as listen; give it another port", "admin")
 
 

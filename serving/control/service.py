@@ -18,13 +18,13 @@ from trainmesh.format import count
 from trainmesh.rundir import write_atomically
 from trainmesh.serving.board import Board
 from trainmesh.serving.cells import names_of
-from trainmesh.serving.config.addresses import parse_listener
 from trainmesh.serving.config.reload import Watcher
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.admin import Admin
 from trainmesh.serving.control.cordons import CordonState
 from trainmesh.serving.control.observer import Local, Observer
 from trainmesh.serving.control.peers import Load
+from trainmesh.serving.control.preflight import check_free, preflight, reserve
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords, sweep
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.control.startup import Startup
@@ -112,11 +112,11 @@ class Service:
         config = self.config
         sweep()
         preflight(config)
-        _check_free(config)
+        check_free(config)
         name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"
         self._run = ServeRun.create(name)
         stack.callback(self._run.remove)
-        reserved = _reserve(config)
+        reserved = reserve(config)
         stack.callback(reserved.close)
         self._host, self._port = reserved.getsockname()[:2]
         self._admin_digest = admin_token.create(self._run.path)
@@ -289,49 +289,3 @@ class Service:
             self._gate.set_keys(self._jwks.encode())
         self._write_orders()
         self._write_snapshot()
-
-
-def preflight(config: Config) -> None:
-    """What only this machine can tell: whether both addresses are its own and may be listened on.
-    The admin's port isn't tried, as a router that runs with the file may have it.
-
-    Raises:
-        ConfigError: one can't.
-    """
-    _reserve(config).close()
-    host = parse_listener(config.admin).host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise ConfigError(f"admin: can't listen on {config.admin}: {error.strerror}") from error
-
-
-def _check_free(config: Config) -> None:
-    """A second router on one address would get a part of the first one's requests: sockets that may
-    be shared (SO_REUSEPORT) don't refuse each other.
-
-    Raises:
-        ConfigError: somebody listens there.
-    """
-    _reserve(config, shared=False).close()
-
-
-def _reserve(config: Config, *, shared: bool = True) -> socket.socket:
-    """A socket that holds the address for the workers, who listen beside it (SO_REUSEPORT).
-
-    Raises:
-        ConfigError: the address can't be used.
-    """
-    listener = parse_listener(config.listen)
-    family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-    reserved = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        reserved.bind((listener.host, listener.port))
-    except OSError as error:
-        reserved.close()
-        raise ConfigError(f"listen: can't listen on {config.listen}: {error.strerror}") from error
-    return reserved
