@@ -42,3 +42,10 @@ class Pulse:
         if self.failures < DOWN_AFTER:
             return ""
         return f"health checks fail: {self.problem}"
+
+    @property
+    def unready(self) -> str:
+        """Why nobody should count on it: it is down, or no check has gone well yet."""
+        if self.down or self.rtts_s:
+            return self.down
+        return f"the first health check failed: {self.problem}" if self.problem else "not asked yet"

@@ -113,12 +113,16 @@ def _signals(
         _signal(endpoint, config, seen, before.get((name, endpoint.name)))
         for endpoint in model.endpoints
     ]
-    downs = [seen.pulses.get(endpoint.url, Pulse()).down for endpoint in model.endpoints]
-    pairs = tuple(zip(found, downs, strict=True))
-    some_up = any(not signal.excluded and not down for signal, down in pairs)
+    pulses = [seen.pulses.get(endpoint.url, Pulse()) for endpoint in model.endpoints]
+    pairs = tuple(zip(found, pulses, strict=True))
+    some_up = any(not signal.excluded and not pulse.down for signal, pulse in pairs)
     return tuple(
-        replace(signal, excluded=signal.excluded or (down if some_up else ""), down=down)
-        for signal, down in pairs
+        replace(
+            signal,
+            excluded=signal.excluded or (pulse.down if some_up else ""),
+            unready=pulse.unready,
+        )
+        for signal, pulse in pairs
     )
 
 

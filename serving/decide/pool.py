@@ -132,7 +132,7 @@ class Pool:
         serving = self._roster.full + self._roster.part
         reasons = []
         for endpoint in self.endpoints:
-            reason = endpoint.signal.down
+            reason = endpoint.signal.unready
             if not reason and endpoint not in serving:
                 reason = self._roster.public(endpoint)
             if not reason:

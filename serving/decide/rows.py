@@ -15,13 +15,13 @@ NEVER_S: Final = 1e9
 class EndpointSignal(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the control process knows of an endpoint. ``*_at_s`` are monotonic seconds of this
     host, 0 where nothing was measured. ``excluded``: why it gets no requests, empty if it may;
-    ``public``: what clients hear of it, where that is less. ``down``: why its health checks fail,
-    which excludes it unless all of the model's do."""
+    ``public``: what clients hear of it, where that is less. ``unready``: why nobody should count
+    on it, which is no reason against it: no health check has gone well yet, or they fail now."""
 
     name: str
     excluded: str = ""
     public: str = ""
-    down: str = ""
+    unready: str = ""
     rtt_s: float = 0.0
     rtt_at_s: float = 0.0
     bandwidth_bytes_per_s: float = 0.0

@@ -19,6 +19,7 @@ from tests.serving.proxy.backend import (
 )
 from tests.serving.proxy.raw import Raw, chat, raw
 from tests.serving.running import RunningRouter, ask, running_router, until
+from tests.serving.tap import free_port
 
 PATH = "/v1/chat/completions"
 NAMES = ["/data/Qwen3", "org/model@1:latest", "模型 7B"]
@@ -169,6 +170,20 @@ def test_a_body_without_a_model_goes_to_the_only_one(
         backend.asked.clear()
         assert alone.post(b'{"messages":[]}')[0] == 200
         assert backend.asked[-1].body == b'{"messages":[]}'
+
+
+def test_it_is_not_ready_before_an_endpoint_was_seen() -> None:
+    """For 0.05 to 0.64 s it said that it was, whatever became of its endpoints."""
+    nobody = {"models": {"m": {"endpoints": [{"url": f"http://127.0.0.1:{free_port()}"}]}}}
+    with running_router(nobody) as router:
+        for name in (router.name, router.admin):
+            assert ask(name, "GET", "/ready")[0] == 503
+    with backends(1) as (backend,):
+        config = {"models": {"m": {"endpoints": [{"url": backend.url}], **OPTIONS}}}
+        said: list[int] = []
+        with running_router(config) as router:
+            until(lambda: said.append(ask(router.name, "GET", "/ready")[0]) or said[-1] == 200)
+        assert set(said) <= {200, 503}
 
 
 def test_what_asks_whether_it_is_ready_needs_no_key() -> None:

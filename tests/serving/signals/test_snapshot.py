@@ -71,6 +71,20 @@ def test_the_first_reason_counts_and_the_next_one_follows() -> None:
     )
 
 
+def test_an_endpoint_is_counted_on_once_a_check_has_gone_well() -> None:
+    unasked = Pulse()
+    refused = unasked.failed("no connection", 1.0)
+    well = refused.passed(0.0, 2.0)
+    once = well.failed("no connection", 3.0)
+    assert unasked.unready == "not asked yet"
+    assert refused.unready == "the first health check failed: no connection"
+    assert (well.unready, once.unready) == ("", "")
+    thrice = once.failed("x", 4.0).failed("x", 5.0)
+    assert thrice.unready == thrice.down != ""
+    first = assemble(TWO, Observations(pulses={URL: refused}), 1.0).signals["m"][0]
+    assert (first.excluded, first.unready) == ("", refused.unready)
+
+
 def test_health_checks_alone_leave_somebody() -> None:
     down = Observations(pulses={URL: UNHEALTHY, "http://h:2": UNHEALTHY})
     assert [one.excluded for one in assemble(TWO, down, 1.0).signals["m"]] == ["", ""]
