@@ -132,7 +132,7 @@ def observed(backends: list[str], collector: Collector) -> Iterator[Observed]:
 
 def test_it_is_ready_and_alive(observed: Observed) -> None:
     admin = observed.info.admin.partition("//")[2]
-    assert ask(admin, "GET", "/ready") == (200, b"ready\n")
+    until(lambda: ask(admin, "GET", "/ready") == (200, b"ready\n"))
     assert observed.metric("endpoint_up") == 2
     assert main(["endpoints"]) == 0
 

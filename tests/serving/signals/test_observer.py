@@ -71,7 +71,7 @@ def test_without_etcd_and_graph() -> None:
                 telemetry=FAST,
             )
             async with observing(fields, lines) as observer:
-                assert first(observer) == EndpointSignal(name="a")
+                assert first(observer) == EndpointSignal(name="a", unready="not asked yet")
                 await until(lambda: first(observer).queued == 7, "its own metrics")
                 await until(lambda: first(observer).rtt_s > 0, "a round trip")
                 snapshot = now(observer)

@@ -99,7 +99,7 @@ def test_health_checks_alone_leave_somebody() -> None:
 
 def test_what_is_unknown_is_no_reason() -> None:
     found = signal(Observations())
-    assert found == EndpointSignal(name="a")
+    assert found == EndpointSignal(name="a", unready="not asked yet")
     assert signal(Observations(revisions={URL: ()})).excluded == ""
     one_failure = Observations(pulses={URL: Pulse().failed("refused", 1.0)})
     assert signal(one_failure).excluded == ""
