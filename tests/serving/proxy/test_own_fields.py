@@ -10,7 +10,7 @@ import pytest
 
 from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.proxy.raw import chat, raw
-from tests.serving.running import RunningRouter, running_router, until
+from tests.serving.running import RunningRouter, ask, running_router, until
 
 KEY = "sk-" + "k" * 40
 OWN = re.compile(r"[0-9a-f]{13,}")
@@ -26,6 +26,7 @@ def served() -> Iterator[tuple[RunningRouter, Backend]]:
         }
         dead.stop()
         with running_router({"models": models, "limits": {"body_bytes": 100_000}}) as router:
+            until(lambda: ask(router.name, "GET", "/ready")[0] == 200)
             yield router, backend
 
 
