@@ -21,7 +21,7 @@ from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.format import count, size
 from trainmesh.launcher.interfaces import Interface, Reach, describe, look, others, suggested
 from trainmesh.launcher.service import python_environment
-from trainmesh.owned import runs_root
+from trainmesh.places import runs_root
 from trainmesh.rundir import socket_address
 
 __all__ = ["Check", "State", "check_all", "torch_checks"]
@@ -269,7 +269,7 @@ def run_directory_check() -> Check:
     root = runs_root()
     fix = "set XDG_RUNTIME_DIR to a directory that you can write to"
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
         if root.stat().st_uid != os.getuid():
             return _fail("run directory", f"{root} belongs to another user", fix)
         with (

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from trainmesh.console import say
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.troubles import read_told
+from trainmesh.places import unreadable_words
 from trainmesh.rundir import RunDir, live_runs
 from trainmesh.store import Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
@@ -59,6 +61,8 @@ def find_jobs(args: argparse.Namespace) -> list[JobStatus]:
         StoreError: etcd does not answer.
     """
     statuses = _in_store(args) if args.etcd else _on_this_machine()
+    if not statuses and not args.etcd:
+        _say_unreadable()
     if args.job is None:
         return statuses
     named = [status for status in statuses if status.job == args.job]
@@ -127,6 +131,12 @@ def opened_store(args: argparse.Namespace, job: str) -> Iterator[Store | None]:
 
 def _where(args: argparse.Namespace) -> str:
     return f"in {args.etcd}" if args.etcd else "on this machine"
+
+
+def _say_unreadable() -> None:
+    why = unreadable_words()
+    if why:
+        say(f"warning: jobs can't be looked for in {why}")
 
 
 def _on_this_machine() -> list[JobStatus]:

