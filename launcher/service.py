@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ __all__ = [
     "Process",
     "PythonProcess",
     "Service",
-    "last_words",
     "log_size",
     "restart_delay_s",
+    "why_ended",
 ]
 
 NICENESS = 10
@@ -41,6 +42,8 @@ FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 60.0
 """A process that keeps ending costs at most one start a minute."""
 MAX_HEARD_BYTES = 65_536
+PAGE_BYTES = 4096
+"""The least that takes up room on a file system."""
 
 
 class Process(Protocol):
@@ -154,9 +157,30 @@ def restart_delay_s(quick_ends: int) -> float:
     return min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(quick_ends - 1, 30))
 
 
-def last_words(log: Path, begin: int) -> str:
-    """Why the owner of ``log`` has ended, as what it has written from byte ``begin`` on says; ""
-    if it says nothing."""
+def why_ended(code: int, log: Path, begin: int) -> str:
+    """Why the owner of ``log`` has ended with ``code``; "" if nothing says it.
+
+    A signal comes from outside: what was written before it is not its reason. Where the folder of
+    the log can't be written, that is the reason, which the log may not have taken.
+
+    Args:
+        begin: The byte of the log where the process's own words begin.
+    """
+    if code < 0:
+        return ""
+    return _unwritable_words(log.parent) or _last_words(log, begin)
+
+
+def _unwritable_words(folder: Path) -> str:
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(PAGE_BYTES))
+    except OSError as error:
+        return f"nothing can be written in {folder}: {error.strerror}"
+    return ""
+
+
+def _last_words(log: Path, begin: int) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(begin, log.stat().st_size - MAX_HEARD_BYTES))

@@ -17,9 +17,9 @@ from trainmesh.launcher.service import (
     MAX_RESTARTS,
     RESTART_WINDOW_S,
     Service,
-    last_words,
     log_size,
     restart_delay_s,
+    why_ended,
 )
 from trainmesh.launcher.troubles import Troubles
 from trainmesh.wire import decode
@@ -105,6 +105,8 @@ class Keeper:
         self._due_s = 0.0
         """When it is to be started (monotonic seconds)."""
         self._quick_ends = 0
+        self._told = ""
+        """Of its last end."""
         self._abouts: set[str] = set()
         """What it has told of."""
 
@@ -118,7 +120,7 @@ class Keeper:
             self._hear(line, now_s)
         code = self.service.process.poll()
         if code is not None:
-            self._ended(f"ended with {_exit_words(code)}", now_s)
+            self._ended(f"ended with {_exit_words(code)}", self._why(code), now_s)
         elif self._quick_ends and now_s - self._started_s >= RESTART_WINDOW_S:
             self._quick_ends = 0
             self._troubles.set(self.service.name, self.service.name, "", now_s)
@@ -128,11 +130,9 @@ class Keeper:
         Ctrl-C, reach a process of ours too in the moment of its start: that is no fault of it."""
         code = self.service.process.poll() if self._running else None
         if code is not None and -code not in signals.ALL_ENDING:
-            words = last_words(self.service.log, self._log_begin)
-            why = f": {words}" if words else ""
             self._troubles.happened(
                 f"the {self.service.name} ended with {_exit_words(code)} before the job was over"
-                f"{why}"
+                f"{self._why(code)}"
             )
 
     def start_again(self, now_s: float) -> None:
@@ -156,9 +156,13 @@ class Keeper:
             self.service.process.start()
             self._running = True
         except OSError as error:
-            self._ended(f"can't be started ({error.strerror})", now_s)
+            self._ended(f"can't be started ({error.strerror})", "", now_s)
 
-    def _ended(self, how: str, now_s: float) -> None:
+    def _why(self, code: int) -> str:
+        words = why_ended(code, self.service.log, self._log_begin)
+        return f": {words}" if words else ""
+
+    def _ended(self, how: str, why: str, now_s: float) -> None:
         self._running = False
         if now_s - self._started_s >= RESTART_WINDOW_S:
             self._quick_ends = 0
@@ -167,10 +171,10 @@ class Keeper:
         name = self.service.name
         for about in self._abouts:
             self._troubles.set(about, name, "", now_s)
-        words = last_words(self.service.log, self._log_begin)
-        why = f": {words}" if words else ""
         if self._quick_ends <= MAX_RESTARTS:
-            self._troubles.happened(f"the {name} {how} and is started again{why}")
+            text = f"the {name} {how} and is started again{why}"
+            self._troubles.happened(text, again=text == self._told and self._quick_ends > 1)
+            self._told = text
             return
         text = f"the {name} keeps ending and is tried again about once a minute, without new plans"
         self._troubles.set(name, name, f"{text}; training goes on; it {how}{why}", now_s)

@@ -73,9 +73,10 @@ class Troubles:
         elif about in self._open:
             self._open[about].texts.pop(who, None)
 
-    def happened(self, text: str) -> None:
-        """Something is over already that is worth a word, however short the job."""
-        self._tell(text, kind="process")
+    def happened(self, text: str, *, again: bool = False) -> None:
+        """Something is over already that is worth a word, however short the job; ``again``: the
+        same as the last time, so that it is kept and not said once more."""
+        self._tell(text, kind="process", is_said=again)
         self._publish()
 
     def look(self, now_s: float, *, at_end: bool = False) -> None:
@@ -100,8 +101,9 @@ class Troubles:
         if self._events:
             append_lines(path, [RecordLine(event=event) for event in self._events])
 
-    def _tell(self, text: str, *, kind: str = "warning") -> None:
-        self._say(text)
+    def _tell(self, text: str, *, kind: str = "warning", is_said: bool = False) -> None:
+        if not is_said:
+            self._say(text)
         text = text.removeprefix("warning: ")
         self._events.append(Event(unix_s=time.time(), step=0, kind=kind, text=text))
 

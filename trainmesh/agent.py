@@ -19,6 +19,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from trainmesh.console import note
 from trainmesh.control import LOOK_AGAIN_S, ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.errors import PlanError, StoreError, TrainmeshError, WireError
 from trainmesh.health import HealthReporter
@@ -217,7 +218,7 @@ class Uplink:
                 hint = decode(value, Hint, what=key)
                 validate(hint.plan, hint.plan.world_size)
             except (WireError, PlanError) as error:
-                print(f"hint refused: {error}", file=sys.stderr, flush=True)
+                note(f"hint refused: {error}")
                 return
             self._write(self._run.hint, value)
         elif self._prober is not None:

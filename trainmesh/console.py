@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["clean", "say", "write_error"]
+__all__ = ["NOTE", "clean", "note", "say", "write_error"]
+
+NOTE = "note: "
+"""Begins a line in a log that tells what has happened, and is no reason for its writer's end."""
 
 
 def say(text: str) -> None:
     """One line of ours on stderr; never raises."""
     write_error(f"trainmesh: {text}\n")
+
+
+def note(text: str) -> None:
+    """What a process of ours has met and goes on after, in its log; never raises, also where the
+    disk is full."""
+    write_error("".join(f"{NOTE}{line}\n" for line in text.splitlines()))
 
 
 def clean(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from types import FrameType, TracebackType
 
 from trainmesh.claim import Claim, claim_from
 from trainmesh.claiming import hold
+from trainmesh.console import note, write_error
 from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.etcd import connect
 from trainmesh.etcd_address import security_from_environment
@@ -26,10 +26,10 @@ __all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
 
 MAX_BACKOFF_S = 3.0
 CHECK_TTL_S = 5
+"""Of a lease that is given back at once."""
 LOOK_AGAIN_S = 10.0
 """How often a process reads the hint's key although its watch says nothing: a plan must not hang on
 one event."""
-"""Of a lease that is given back at once."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def run_with_store(
                 store.lease(CHECK_TTL_S).close()  # a write: an etcd that is full still reads
                 hold(store, environment.claim)
                 if failing:
-                    print("the store answers again", file=sys.stderr, flush=True)
+                    note("the store answers again")
                 backoff_s, failing = 0.1, False
                 health.set(STORE, "")
                 session(store)
@@ -171,7 +171,7 @@ def run_with_store(
                 store.close()
         except StoreError as error:
             if not failing:
-                print(f"store: {error}", file=sys.stderr, flush=True)
+                note(f"store: {error}")
             failing = True
             health.set(STORE, f"{error}; training goes on, without new plans")
         if stop.wait(backoff_s * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
@@ -190,10 +190,10 @@ def run_process(body: Callable[[ControlEnvironment, Stop, HealthReporter], None]
         with Stop() as stop:
             body(environment, stop, HealthReporter())
     except TrainmeshError as error:
-        print(f"trainmesh: error: {error}", file=sys.stderr)
+        write_error(f"trainmesh: error: {error}\n")
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"trainmesh: error: {where}{error.strerror}", file=sys.stderr)
+        write_error(f"trainmesh: error: {where}{error.strerror}\n")
         return 1
     return 0

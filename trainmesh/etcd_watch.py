@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from trainmesh.console import note
 from trainmesh.errors import StoreError
 from trainmesh.etcd_rpc import Connection, RpcError, explain, jittered_s, prefix_end, rpc
 from trainmesh.etcd_value import unpacked
@@ -132,7 +132,7 @@ class EtcdWatch:
         try:
             self._callback(changes)
         except Exception:  # the receiver's bug must not end the watch, which nobody would notice
-            traceback.print_exc(file=sys.stderr)
+            note(traceback.format_exc())
 
 
 def _change(event: Any) -> Change:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from trainmesh.console import NOTE
+
 __all__ = ["is_away", "log_reason", "plain_reason"]
 
 REASONS = (
@@ -90,9 +92,10 @@ def log_reason(text: str) -> str:
 
     etcd writes a JSON object a line, and Go's stack traces. The last serious line counts of which
     something is known, else the last serious one; without any, the last that is neither JSON nor
-    a part of a stack trace.
+    a part of a stack trace. What our own processes have only noted is no reason.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(NOTE)]
     serious = [line for line in lines if _is_serious(line)]
     if serious:
         words = [_message(line) for line in reversed(serious)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import sys
 import threading
 import time
 import traceback
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainmesh.clock import Clock, SystemClock
+from trainmesh.console import note
 from trainmesh.errors import FencedOut, LeaseLost, StoreError
 from trainmesh.store import Change, Entry, Lease, Watch, WatchCallback
 
@@ -236,7 +236,7 @@ class _MemoryWatch:
             try:
                 self._callback(changes)
             except Exception:  # the receiver's bug must not end the watch, as with etcd
-                traceback.print_exc(file=sys.stderr)
+                note(traceback.format_exc())
 
     def _wait(self) -> list[Change]:
         """The next changes; none when the watch is to end."""

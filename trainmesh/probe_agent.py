@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
+from trainmesh.console import note
 from trainmesh.errors import ConfigError, StoreError, WireError
 from trainmesh.interface import job_address, machine_id
 from trainmesh.probe_pair import measure_ceiling, measure_pair
@@ -155,4 +155,4 @@ class _Open:
 
 
 def _say(text: str) -> None:
-    print(f"probe: {text}", file=sys.stderr, flush=True)
+    note(f"probe: {text}")

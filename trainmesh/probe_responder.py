@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-import sys
 import threading
 import time
 
+from trainmesh.console import note
 from trainmesh.errors import ConfigError
 from trainmesh.probe_channel import Channel, serve
 from trainmesh.probes import ProbeRequest
@@ -56,7 +56,7 @@ class Responder:
                 except TimeoutError:
                     continue
                 except OSError as error:  # out of file descriptors, or the peer has left again
-                    print(f"probe: {error}", file=sys.stderr, flush=True)
+                    note(f"probe: {error}")
                     self._closing.wait(ACCEPT_POLL_S)
                     continue
                 self._begin(connection)

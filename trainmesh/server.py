@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from trainmesh.console import note
 from trainmesh.control import LOOK_AGAIN_S, ControlEnvironment, Stop, run_process, run_with_store
 from trainmesh.coordinator import Coordinator, Effects, Settings
 from trainmesh.errors import FencedOut, PlanError, StoreError, WireError
@@ -173,7 +174,7 @@ class Shell:
             elif key.startswith("reports/") and change.value is not None:
                 self._take_report(decode(change.value, NodeReport, what=change.key), coordinator)
         except WireError as error:
-            print(f"ignored: {error}", file=sys.stderr, flush=True)
+            note(f"ignored: {error}")
 
     def _follow(self, key: str, value: bytes, coordinator: Coordinator) -> None:
         """Somebody else leads, and has stored the links, then the status."""
@@ -242,7 +243,7 @@ class Shell:
             return
         if self._refused.another(time.monotonic()):
             text = f"{key} was changed by somebody else; it is read again and written again"
-            print(text, file=sys.stderr, flush=True)
+            note(text)
             self._do(coordinator.log("warning", text, _now()))
         self._read_hint_again(store, coordinator)
 
@@ -287,7 +288,7 @@ class Shell:
                 self._environment.run.status, encode(coordinator.status(_now(), is_last=True))
             )
         except OSError as error:
-            print(f"no last status: {error}", file=sys.stderr, flush=True)
+            note(f"no last status: {error}")
 
 
 class Refusals:
@@ -318,7 +319,7 @@ def _usable_hint(change: Change) -> Hint | None:
         hint = decode(change.value, Hint, what=change.key)
         validate(hint.plan, hint.plan.world_size)
     except (WireError, PlanError) as error:
-        print(f"hint refused: {error}", file=sys.stderr, flush=True)
+        note(f"hint refused: {error}")
         return None
     return hint
 

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.launchjob import ROOT, wait_for
-from trainmesh.console import say
+from tests.needs import need_root
+from trainmesh.console import note, say
 from trainmesh.health import Health, HealthReporter
 from trainmesh.launcher.service import (
     MAX_RESTARTS,
     NICENESS,
     PythonProcess,
     Service,
-    last_words,
     restart_delay_s,
+    why_ended,
 )
 from trainmesh.launcher.supervisor import Keeper, Supervisor
 from trainmesh.launcher.troubles import Troubles, read_told
@@ -80,8 +81,37 @@ def test_restart_delays(quick_ends: int, expected_s: float) -> None:
 def test_last_words(tmp_path: Path, text: str, expected: str) -> None:
     log = tmp_path / "log"
     log.write_text(f"of its last life\n{text}")
-    assert last_words(log, 17) == expected
-    assert last_words(tmp_path / "missing", 0) == ""
+    assert why_ended(1, log, 17) == expected
+    assert why_ended(-9, log, 17) == "", "a signal comes from outside"
+    assert why_ended(1, tmp_path / "missing", 0) == ""
+
+
+def test_what_was_only_noted_is_no_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note("store: nothing answers\nat all")
+    log = tmp_path / "log"
+    log.write_text(f"trainmesh: error: the reason\n{capsys.readouterr().err}")
+    assert why_ended(1, log, 0) == "trainmesh: error: the reason"
+    assert why_ended(1, log, log.read_text().index("note")) == ""
+
+
+@pytest.mark.root
+def test_a_full_disk_is_the_reason_that_the_log_has_not_taken(tmp_path: Path) -> None:
+    need_root()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        log = tmp_path / "log"
+        log.touch()
+        assert why_ended(1, log, 0) == ""
+        (tmp_path / "fill").write_bytes(bytes(64 * 1024))
+        full = f"nothing can be written in {tmp_path}: No space left on device"
+        assert why_ended(1, log, 0) == full
+        assert why_ended(-9, log, 0) == ""
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_what_is_killed_is_started_again(
@@ -99,8 +129,7 @@ def test_what_is_killed_is_started_again(
     assert stay.log.read_text().endswith("end\n")
     assert stay.process.poll() == 0
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("trainmesh: the stay ended with signal 9 and is started again: ")
+    assert lines == ["trainmesh: the stay ended with signal 9 and is started again"]
 
 
 class Scripted:
@@ -155,7 +184,7 @@ def test_what_keeps_ending_is_said_and_tried_again_for_ever(tmp_path: Path) -> N
     looked.run(3600, dies=True)
     assert 55 <= looked.process.starts - before <= 66, "about once a minute, and never given up"
     *ends, said = looked.said
-    assert ends == ["the agent ended with exit code 1 and is started again"] * MAX_RESTARTS
+    assert ends == ["the agent ended with exit code 1 and is started again"], "said once"
     assert said.startswith("warning: the agent keeps ending and is tried again about once a")
     assert [trouble.text for trouble in read_told(looked.path).troubles] == [
         said.removeprefix("warning: ")
