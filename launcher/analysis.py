@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
@@ -12,8 +12,7 @@ from trainmesh.decisions.asked import in_force, unmet
 from trainmesh.decisions.planning import executors_of
 from trainmesh.decisions.regime import Regime
 from trainmesh.decisions.replicas import Replicas
-from trainmesh.decisions.settings import NO_CODEC, Settings
-from trainmesh.format import count
+from trainmesh.decisions.settings import NO_CODEC
 from trainmesh.launcher.analysis_types import (
     UNKNOWN,
     BucketStats,
@@ -26,7 +25,8 @@ from trainmesh.launcher.analysis_types import (
     SwitchEffect,
     TimeSplit,
 )
-from trainmesh.launcher.run_sample import Group, RunSample, Start
+from trainmesh.launcher.missing import Held, missing_words
+from trainmesh.launcher.run_sample import Group, RunSample
 from trainmesh.launcher.skew import rank_skew
 from trainmesh.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.topology.cost import busbw_bytes_per_s
@@ -49,8 +49,9 @@ SWITCH_WINDOW = 32
 Steps = Sequence[tuple[int, int, Group]]
 
 
-def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
-    """The numbers of what was collected from a record; ``corrupt_lines`` others were left out."""
+def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int = 0) -> RunAnalysis:
+    """The numbers of what was collected from a record; ``corrupt_lines`` others were left out. Of
+    the last start of the job ``num_known_steps`` are known to have been done, recorded or not."""
     start = sample.start
     hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
     clocks = {hello.rank: hello.clock for hello in hellos}
@@ -82,6 +83,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         outcome=sample.outcome,
         num_modules=len(start.modules),
         num_steps=num_steps,
+        num_known_steps=num_known_steps,
         last_step=start.last_step,
         duration_s=max((end - begin for begin, end in start.span_ns.values()), default=0) / 1e9,
         step_time=Spread.of(times_s) if times_s else None,
@@ -103,7 +105,18 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0) -> RunAnalysis:
         series=_series(steps),
         lines=sample.lines,
         corrupt_lines=corrupt_lines,
-        missing=_missing(sample, world_size, reports, complete, corrupt_lines, plans),
+        missing=missing_words(
+            sample,
+            Held(
+                world_size=world_size,
+                reports=reports,
+                num_complete=len(complete),
+                measured=[step for _, step in _measured(complete)],
+                plans=plans,
+                corrupt_lines=corrupt_lines,
+                num_known_steps=num_known_steps,
+            ),
+        ),
     )
 
 
@@ -343,101 +356,3 @@ def _link_sources(graph: Mapping[str, object] | None) -> dict[str, int]:
         if isinstance(link, dict):
             counts[str(link.get("source", "declared"))] += 1
     return dict(counts)
-
-
-def _missing(
-    sample: RunSample,
-    world_size: int,
-    reports: Sequence[StepReport],
-    complete: Steps,
-    corrupt_lines: int,
-    plans: Sequence[PlanOutcome],
-) -> tuple[str, ...]:
-    found = []
-    if corrupt_lines:
-        found.append(
-            f"{count(corrupt_lines, 'line')} of the record could not be read and "
-            f"{'was' if corrupt_lines == 1 else 'were'} left out (a job that is killed may leave "
-            "its last line unfinished)."
-        )
-    found += _missing_steps(sample.start, world_size, reports, complete)
-    ends = sum(event.kind == "process" for event in sample.events)
-    if ends:
-        found.append(
-            f"Processes of trainmesh itself ended during the run ({count(ends, 'time')}; the "
-            "events say which, and why): what they would have measured or planned meanwhile is "
-            "missing."
-        )
-    if sample.num_starts > 1:
-        found.append(
-            f"The job's processes were started {sample.num_starts} times; the figures are of the "
-            "last start that has steps."
-        )
-    if sample.graph is None and world_size > 1:
-        found.append("The record holds no link graph, so there is no picture of it.")
-    if sample.choice is None and world_size > 1:
-        ran = " and ".join(dict.fromkeys(plan.name for plan in plans))
-        what = f" What ran: {ran}." if ran else ""
-        found.append(f"No plans were compared: {_why_no_choice(sample, complete)}.{what}")
-    return tuple(found)
-
-
-def _why_no_choice(sample: RunSample, complete: Steps) -> str:
-    hellos = sample.start.hellos
-    world_size = max((hello.world_size for hello in hellos.values()), default=0)
-    kept = next((event.text for event in sample.events if event.kind == "hook_kept"), None)
-    if not hellos or len(hellos) < world_size:
-        return f"only {len(hellos)} of {world_size or 'the'} ranks introduced themselves"
-    if Replicas.of(hellos).are_single:
-        return "each shard has one replica, so nothing is all-reduced"
-    if not Replicas.of(hellos).follows_plans:
-        return (
-            "gradients are not all-reduced by all ranks (FSDP2 without replicas reduce-scatters "
-            "them), and plans are made for all-reduces"
-        )
-    if kept is not None:
-        return f"the script's own communication hook is kept ({kept}), which no plan replaces"
-    by_epoch = Counter(step.epoch for _, step in _measured(complete))
-    most = max(by_epoch.values(), default=0)
-    if most < Settings.min_steps:
-        return (
-            f"that takes {Settings.min_steps} measured steps of all ranks in a row, and the job "
-            f"had {most} before it ended or changed"
-        )
-    if any(item.value == Algorithm.NATIVE for item in sample.asked):
-        return "native was asked for"
-    return "the coordinator did not get to it before the job ended"
-
-
-def _missing_steps(
-    start: Start, world_size: int, reports: Sequence[StepReport], complete: Steps
-) -> list[str]:
-    if not start.num_steps:
-        return [
-            "No step was recorded: the script ended before its first step was over, or it never "
-            "wraps a model in DistributedDataParallel or fully_shard."
-        ]
-    if not reports:
-        return [
-            f"Only steps 0 to {FIRST_STEP - 1} were recorded; they are never measured, because DDP "
-            "builds its buckets in them."
-        ]
-    if world_size == 1:
-        return ["One rank has nobody to communicate with: there is nothing to time or to plan."]
-    if Replicas.of(start.hellos).are_single:
-        return [
-            "Each shard has one replica, so nothing is all-reduced. The reduce-scatters among the "
-            "shards are not timed on a mesh of replicas: what a step waits for is not known."
-        ]
-    if not any(report.buckets for report in reports):
-        return ["No bucket times were recorded: a built-in C++ communication hook hides them."]
-    silent = sorted(set(range(world_size)) - set(start.num_steps))
-    if silent:
-        names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
-        return [
-            f"No step of rank{'s' if len(silent) > 1 else ''} {names} was recorded, so there are "
-            "no transfer times and no arrival skew, which need all ranks."
-        ]
-    if not complete:
-        return ["No step was recorded by all ranks, so transfer times and skew are missing."]
-    return []

@@ -213,6 +213,8 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     """DDP modules seen; only the first one is analysed."""
     num_steps: int
     """Steps of the main module that were recorded."""
+    num_known_steps: int = 0
+    """Steps that the job was last known to have done in its newest start, recorded or not."""
     last_step: int
     duration_s: float
     step_time: Spread | None

@@ -57,7 +57,8 @@ def headline(run: RunAnalysis) -> Headline:
     """Sum up ``run``."""
     title, tone = _title(run)
     points = tuple(text for text in _points(run) if text != f"{title}.")
-    ended = outcome_title(run.outcome, run.last_step + 1 if run.num_steps else 0)
+    recorded = run.last_step + 1 if run.num_steps else 0
+    ended = outcome_title(run.outcome, recorded, run.num_known_steps)
     if ended is not None:
         measured = () if run.step_time is None else (f"{title}.",)
         title, tone, points = ended, Tone.BAD, (*measured, *points)

@@ -15,7 +15,6 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher.signals import Ended
-from trainmesh.record import append_lines
 from trainmesh.rundir import write_atomically
 from trainmesh.types import Failure, Outcome, RecordLine
 from trainmesh.wire import encode
@@ -122,9 +121,9 @@ class Ending:
             why = (str(error) or type(error).__name__)[:MAX_WORDS]
             self.outcome = structs.replace(self.outcome, exit_code=code, why=why)
 
-    def record(self, path: Path) -> None:
-        """Append it to a run's record, for its report, once nobody else writes it."""
-        append_lines(path, [RecordLine(outcome=self.outcome)])
+    def lines(self) -> list[RecordLine]:
+        """What a run's record doesn't hold of it, for the report."""
+        return [RecordLine(outcome=self.outcome)]
 
     def _killed(self, number: int) -> None:
         """Before torchrun handles signals, one ends the process as it would end any."""

@@ -12,12 +12,17 @@ __all__ = ["attempts_words", "failure_words", "outcome_title"]
 MAX_NAMED = 8
 
 
-def outcome_title(outcome: Outcome | None, num_steps: int) -> str | None:
-    """Of a job that has not ended well after ``num_steps`` recorded steps of its last start, and
-    why; None of one that has, or of which it is not known."""
+def outcome_title(outcome: Outcome | None, num_steps: int, num_known_steps: int = 0) -> str | None:
+    """Of a job that has not ended well after ``num_steps`` recorded steps of its last start (of
+    ``num_known_steps`` if none was recorded), and why; None of one that has, or of which it is not
+    known."""
     if outcome is None or not outcome.exit_code:
         return None
-    after = f"after {count(num_steps, 'recorded step')}" if num_steps else "before its first step"
+    after = "before its first step"
+    if num_steps:
+        after = f"after {count(num_steps, 'recorded step')}"
+    elif num_known_steps:
+        after = f"after {count(num_known_steps, 'step')} or more"
     code = f"exit code {outcome.exit_code}"
     if outcome.signal:
         return f"The job was stopped by {outcome.signal} {after} ({code})"

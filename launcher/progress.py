@@ -18,11 +18,9 @@ from typing import TextIO
 
 from trainmesh.console import clean
 from trainmesh.decisions.regime import regime_words
-from trainmesh.errors import WireError
 from trainmesh.format import duration, percent
 from trainmesh.rundir import RunDir
 from trainmesh.types import Algorithm, Event, JobStatus
-from trainmesh.wire import decode
 
 __all__ = [
     "BottomLine",
@@ -156,9 +154,8 @@ class Progress:
             pass  # stderr is gone or closed: there is nobody left to tell
 
     def _update(self) -> None:
-        try:
-            status = decode(self._run.status.read_bytes(), JobStatus, what="status")
-        except (OSError, WireError):
+        status = self._run.read_status()
+        if status is None:
             return
         for event in new_events(status, self._shown):
             self._say(event_line(event))

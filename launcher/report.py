@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,17 +69,23 @@ class _Lines:
                 self.damaged += 1
 
 
-def write_report(record: Path, directory: Path) -> None:
+def write_report(
+    record: Path, directory: Path, told: Sequence[RecordLine] = (), num_steps: int = 0
+) -> None:
     """Write the report of the run recorded in ``record`` into ``directory``.
 
     A missing or damaged record gives a report that says so.
+
+    Args:
+        told: What the launcher knows beside the record, which may be on a full disk.
+        num_steps: How many steps the job is known to have done at least, recorded or not.
 
     Raises:
         OSError, ConfigError: the directory can't be made, or a file not be written.
     """
     lines = _Lines(record)
-    sample = collect(lines)
-    run = analyse(sample, corrupt_lines=lines.damaged)
+    sample = collect(chain(lines, told))
+    run = analyse(sample, corrupt_lines=lines.damaged, num_known_steps=num_steps)
     report = Report(schema=SCHEMA, headline=headline(run), run=run)
     directory.mkdir(parents=True, exist_ok=True)
     document = msgspec.json.format(msgspec.json.encode(report), indent=1)

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from trainmesh.rundir import (
     RunInfo,
     sweep,
 )
+from trainmesh.types import RecordLine
 
 __all__ = ["run"]
 
@@ -121,9 +122,7 @@ def _run_measured(
             if text not in progress.warned:
                 say(text)
         if args.report is not None:
-            plane.troubles.record(run_dir.record)
-            ending.record(run_dir.record)
-            _write_report(run_dir.record, args.report)
+            _write_report(run_dir, [*plane.troubles.lines(), *ending.lines()], args.report)
 
 
 def _run_workers(args: Namespace, environment: dict[str, str], ending: Ending) -> int:
@@ -229,11 +228,12 @@ class _ProgressThread:
         progress.stop()
 
 
-def _write_report(record: Path, directory: Path) -> None:
+def _write_report(run_dir: RunDir, told: Sequence[RecordLine], directory: Path) -> None:
     """A report that can't be written is no reason for a finished training run to fail."""
     from trainmesh.launcher.report import write_report
 
     try:
-        write_report(record, directory)
+        status = run_dir.read_status()
+        write_report(run_dir.record, directory, told, status.num_steps if status else 0)
     except (OSError, TrainmeshError) as error:
         say(f"warning: no report in {directory}: {error}")

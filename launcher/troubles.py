@@ -15,7 +15,6 @@ from pathlib import Path
 from msgspec import Struct
 
 from trainmesh.errors import WireError
-from trainmesh.record import append_lines
 from trainmesh.rundir import write_atomically
 from trainmesh.types import Event, RecordLine
 from trainmesh.wire import decode, encode
@@ -96,10 +95,9 @@ class Troubles:
         if changed:
             self._publish()
 
-    def record(self, path: Path) -> None:
-        """Append what was said to a run's record, for its report, once nobody else writes it."""
-        if self._events:
-            append_lines(path, [RecordLine(event=event) for event in self._events])
+    def lines(self) -> list[RecordLine]:
+        """What was said, which a run's record doesn't hold, for the report."""
+        return [RecordLine(event=event) for event in self._events]
 
     def _tell(self, text: str, *, kind: str = "warning", is_said: bool = False) -> None:
         if not is_said:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +10,7 @@ from trainmesh.health import HealthReporter
 from trainmesh.types import RecordLine
 from trainmesh.wire import encode
 
-__all__ = ["RecordWriter", "append_lines", "is_torn"]
+__all__ = ["RecordWriter", "is_torn"]
 
 HALVE_EVERY_BYTES = 64 * 1024 * 1024
 
@@ -66,13 +65,3 @@ def is_torn(path: Path) -> bool:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
-
-
-def append_lines(path: Path, lines: Sequence[RecordLine]) -> None:
-    """Append to a record that nobody else writes any more; what the disk doesn't take is lost."""
-    data = b"".join(encode(line) + b"\n" for line in lines)
-    try:
-        with path.open("ab") as file:
-            file.write(b"\n" + data if is_torn(path) else data)
-    except OSError:
-        pass  # the launcher has said what it knows on stderr

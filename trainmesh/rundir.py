@@ -32,6 +32,7 @@ from msgspec import Struct, structs
 
 from trainmesh.errors import ConfigError, WireError
 from trainmesh.owned import OwnedDirectory
+from trainmesh.types import JobStatus
 from trainmesh.wire import decode, encode
 
 __all__ = [
@@ -118,6 +119,13 @@ class RunDir(OwnedDirectory):
             self.publish(structs.replace(self._published, log_dir=path))
         except OSError:
             pass  # without it a later launch leaves these logs where they are
+
+    def read_status(self) -> JobStatus | None:
+        """The newest status of the job; None if none has come, or none that can be read."""
+        try:
+            return decode(self.status.read_bytes(), JobStatus, what=str(self.status))
+        except (OSError, WireError):
+            return None
 
     def info(self) -> RunInfo | None:
         """The owner, or None if the file is missing or damaged."""

@@ -13,7 +13,7 @@ from tests.launcher.records import HINT, analysed, event, hello, lines, report, 
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.report import SCHEMA, load_report, write_report
-from trainmesh.types import RecordLine
+from trainmesh.types import Event, Outcome, RecordLine
 from trainmesh.wire import encode
 
 EVIL = "<script>alert('x')</script>&\"'"
@@ -157,6 +157,56 @@ def test_any_record_gives_a_report(tmp_path: Path, record: list[RecordLine]) -> 
 def test_no_record_at_all_gives_a_report_that_says_so(tmp_path: Path) -> None:
     write_report(tmp_path / "nothing", tmp_path)
     assert "Nothing was measured" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("record", "num_steps", "title", "said"),
+    [
+        (
+            [],
+            600,
+            "The job was stopped by SIGTERM after 600 steps or more (exit code 1)",
+            "The job did 600 steps at least, which the record doesn't hold: it holds none (the "
+            "events say what went wrong).",
+        ),
+        (
+            lines(),
+            600,
+            "The job was stopped by SIGTERM after 20 recorded steps (exit code 1)",
+            "The job did 600 steps at least, which the record doesn't hold: the last one in it is "
+            "step 19 (the events say what went wrong).",
+        ),
+        (
+            [],
+            0,
+            "The job was stopped by SIGTERM before its first step (exit code 1)",
+            "No step was recorded: the script ended before its first step was over, or it never "
+            "wraps a model in DistributedDataParallel or fully_shard, or what was measured is lost "
+            "(the events say what went wrong).",
+        ),
+    ],
+)
+def test_what_the_record_could_not_hold_is_said(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    record: list[RecordLine],
+    num_steps: int,
+    title: str,
+    said: str,
+) -> None:
+    """On a full disk: the job's end and the launcher's own words are in no record."""
+    ended = Event(unix_s=1.0, step=0, kind="process", text="the etcd ended: no space is left")
+    told = [
+        RecordLine(event=ended),
+        RecordLine(outcome=Outcome(exit_code=1, signal="SIGTERM")),
+    ]
+    write_report(write(tmp_path / "r", record), tmp_path, told, num_steps)
+    assert main(["report", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{title}.\n")
+    assert f"- {said}\n" in shown
+    assert "process: the etcd ended: no space is left" in shown
+    assert ("No step was recorded" in shown) is (num_steps == 0)
 
 
 def test_the_terminal_version_is_plain_and_whole_without_a_terminal(

@@ -26,7 +26,6 @@ from trainmesh.launcher.service import (
 )
 from trainmesh.launcher.supervisor import Keeper, Supervisor
 from trainmesh.launcher.troubles import Troubles, read_told
-from trainmesh.types import RecordLine
 from trainmesh.wire import decode, encode
 
 
@@ -161,7 +160,6 @@ class Looked:
     def __init__(self, tmp_path: Path) -> None:
         self.said: list[str] = []
         self.path = tmp_path / "troubles.json"
-        self.record = tmp_path / "record.jsonl"
         self.process = Scripted()
         self.troubles = Troubles(self.path, self.said.append)
         self.keeper = Keeper(Service("agent", tmp_path / "log", self.process), self.troubles)
@@ -193,11 +191,8 @@ def test_what_keeps_ending_is_said_and_tried_again_for_ever(tmp_path: Path) -> N
     assert looked.said[-1] == f"over: {said.removeprefix('warning: ')}"
     assert read_told(looked.path).troubles == ()
     assert len(read_told(looked.path).events) == MAX_RESTARTS + 2
-    looked.record.write_text("torn")
-    looked.troubles.record(looked.record)
-    lines = looked.record.read_text().splitlines()
-    assert lines[0] == "torn"
-    assert ["keeps ending" in line for line in lines[1:]] == [False] * MAX_RESTARTS + [True] * 2
+    told = [line.event.text for line in looked.troubles.lines() if line.event is not None]
+    assert ["keeps ending" in text for text in told] == [False] * MAX_RESTARTS + [True] * 2
 
 
 @pytest.mark.parametrize("looks", [0, 1])
@@ -209,9 +204,8 @@ def test_an_end_just_before_the_job_s_is_recorded(tmp_path: Path, looks: int) ->
     for _ in range(looks):
         looked.keeper.look(looked.now_s)
     looked.keeper.look_at_end()
-    looked.troubles.record(looked.record)
-    [line] = looked.record.read_text().splitlines()
-    event = decode(line.encode(), RecordLine, what="record").event
+    [line] = looked.troubles.lines()
+    event = line.event
     assert event is not None
     assert event.kind == "process"
     assert event.text.startswith("the agent ended with signal 9 ")
