@@ -13,7 +13,7 @@ from trainmesh.decisions.regime import Regime
 from trainmesh.format import count, duration, percent
 from trainmesh.launcher import jobs
 from trainmesh.launcher.outcome_words import attempts_words
-from trainmesh.launcher.progress import plan_words, waiting_words
+from trainmesh.launcher.progress import plan_words, step_time_words, waiting_words
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
@@ -57,12 +57,17 @@ def _show(statuses: list[JobStatus], output: Output) -> None:
                 f"warning: job {status.job}: what follows is {age_s:.0f} s old: {jobs.NO_LEADER}"
             )
         if not status.world_size:
-            output.text(f"job {status.job}: starting, no rank has reported yet")
-            output.text(*attempts_words(status.outcome))
+            known = status.troubles or status.events
+            output.text(
+                f"job {status.job}: nothing is known of its ranks now"
+                if known
+                else f"job {status.job}: starting, no rank has reported yet"
+            )
+            output.text(*attempts_words(status.outcome), *_event_lines(status))
             continue
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
-            f"{duration(status.step_time_s)} a step, {waiting_words(status)}",
+            f"{step_time_words(status)}, {waiting_words(status)}",
             f"plan {_plan(status)}, loss {_loss(status)}"
             + (f", as of {age_s:.0f} s ago" if age_s is not None else ""),
         )
@@ -79,7 +84,11 @@ def _show(statuses: list[JobStatus], output: Output) -> None:
             output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")
         if status.ranks:
             _show_ranks(status, output)
-        output.text(*(f"step {e.step}: {e.kind}: {e.text}" for e in status.events[-MAX_EVENTS:]))
+        output.text(*_event_lines(status))
+
+
+def _event_lines(status: JobStatus) -> list[str]:
+    return [f"step {e.step}: {e.kind}: {e.text}" for e in status.events[-MAX_EVENTS:]]
 
 
 def _plan(status: JobStatus) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.troubles import read_told
 from trainmesh.places import unreadable_words
 from trainmesh.rundir import RunDir, live_runs
-from trainmesh.store import Store, job_prefix
+from trainmesh.store import Entry, Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
 from trainmesh.wire import decode
 
@@ -143,14 +144,14 @@ def _on_this_machine() -> list[JobStatus]:
     """Several launchers of one job may run here (one a node); each job counts once."""
     found: dict[str, JobStatus] = {}
     for run, info in live_runs():
-        status = _read(run)
+        status = run.read_status()
         if status is None and info.job in found:
             continue
         status = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
         told = read_told(run.troubles)
         found[info.job] = replace(
             status,
-            troubles=tuple(trouble.text for trouble in told.troubles),
+            troubles=(*(trouble.text for trouble in told.troubles), *_place_troubles(run)),
             events=(*status.events, *told.events),
             outcome=_outcome(run),
             age_s=_age_s(run),
@@ -174,11 +175,21 @@ def _outcome(run: RunDir) -> Outcome | None:
         return None
 
 
-def _read(run: RunDir) -> JobStatus | None:
+def _place_troubles(run: RunDir) -> list[str]:
+    """What is wrong with the run directory, as its files can't tell it."""
+    troubles = []
     try:
-        return decode(run.status.read_bytes(), JobStatus, what=str(run.status))
-    except (OSError, WireError):
-        return None
+        decode(run.status.read_bytes(), JobStatus, what=str(run.status))
+    except FileNotFoundError:
+        pass  # none has come yet
+    except (OSError, WireError) as error:
+        troubles.append(f"what the job does now is not known: {error}")
+    try:
+        if not os.statvfs(run.path).f_bavail:
+            troubles.append(f"no space is left in {run.path}, so what follows may be old")
+    except OSError:
+        pass  # it has just ended
+    return troubles
 
 
 def _in_store(args: argparse.Namespace) -> list[JobStatus]:
@@ -189,10 +200,18 @@ def _in_store(args: argparse.Namespace) -> list[JobStatus]:
         store.close()
     keys = [entry.key for entry in entries]
     return [
-        _with_leader(decode(entry.value, JobStatus, what=entry.key), keys)
-        for entry in entries
-        if entry.key.endswith("/status")
+        _with_leader(_decoded(entry), keys) for entry in entries if entry.key.endswith("/status")
     ]
+
+
+def _decoded(entry: Entry) -> JobStatus:
+    """One job's status that can't be read takes none of the others with it."""
+    try:
+        return decode(entry.value, JobStatus, what=entry.key)
+    except WireError as error:
+        job = entry.key.removeprefix(JOBS).removesuffix("/status")
+        unknown = f"what the job does now is not known: {error}"
+        return JobStatus(job=job, updated_unix_s=0.0, troubles=(unknown,))
 
 
 def _with_leader(status: JobStatus, keys: Sequence[str]) -> JobStatus:

@@ -29,6 +29,7 @@ __all__ = [
     "new_events",
     "plan_words",
     "status_line",
+    "step_time_words",
     "waiting_words",
 ]
 
@@ -47,9 +48,16 @@ def status_line(status: JobStatus) -> str:
     plan = plan_words(status)
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
     return clean(
-        f"trainmesh: step {status.step}, {loss}{duration(status.step_time_s)} a step, "
+        f"trainmesh: step {status.step}, {loss}{step_time_words(status)}, "
         f"{waiting_words(status)}, plan {plan}"
     )
+
+
+def step_time_words(status: JobStatus) -> str:
+    """How long the newest step took, if one is over."""
+    if status.step_time_s is None:
+        return "no step is over yet"
+    return f"{duration(status.step_time_s)} a step"
 
 
 def waiting_words(status: JobStatus) -> str:

@@ -159,22 +159,22 @@ def _run_directory(settings: LaunchSettings) -> Iterator[_ControlPlane]:
         url, started = services(settings, run_dir)
         run_dir.publish(structs.replace(info, etcd=url))
         troubles = Troubles(run_dir.troubles, say)
-        supervisor = Supervisor(started, sweep, troubles, lambda: _restore(run_dir))
+        supervisor = Supervisor(started, sweep, troubles, lambda: _restore(run_dir, troubles))
         yield _ControlPlane(run_dir, supervisor, troubles)
     finally:
         run_dir.remove()
 
 
-def _restore(run_dir: RunDir) -> bool:
+def _restore(run_dir: RunDir, troubles: Troubles) -> bool:
     """See that the run directory is there; whether it had to be made again."""
     try:
         gone = run_dir.restore()
     except OSError:
         return False  # once a second again; the processes that miss it say so
     if gone:
-        say(
-            f"warning: somebody has removed {run_dir.path}; it was made again, and what was "
-            "measured before is lost"
+        troubles.warn(
+            f"somebody has removed {run_dir.path}; it was made again, and what was measured before "
+            "is lost"
         )
     return gone
 

@@ -78,6 +78,11 @@ class Troubles:
         self._tell(text, kind="process", is_said=again)
         self._publish()
 
+    def warn(self, text: str) -> None:
+        """Something was wrong, and is mended."""
+        self._tell(f"warning: {text}")
+        self._publish()
+
     def look(self, now_s: float, *, at_end: bool = False) -> None:
         """Say what has lasted, and what is over; at the end also what is new."""
         changed = False

@@ -253,6 +253,33 @@ def test_a_coordinator_that_comes_late_sees_the_epoch_in_the_steps() -> None:
     assert "switch" in job.kinds()
 
 
+def test_nothing_was_timed_before_the_first_step() -> None:
+    job = Job()
+    job.greet()
+    assert job.coordinator.status(job.now_s).step_time_s is None
+    job.train(1, ms=9)
+    assert job.coordinator.status(job.now_s).step_time_s is not None
+
+
+def test_hints_that_differ_are_said_once_by_whichever_ranks() -> None:
+    """Each rank notes it, of the hint that it holds: some hold the one before."""
+
+    def differ(step: int, *epochs: int) -> None:
+        job.send(
+            RankReport(notes=(Note(kind="mismatch", rank=r, text="differ", step=step, epoch=e),))
+            for r, e in enumerate(epochs)
+        )
+
+    job = Job()
+    job.greet()
+    differ(16, 2, 2, 1, 1)
+    differ(32, 2, 2, 2, 2)
+    differ(48, 3, 3, 3, 3)
+    events = job.coordinator.status(job.now_s).events
+    told = [(event.step, event.text) for event in events if event.kind == "mismatch"]
+    assert told == [(16, "differ"), (48, "differ")]
+
+
 def test_a_rejected_plan_is_not_proposed_again() -> None:
     job = Job()
     job.greet()

@@ -217,7 +217,7 @@ def _shape(plan: Plan) -> str:
         return f"with shards from {min(plan.shares):.1%} to {max(plan.shares):.1%}"
     if not plan.islands:
         return _ranks(plan.order)
-    shown = " | ".join(_ranks(island) for island in plan.islands[:MAX_ISLANDS])
+    shown = " | ".join(_ranks(island, ",") for island in plan.islands[:MAX_ISLANDS])
     more = " | ..." if len(plan.islands) > MAX_ISLANDS else ""
     levels = f" in {len(plan.levels)} levels" if plan.levels else ""
     places = f" with shares by place from {min(plan.shares):.1%}" if plan.shares else ""
@@ -231,5 +231,7 @@ def _tree_words(plan: Plan) -> str:
     return f"of {len(plan.trees)} trees at once"
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    return "-".join(map(str, ranks[:MAX_RANKS])) + ("-..." if len(ranks) > MAX_RANKS else "")
+def _ranks(ranks: Sequence[int], between: str = "-") -> str:
+    """``between`` must not be "-" where two ranks can be meant: they would read as a range."""
+    more = f"{between}..." if len(ranks) > MAX_RANKS else ""
+    return between.join(map(str, ranks[:MAX_RANKS])) + more

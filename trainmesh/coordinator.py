@@ -352,6 +352,9 @@ class Coordinator:
             cost = codec_cost(note.text)
             if cost is not None and self._pilot is not None:  # ranks repeat what comes too early
                 self._pilot.codec_cost(cost)
+        elif note.kind == "mismatch":
+            if is_current and self._view.see_mismatch(note.step, note.epoch):
+                self._log(effects, now_s, note.kind, note.text, note.step)
         else:
             text = f"rank {note.rank}: {note.text}"
             self._log(effects, now_s, note.kind, text, note.step)

@@ -31,13 +31,16 @@ class JobView:
         self.step = 0
         self.num_steps = 0
         """Of the main module."""
-        self.step_time_s = 0.0
+        self.step_time_s: float | None = None
+        """Of the newest step."""
         self._latest: dict[int, StepReport] = {}
         self._newest_loss: tuple[int, float | None] = (0, None)
         """With its step."""
         self._timed: dict[int, dict[int, StepReport]] = {}
         """Reports with bucket times of the newest steps, by step and rank."""
         self._switched: dict[int, int] = {}
+        self._mismatch = (-1, -1)
+        """The newest step at which the ranks held several hints, and the newest epoch of these."""
 
     @property
     def world_size(self) -> int:
@@ -96,6 +99,13 @@ class JobView:
             self._switched[rank] = epoch
         same = list(self._switched.values()).count(epoch)
         return self.world is not None and same == self.world_size
+
+    def see_mismatch(self, step: int, epoch: int) -> bool:
+        """The ranks held several hints at ``step``, one of ``epoch``. Every rank says so, of the
+        hint that it holds, and once an epoch. True if nothing was known of it."""
+        before_step, before_epoch = self._mismatch
+        self._mismatch = max(step, before_step), max(epoch, before_epoch)
+        return step > before_step and epoch > before_epoch
 
     def statuses(self) -> tuple[RankStatus, ...]:
         return tuple(self._status(rank) for rank in sorted(self.hellos))

@@ -429,7 +429,8 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     step: Natural = 0
     num_steps: Natural = 0
     """Of the main module, in the newest start of the processes."""
-    step_time_s: float = 0.0
+    step_time_s: float | None = None
+    """Of the newest step; None: none is over yet."""
     exposed_share: float | None = None
     """Median of the last steps under the plan in force; None: none of them was timed yet."""
     loss: float | None = None

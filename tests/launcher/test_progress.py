@@ -60,6 +60,8 @@ def test_the_line() -> None:
     assert "%" not in one
     switched = status_line(replace(STATUS, exposed_share=None))
     assert "waiting on communication not measured yet, plan ring" in switched
+    begins = status_line(replace(STATUS, step=0, step_time_s=None))
+    assert begins.startswith("trainmesh: step 0, loss 1.5000, no step is over yet, ")
     assert status_line(JobStatus(job="j", updated_unix_s=0.0)) == "trainmesh: waiting for the ranks"
 
 

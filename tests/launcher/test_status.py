@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launcher.records import CHOICE, FIT, HINT, RING, graph
+from tests.needs import need_root
 from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.etcd import connect
 from trainmesh.launcher.cli import main
-from trainmesh.launcher.troubles import Told
+from trainmesh.launcher.troubles import Told, Troubles
 from trainmesh.rundir import RunDir, RunInfo, write_atomically
 from trainmesh.store import job_prefix
 from trainmesh.types import Event, Failure, JobStatus, Outcome, RankStatus
@@ -97,12 +99,69 @@ def test_status_shows_the_job(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_status_of_a_job_that_starts(capsys: pytest.CaptureFixture[str]) -> None:
     running("alpha", None)
-    run = running("beta", None)
-    run.status.write_bytes(b"damaged")
     assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert "job alpha: starting" in shown
-    assert "job beta: starting" in shown
+    assert shown == "job alpha: starting, no rank has reported yet\n"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"damaged", b'{"job":3}'])
+def test_a_status_that_cannot_be_read_is_no_start(
+    capsys: pytest.CaptureFixture[str], damaged: bytes
+) -> None:
+    run = running("beta", None)
+    run.status.write_bytes(damaged)
+    assert main(["status"]) == 0
+    warning, line = capsys.readouterr().out.splitlines()
+    assert warning.startswith(
+        f"warning: job beta: what the job does now is not known: {run.status}:"
+    )
+    assert line == "job beta: nothing is known of its ranks now"
+
+
+def test_a_run_directory_that_was_made_again_is_no_start(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = running("beta", None)
+    Troubles(run.troubles, lambda text: None).warn("somebody has removed it")
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "job beta: nothing is known of its ranks now",
+        "step 0: warning: somebody has removed it",
+    ]
+
+
+@pytest.mark.root
+def test_a_run_directory_without_space_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need_root()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        run = running("alpha", STATUS)
+        assert main(["status"]) == 0
+        assert "space" not in capsys.readouterr().out
+        try:
+            (tmp_path / "fill").write_bytes(bytes(64 * 1024))
+        except OSError:
+            pass
+        assert main(["status"]) == 0
+        first, second, *_ = capsys.readouterr().out.splitlines()
+        why = f"no space is left in {run.path}, so what follows may be old"
+        assert first == f"warning: job alpha: {why}"
+        assert second.startswith("job alpha: 2 ranks, step 70")
+        run.remove()
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_no_time_is_given_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    running("alpha", replace(STATUS, step=0, step_time_s=None))
+    assert main(["status"]) == 0
+    assert "job alpha: 2 ranks, step 0, no step is over yet, " in capsys.readouterr().out
+    assert main(["status", "--json"]) == 0
+    assert "step_time_s" not in capsys.readouterr().out
 
 
 def test_a_job_of_one_rank_has_nothing_to_communicate(
@@ -233,6 +292,7 @@ def test_jobs_of_other_machines_are_found_in_etcd(
             store.put(f"{job_prefix(job)}status", encode(replace(STATUS, job=job)))
         store.put(f"{job_prefix('alpha')}graph", encode(graph()))
         store.put(f"{job_prefix('alpha')}reports/n", b"{}")
+        store.put(f"{job_prefix('blank')}status", b"")
     finally:
         store.close()
     running("local", STATUS)
@@ -241,6 +301,7 @@ def test_jobs_of_other_machines_are_found_in_etcd(
     assert "job alpha" in shown
     assert "job beta" in shown
     assert "job local" not in shown
+    assert "warning: job blank: what the job does now is not known" in shown
     for job in ("alpha", "beta"):
         assert f"warning: job {job}: what follows is old: its coordinator has ended" in shown
     store = connect(etcd)
@@ -251,7 +312,10 @@ def test_jobs_of_other_machines_are_found_in_etcd(
     assert main(["status", "alpha", "--etcd", etcd]) == 0
     assert "warning" not in capsys.readouterr().out
     assert main(["status", "gamma", "--etcd", etcd]) == 1
-    assert f"no job 'gamma' is running in {etcd}; running: alpha, beta" in capsys.readouterr().err
+    assert (
+        f"no job 'gamma' is running in {etcd}; running: alpha, beta, blank"
+        in capsys.readouterr().err
+    )
     assert main(["explain", "beta", "--etcd", etcd]) == 0
     assert "Job beta runs ring" in capsys.readouterr().out
 

@@ -57,6 +57,15 @@ def test_islands_are_those_of_the_fastest_switch() -> None:
     assert hierarchical.islands(hgx(2))[0] == (tuple(range(8)), tuple(range(8, 16)))
 
 
+def test_islands_of_two_do_not_read_as_ranges() -> None:
+    plan = Plan(
+        algorithm="hierarchical", world_size=4, order=(0, 2, 1, 3), islands=((0, 2), (1, 3))
+    )
+    how = Comparison(0.05, None, "", True, 1)
+    told = reason(plan, how, chosen=True, step_s=1.0, native_s=2.0)
+    assert "(0,2 | 1,3)" in told
+
+
 def test_islands_are_found_without_switches() -> None:
     fast = [(0, 1, 50), (2, 3, 50), (4, 5, 50)]
     graph = direct([*fast, (1, 2, 5), (3, 4, 5), (5, 0, 5)])
