@@ -240,7 +240,19 @@ def _plans(sample: RunSample, steps: Steps, complete: Steps) -> tuple[PlanOutcom
         effect = _switch_effect(before, measured) if before and measured else None
         outcomes.append(_outcome(epoch, sample, own, measured, effect))
         before = measured
-    return tuple(outcomes)
+    return _without_refuted_bounds(outcomes)
+
+
+def _without_refuted_bounds(outcomes: Sequence[PlanOutcome]) -> tuple[PlanOutcome, ...]:
+    """A bound that one plan has beaten says that the links were taken to be slower than they are:
+    no bound of the same link graph holds, for whichever plan."""
+    graphs = {each.plan.graph_version for each in outcomes if each.plan and each.exceeds_bound}
+    return tuple(
+        replace(each, is_bound_refuted=True, measured_efficiency=None)
+        if each.plan is not None and each.plan.graph_version in graphs
+        else each
+        for each in outcomes
+    )
 
 
 def _switch_effect(before: list[MeasuredStep], after: list[MeasuredStep]) -> SwitchEffect:
@@ -318,9 +330,7 @@ def _outcome(
         split=split_of([report for _, _, group in steps for report in group.values()]),
         step_transfer_s=step_transfer_s,
         measured_s=measured_s,
-        measured_efficiency=plan.bound_s / measured_s
-        if plan and measured_s and not exceeds_bound
-        else None,
+        measured_efficiency=plan.bound_s / measured_s if plan and measured_s else None,
         exceeds_bound=exceeds_bound,
         origin=sample.origins.get(plan.graph_version, LinkOrigin.GIVEN)
         if plan is not None

@@ -27,6 +27,7 @@ __all__ = [
     "TimeSplit",
     "UNKNOWN",
     "measured_efficiency_words",
+    "predicted_efficiency_words",
 ]
 
 
@@ -144,8 +145,9 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     of the plan's size, to be compared with ``plan.predicted_s``; None with a codec, of whose time
     the prediction knows nothing. ``step_transfer_s`` is the median over steps of all their buckets'
     transfers. ``switch`` is None for the first plan and where there were no complete steps.
-    ``measured_efficiency`` is None too where ``exceeds_bound``: collectives took less than the
-    bound, which was computed from link costs (of ``origin``) that are not those of the links.
+    ``exceeds_bound``: collectives took less than the bound, which was computed from link costs (of
+    ``origin``) that are not those of the links. ``is_bound_refuted``: that was so of this plan, or
+    of another one on the same link graph; ``measured_efficiency`` is None then.
     """
 
     epoch: int
@@ -162,6 +164,7 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     measured_s: float | None = None
     measured_efficiency: float | None = None
     exceeds_bound: bool = False
+    is_bound_refuted: bool = False
     origin: LinkOrigin = LinkOrigin.GIVEN
     switch: SwitchEffect | None = None
 
@@ -171,6 +174,14 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
         if self.algorithm == UNKNOWN:
             return "a plan that the record does not hold"
         return regime_words(self.algorithm, self.fusion_bytes, self.codec)
+
+
+def predicted_efficiency_words(outcome: PlanOutcome) -> str:
+    """For a table's cell."""
+    plan = outcome.plan
+    if plan is None or not plan.predicted_s or outcome.is_bound_refuted:
+        return "-"
+    return percent(plan.efficiency)
 
 
 def measured_efficiency_words(outcome: PlanOutcome) -> str:

@@ -8,7 +8,11 @@ import sys
 import msgspec
 
 from trainmesh.format import count, duration, percent, rate, size
-from trainmesh.launcher.analysis_types import RunAnalysis, measured_efficiency_words
+from trainmesh.launcher.analysis_types import (
+    RunAnalysis,
+    measured_efficiency_words,
+    predicted_efficiency_words,
+)
 from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.report import Report, load_report
 from trainmesh.launcher.terminal import Output
@@ -87,7 +91,7 @@ def _show_plans(run: RunAnalysis, output: Output) -> None:
                 duration(plan.bound_s) if plan is not None else "-",
                 duration(plan.predicted_s) if plan is not None else "-",
                 duration(measured_s) if measured_s is not None else "-",
-                percent(plan.efficiency) if plan is not None else "-",
+                predicted_efficiency_words(outcome),
                 measured_efficiency_words(outcome),
             ]
         )

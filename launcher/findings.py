@@ -171,7 +171,7 @@ def _plan_points(last: PlanOutcome, measured_by: LinkOrigin) -> Iterator[str]:
         f"{duration(predicted_s)} and took {duration(last.measured_s)}"
         + (
             "."
-            if last.exceeds_bound
+            if last.is_bound_refuted
             else f"; no algorithm can take less than {duration(last.plan.bound_s)} on the link "
             "graph."
         )

@@ -22,6 +22,7 @@ from trainmesh.launcher.analysis_types import (
     RunAnalysis,
     TimeSplit,
     measured_efficiency_words,
+    predicted_efficiency_words,
 )
 from trainmesh.launcher.charts import Bar, Part
 from trainmesh.launcher.findings import Headline
@@ -238,13 +239,16 @@ def _plans(run: RunAnalysis) -> str:
         if plan.plan is not None and plan.plan.reason and plan.plan.reason not in compared
     ]
     if run.choice is not None:
+        refuted = {
+            each.plan.graph_version for each in run.plans if each.plan and each.is_bound_refuted
+        }
         rows = [
             [
                 candidate_name(plan, native_is_ring=is_ring)
                 + (" (chosen)" if plan.algorithm == run.choice.chosen else ""),
                 duration(plan.predicted_s),
                 rate(plan.algbw_bytes_per_s),
-                percent(plan.efficiency),
+                percent(plan.efficiency) if plan.graph_version not in refuted else "-",
             ]
             for plan in run.choice.candidates[:MAX_ROWS]
         ]
@@ -271,7 +275,7 @@ def _plan_row(plan: PlanOutcome) -> list[str]:
         duration(plan.plan.bound_s) if plan.plan is not None and known else "-",
         duration(plan.plan.predicted_s) if plan.plan is not None and known else "-",
         _maybe(plan.measured_s),
-        percent(plan.plan.efficiency) if plan.plan is not None and known else "-",
+        predicted_efficiency_words(plan),
         measured_efficiency_words(plan) if known else "-",
     ]
 

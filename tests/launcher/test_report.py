@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from tests.launcher.records import HINT, analysed, event, hello, lines, report, steps
+from tests.launcher.records import CHOICE, HINT, RING, analysed, event, hello, lines, report, steps
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.report import SCHEMA, load_report, write_report
@@ -157,6 +157,32 @@ def test_any_record_gives_a_report(tmp_path: Path, record: list[RecordLine]) -> 
 def test_no_record_at_all_gives_a_report_that_says_so(tmp_path: Path) -> None:
     write_report(tmp_path / "nothing", tmp_path)
     assert "Nothing was measured" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("version", "is_refuted"), [(1, True), (2, False)])
+def test_no_efficiency_is_given_against_a_bound_that_another_plan_has_beaten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: int, is_refuted: bool
+) -> None:
+    """Of the same link graph; native, which was slower, is none the better for it."""
+    beaten = replace(RING, bound_s=0.0075, graph_version=version)
+    candidates = tuple(replace(plan, graph_version=1) for plan in CHOICE.candidates)
+    record = []
+    for line in lines():
+        if line.hint is not None:
+            line = RecordLine(hint=replace(HINT, plan=beaten))
+        elif line.choice is not None:
+            line = RecordLine(choice=replace(CHOICE, candidates=candidates))
+        record.append(line)
+    native, ring = analysed(record).plans
+    assert (native.is_bound_refuted, ring.is_bound_refuted) == (is_refuted, True)
+    assert (native.measured_efficiency is None) is is_refuted
+    write_report(write(tmp_path / "r", record), tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    table = capsys.readouterr().out.partition("Plans against the bound")[2].split("\n\n")[0]
+    assert table.count("%") == (0 if is_refuted else 2)
+    page = (tmp_path / "report.html").read_text()
+    rows = re.findall("<tr>.*?</tr>", page.partition("Plans against the bound")[2], re.DOTALL)
+    assert any("%" in row for row in rows[:3]) is not is_refuted
 
 
 @pytest.mark.parametrize(
