@@ -138,8 +138,8 @@ def test_a_run_directory_without_space_is_said(
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
         pytest.skip("no file system can be mounted here")
+    run = running("alpha", STATUS)
     try:
-        run = running("alpha", STATUS)
         assert main(["status"]) == 0
         assert "space" not in capsys.readouterr().out
         try:
@@ -151,8 +151,8 @@ def test_a_run_directory_without_space_is_said(
         why = f"no space is left in {run.path}, so what follows may be old"
         assert first == f"warning: job alpha: {why}"
         assert second.startswith("job alpha: 2 ranks, step 70")
-        run.remove()
     finally:
+        run.remove()
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
