@@ -31,6 +31,7 @@ from trainmesh.topology.importers import (
     slurm_yaml,
 )
 from trainmesh.topology.importers.fragment import Fragment
+from trainmesh.topology.importers.hardware import KNOWN_SM
 from trainmesh.topology.merge import merge
 
 __all__ = ["KINDS", "add_arguments", "run"]
@@ -85,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sm",
         metavar="N",
         type=_positive,
+        choices=KNOWN_SM,
         help="nvidia-smi: compute capability of the GPUs, such as 80 or 90",
     )
     parser.add_argument(

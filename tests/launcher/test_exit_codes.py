@@ -174,6 +174,16 @@ def test_a_format_that_is_not_written_is_refused(
     assert not list(Path.cwd().glob("x.*"))
 
 
+@pytest.mark.parametrize("sm", ["999", "8", "91"])
+def test_a_compute_capability_that_no_gpu_has_is_refused(
+    sm: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(["topology", "import", "nvidia-smi", "m.txt", "--sm", sm]) == 2
+    err = capfd.readouterr().err
+    assert f"argument --sm: invalid choice: {sm} (choose from " in err
+    assert "80" in err.split("choose from")[1]
+
+
 @pytest.mark.parametrize("name", ["g.json", "g.yaml", "g.yml", "g"])
 def test_a_graph_is_written_as_its_name_says(name: str) -> None:
     assert ended(["topology", "import", "hostfile", "hosts", "--output", name]) == 0

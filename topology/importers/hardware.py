@@ -17,6 +17,7 @@ from trainmesh.topology.nccl.tables import HOP_LATENCY, Hardware, NcclAlgorithm
 from trainmesh.types import LinkCost
 
 __all__ = [
+    "KNOWN_SM",
     "ASSUMED_NETWORK",
     "ASSUMED_PCIE",
     "ASSUMED_SYS",
@@ -36,6 +37,8 @@ __all__ = [
 _HOP_US = {hardware: latency[NcclAlgorithm.RING][-1] for hardware, latency in HOP_LATENCY.items()}
 # topo.h SM60_NVLINK_BW and its likes: one link, by the compute capability from which it holds.
 _NVLINK_GBps = ((100, 40.1), (90, 20.6), (87, 20.0), (86, 12.0), (70, 20.0), (60, 18.0))
+KNOWN_SM = (60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+"""Compute capabilities from Pascal, the first with NVLinks, to Blackwell (CUDA 13)."""
 # Links that a GPU has: P100, V100, A100, H100, B200.
 _NVLINKS = ((90, 18), (80, 12), (70, 6), (0, 4))
 # One xGMI link and the latency of a hop, by the first letters of the GPU's architecture.

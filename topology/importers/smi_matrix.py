@@ -3,16 +3,18 @@
 The first line names the columns, each further one is a row. What comes after the cells (CPU
 Affinity, NUMA Affinity, GPU NUMA ID) may be blank in any row, so it is told apart by where it
 stands. A terminal or a mail may have wrapped the lines: their parts are joined. Every row must
-have a cell in each column and its X in its own, and every column a row.
+have a cell in each column and its X in its own, every column a row, and a pair of devices the same
+link both ways.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 from trainmesh.errors import GraphError
 
@@ -30,6 +32,9 @@ AFFINITY = re.compile(r"CPU Affinity|NUMA Affinity|GPU NUMA ID")
 NIC_NAME = re.compile(r"\s*(NIC\d{1,4}):\s*(\S{1,80})\s*", re.ASCII)
 END = re.compile(r"\s*(NIC )?Legend\s*:")
 ROCM = re.compile(r"ROCm System Management|\(Topology\)|DRM devices|AMD-?SMI|ACCESS TABLE")
+NUMA = "NUMA Affinity"
+UNTOLD = ("N/A", "NV0")
+"""Cells that say nothing of a link."""
 TAB = 8
 AGAIN = "give it as nvidia-smi wrote it: nvidia-smi topo -m > FILE"
 
@@ -100,23 +105,54 @@ class _Reader:
     def read(self) -> Matrix:
         where = self._where(self._head)
         cells: dict[tuple[str, str], str] = {}
-        numa: dict[str, str] = {}
-        notes: dict[str, None] = {}
+        tails: dict[str, dict[str, str] | None] = {}
         for name, record in self._records.items():
             own = self._cells(name, record)
             cells |= {(name, column): cell for column, cell in own.items()}
-            tail = self._tail(record)
-            if tail is None:
-                notes[
-                    f"{self._where(record.number)}: which of {', '.join(self._tails)} is blank "
-                    "can't be told; the NUMA nodes of such rows are not used"
-                ] = None
-            word = (tail or {}).get("NUMA Affinity", "")
-            numa[name] = word if re.fullmatch(r"[0-9]{1,4}", word, re.ASCII) else ""
+            tails[name] = self._tail(record)
         if missing := [name for name in self._columns if name not in self._records]:
             raise GraphError(f"{where}: no row {missing[0][:40]!r}; {AGAIN}")
-        said = tuple(notes)[:1]
-        return Matrix(tuple(self._columns), cells, numa, self._names, where, said)
+        notes = [*self._one_sided(cells), *self._blank(tails)]
+        nodes = {name: (tail or {}).get(NUMA, "") for name, tail in tails.items()}
+        numa = {
+            name: word if re.fullmatch(r"[0-9]{1,4}", word, re.ASCII) else ""
+            for name, word in nodes.items()
+        }
+        return Matrix(tuple(self._columns), cells, numa, self._names, where, tuple(notes))
+
+    def _one_sided(self, cells: Mapping[tuple[str, str], str]) -> Iterator[str]:
+        """A note where two devices have another number of NVLinks one way than the other, which
+        a link that is down might explain; another kind of link is none of nvidia-smi's."""
+        uneven: list[str] = []
+        for a, b in combinations(self._columns, 2):
+            there, back = cells[a, b], cells[b, a]
+            if there == back or there in UNTOLD or back in UNTOLD:
+                continue
+            where = self._where(self._records[b].number)
+            differ = f"{where}: {a} to {b} is {there}, but {b} to {a} is {back}"
+            if _kind(there) != _kind(back):
+                raise GraphError(f"{differ}; {AGAIN}")
+            if there.startswith("NV"):
+                uneven.append(differ)
+        if uneven:
+            more = f" (so for {len(uneven)} pairs)" if len(uneven) > 1 else ""
+            yield f"{uneven[0]}{more}; each way has its own number of NVLinks in the graph"
+
+    def _blank(self, tails: Mapping[str, Mapping[str, str] | None]) -> Iterator[str]:
+        """Notes on NUMA nodes of GPUs that are not there, or can't be told."""
+        untold = next((name for name, tail in tails.items() if tail is None), None)
+        if untold is not None:
+            yield (
+                f"{self._where(self._records[untold].number)}: which of {', '.join(self._tails)} "
+                "is blank can't be told; the NUMA nodes of such rows are not used"
+            )
+        gpus = {name: tail for name, tail in tails.items() if name.startswith("GPU")}
+        without = [name for name, tail in gpus.items() if tail is not None and not tail.get(NUMA)]
+        if without and any((tail or {}).get(NUMA) for tail in gpus.values()):
+            yield (
+                f"{self._where(self._records[without[0]].number)}: row {without[0]} has no {NUMA}, "
+                "rows of other GPUs have one; its NUMA node is not used; is the line cut?"
+            )
 
     def _where(self, index: int) -> str:
         return f"{self._source}:{index + 1}"
@@ -242,6 +278,11 @@ class _Reader:
                 for tail, (_, at) in zip(self._tails, words, strict=True):
                     places[at].add(tail)
         return {at: tails.pop() for at, tails in places.items() if len(tails) == 1}
+
+
+def _kind(cell: str) -> str:
+    """What a cell says but for the number of NVLinks; SOC is SYS in old drivers' words."""
+    return "NV" if cell.startswith("NV") else "SYS" if cell == "SOC" else cell
 
 
 def _words(line: str) -> list[tuple[str, int]]:

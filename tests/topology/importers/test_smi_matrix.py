@@ -156,6 +156,12 @@ CUTS = {
     ),
     "m:3: 'and so on' is no part of the matrix": SMALL.replace(LINES[2], "and so on"),
     "m:1: no row 'GPU0'": LINES[0] + "\n\n",
+    "m:3: GPU0 to GPU1 is NV18, but GPU1 to GPU0 is SYS; give it as nvidia-smi": SMALL.replace(
+        "GPU1\tNV18", "GPU1\tSYS"
+    ),
+    "m:5: NIC0 to NIC1 is SYS, but NIC1 to NIC0 is PIX; give it as": SMALL.replace(
+        "NIC1\tSYS\tSYS\tSYS", "NIC1\tSYS\tSYS\tPIX"
+    ),
     "m:1: 'rdma' is no GPU or NIC": SMALL.replace("\tNIC1\t", "\trdma\t", 1),
     "m: no line of columns GPU0 GPU1": "GPU0\tX\tOK\nGPU1\tOK\tX\n",
 }
@@ -166,6 +172,31 @@ def test_what_is_cut_or_foreign_is_refused(says: str) -> None:
     with pytest.raises(GraphError) as caught:
         read_matrix(CUTS[says], source="m")
     assert str(caught.value).startswith(says)
+
+
+def test_a_pair_with_two_numbers_of_nvlinks_is_said() -> None:
+    """A GPU whose links are down in part may well be shown so; SOC is SYS by another name."""
+    tails = [("0-7", "0", "N/A")] * 3
+    page = written(3, 1, tails).replace("GPU2\tNV18\tNV18", "GPU2\tNV16\tNV16")
+    assert read_matrix(page.replace("NIC0\tSYS", "NIC0\tSOC"), source="m").notes == (
+        "m:4: GPU0 to GPU2 is NV18, but GPU2 to GPU0 is NV16 (so for 2 pairs); each way has its "
+        "own number of NVLinks in the graph",
+    )
+    assert read_matrix(page.replace("NV16", "N/A"), source="m").notes == ()
+
+
+@pytest.mark.parametrize("cut", ["", "\t0-7"])
+def test_a_numa_node_that_is_cut_off_is_said(cut: str) -> None:
+    page = written(2, 0, [("0-7", "0", "N/A")] * 2)
+    end = page.index(" X ", page.index("GPU1\t", 10)) + 3
+    found = read_matrix(page[:end] + cut, source="m")
+    assert found.numa == {"GPU0": "0", "GPU1": ""}
+    assert found.notes == (
+        "m:3: row GPU1 has no NUMA Affinity, rows of other GPUs have one; its NUMA node is not "
+        "used; is the line cut?",
+    )
+    # Where no GPU has one, as in many virtual machines, there is nothing to say.
+    assert read_matrix(written(2, 1, [("", "", "")] * 2), source="m").notes == ()
 
 
 @given(st.data())
