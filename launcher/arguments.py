@@ -50,6 +50,8 @@ def file_to_write(*suffixes: str) -> Callable[[str], Path]:
 
     def path(text: str) -> Path:
         found = file_path(text)
+        if text.endswith(("/", "/.")):
+            raise argparse.ArgumentTypeError(f"{text!r} names a folder; give the name of a file")
         if found.suffix and found.suffix.lower() not in suffixes:
             raise argparse.ArgumentTypeError(
                 f"{text!r}: {found.suffix} can't be written, only {' and '.join(suffixes)}"

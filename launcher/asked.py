@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainmesh.console import say
-from trainmesh.errors import ConfigError, GraphError, WireError
+from trainmesh.errors import ConfigError, WireError
 from trainmesh.format import count
 from trainmesh.launcher import signals
 from trainmesh.types import Algorithm, JobStatus
@@ -108,13 +108,8 @@ def _declared(topology: Path | None, num_ranks: int) -> LinkGraph | None:
         return None
     from trainmesh.topology.document import load_file
 
-    graph = load_file(topology)
-    if graph.world_size != num_ranks:
-        return None
-    try:
-        return graph.usable()
-    except GraphError as error:
-        raise ConfigError(f"--topology {topology}: {error}") from error
+    graph = load_file(topology, to_plan=True)
+    return graph.usable() if graph.world_size == num_ranks else None
 
 
 def _assumed(config: LaunchConfig) -> LinkGraph:

@@ -125,7 +125,7 @@ def _settings(args: Namespace, num_nodes: int) -> LaunchSettings:
     if args.topology is not None:
         from trainmesh.topology.document import load_file
 
-        load_file(args.topology)
+        load_file(args.topology, to_plan=True)
     asked.check_codec(args.compression)
     return LaunchSettings(
         job=job_name(args, num_nodes),

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    graph = load_file(args.graph)
+    graph = load_file(args.graph, to_plan=True)
     with waiting(f"planning for {count(graph.world_size, 'rank')}"):
         found = answer(
             graph,

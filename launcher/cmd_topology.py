@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from trainmesh.errors import ConfigError
+from trainmesh.errors import ConfigError, GraphError
 from trainmesh.format import count, duration, rate, size
 from trainmesh.launcher import import_topology, jobs, probe_topology
 from trainmesh.launcher.arguments import file_path, file_to_write
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "validate":
-        graph = load_file(args.file)
+        graph = load_file(args.file, to_plan=True)
         Output().text(f"{args.file}: valid; {_size(graph)}", _limit(graph))
         return 0
     if args.action == "import":
@@ -84,7 +84,10 @@ def _size(graph: LinkGraph) -> str:
 
 
 def _limit(graph: LinkGraph) -> str:
-    least = bound(graph, DDP_BUCKET_BYTES)
+    try:
+        least = bound(graph.usable(), DDP_BUCKET_BYTES)
+    except GraphError as error:
+        return f"nothing can be planned {error}"
     if least.kind == "none":
         return "one rank: there is nothing to reduce"
     where = "all links of the ranks together"
@@ -99,7 +102,10 @@ def _limit(graph: LinkGraph) -> str:
 
 def _draw(graph: LinkGraph, plan: Plan | None, path: Path) -> None:
     """The picture, with what limits the plan in force, or else any plan at all."""
-    least = bound(graph, DDP_BUCKET_BYTES)
+    try:
+        least = bound(graph.usable(), DDP_BUCKET_BYTES)
+    except GraphError as error:
+        raise GraphError(f"--draw {path}: {error}") from error
     links, limited = (plan.bottleneck, "the plan") if plan else (least.links, "every plan")
     drawing = svg(graph, cut=least.cut, bottleneck=links, limited=limited)
     write_output(path, drawing.encode(), what="--draw")

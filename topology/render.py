@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 import networkx as nx
 
-from trainmesh.topology.graph import Link, LinkGraph, Node
+from trainmesh.format import count
+from trainmesh.topology.graph import Health, Link, LinkGraph, Node
 
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
 
@@ -71,20 +72,22 @@ def svg(
     Returns:
         The element; above ``MAX_DRAWN_RANKS`` ranks one that says that it is too large to draw.
     """
+    ranks, links = count(graph.world_size, "rank"), count(len(graph.links), "directed link")
     if graph.world_size > MAX_DRAWN_RANKS:
-        text = f"{graph.world_size} ranks and {len(graph.links)} links: too many to draw"
+        text = f"{ranks} and {links}: too many to draw"
         return _document(420, 60, [f'<text x="210" y="34">{text}</text>'], "Link graph")
     layout = _layout(graph)
     parts = _lines(graph, layout, set(bottleneck))
     parts += [_box(node, layout, node.name in cut) for node in graph.nodes]
     words = f"limits {limited}" if bottleneck else ""
     parts += _legend(layout.height, words, has_cut=bool(cut))
-    title = f"Link graph: {graph.world_size} ranks, {len(graph.links)} directed links"
+    title = f"Link graph: {ranks}, {links}"
     return _document(layout.width, layout.height + LEGEND_HEIGHT, parts, title)
 
 
 def table_rows(graph: LinkGraph) -> list[tuple[str, str, str, str, str, str]]:
-    """(from, to, class, bandwidth in GB/s, alpha in us, where the cost comes from) a link."""
+    """(from, to, class, bandwidth in GB/s, alpha in us, where the cost comes from and
+    what is wrong with the link) a link."""
     return [
         (
             link.src,
@@ -92,7 +95,8 @@ def table_rows(graph: LinkGraph) -> list[tuple[str, str, str, str, str, str]]:
             link.link_class,
             f"{link.cost.bandwidth_bytes_per_s / 1e9:.3f}",
             f"{link.cost.alpha_s * 1e6:.1f}",
-            link.provenance.name.lower(),
+            link.provenance.name.lower()
+            + ("" if link.health is Health.HEALTHY else f", {link.health.value}"),
         )
         for link in graph.links
     ]

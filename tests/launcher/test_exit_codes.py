@@ -164,6 +164,8 @@ def test_the_help_that_is_named_is_the_commands_own(
         ("plan --graph g.yaml --draw x.PNG", "'x.PNG': .PNG can't be written, only .svg"),
         ("topology import hostfile hosts --output x.xml", "only .yaml and .yml and .json"),
         ("topology probe --output x.svg", "only .yaml and .yml and .json"),
+        ("plan --graph g.yaml --draw x.svg/", "'x.svg/' names a folder; give the name of a file"),
+        ("topology import hostfile hosts --output x.yaml/.", "'x.yaml/.' names a folder"),
     ],
 )
 def test_a_format_that_is_not_written_is_refused(

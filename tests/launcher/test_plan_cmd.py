@@ -246,6 +246,80 @@ def test_a_bad_graph_is_one_line(
     assert captured.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "g.json",
+            '{"version": 1,\n "nodes": {"a": {"kind": "rank"}\n',
+            ":3: not valid JSON: expecting",
+        ),
+        ("g.JSON", "nodes: [", ":1: not valid JSON: expecting value"),
+        ("g.json", "[" * 40, "nested more than 16 deep"),
+        ("g.yaml", '{"version": 1,\n "nodes": {"a": {"kind": "rank"}\n', "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_called_what_its_name_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, words: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["plan", "--graph", str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+
+
+QUARANTINED = """version: 1
+nodes: {a: {kind: rank}, b: {kind: rank}}
+links:
+  - {src: a, dst: b, bandwidth_GBps: 10, duplex: false}
+  - {src: b, dst: a, bandwidth_GBps: 10, duplex: false, health: quarantined}
+"""
+
+
+@pytest.mark.parametrize("command", ["plan --graph", "topology validate", "launch --topology"])
+def test_links_in_quarantine_that_ranks_need_have_a_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, script = tmp_path / "g.yaml", tmp_path / "s.py"
+    path.write_text(QUARANTINED)
+    script.touch()
+    more = ["--dry-run", "--nproc-per-node", "2", str(script)] if "launch" in command else []
+    assert main([*command.split(), str(path), *more]) == 2
+    assert capsys.readouterr().err == (
+        f"trainmesh: error: {path}:5: without the links in quarantine: no path from b to a: the "
+        "graph is disconnected\n"
+    )
+
+
+def test_what_is_in_quarantine_is_shown_and_limits_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text(QUARANTINED)
+    assert main(["topology", "show", "--file", str(path)]) == 0
+    *_, there, back, last = capsys.readouterr().out.splitlines()
+    assert (there.split()[-1], back.split()[-2:]) == ("declared", ["declared,", "quarantined"])
+    assert last.startswith("nothing can be planned without the links in quarantine")
+    path.write_text(
+        """version: 1
+nodes: {a: {kind: rank}, b: {kind: rank}, s: {kind: switch}}
+links:
+  - {src: a, dst: b, bandwidth_GBps: 1}
+  - {src: a, dst: s, bandwidth_GBps: 90, health: quarantined}
+  - {src: s, dst: b, bandwidth_GBps: 90, health: quarantined}
+"""
+    )
+    assert main(["topology", "validate", str(path)]) == 0
+    # 25 MiB over 1 GB/s: what is in quarantine helps nobody.
+    assert "can take less than 26.2 ms" in capsys.readouterr().out
+
+
+def test_one_rank_has_no_islands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("version: 1\nnodes: {a: {kind: rank}}\n")
+    assert main(["plan", "--graph", str(path), "--algorithm", "hierarchical"]) == 2
+    assert "one rank has nobody to share an island with" in capsys.readouterr().err
+
+
 def test_a_million_links_end_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
     link = "  - {src: a, dst: b, bandwidth_GBps: 1}\n"

@@ -61,13 +61,17 @@ MAX_NAMED = 3
 SWITCH = {"true": True, "false": False}
 
 
-def load_file(path: Path) -> LinkGraph:
+def load_file(path: Path, *, to_plan: bool = False) -> LinkGraph:
     """Read a topology file.
 
+    Args:
+        path: The file.
+        to_plan: Whether its ranks must be able to do without the links in quarantine.
+
     Raises:
-        GraphError: it can't be read, or is not a valid document.
+        GraphError: it can't be read, is not a valid document, or can't be planned with.
     """
-    return load_file_with_timeline(path)[0]
+    return _load(_read(path), source=str(path), to_plan=to_plan)[0]
 
 
 def load_file_with_timeline(path: Path) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
@@ -76,17 +80,20 @@ def load_file_with_timeline(path: Path) -> tuple[LinkGraph, tuple[LinkChange, ..
     Raises:
         GraphError: it can't be read, or is not a valid document.
     """
+    return _load(_read(path), source=str(path))
+
+
+def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise GraphError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except OSError as error:
         raise GraphError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise GraphError(f"{path}: not a text file in UTF-8") from error
-    return _load(text, source=str(path))
 
 
 def load(text: str, *, source: str) -> LinkGraph:
@@ -99,10 +106,15 @@ def load(text: str, *, source: str) -> LinkGraph:
     return _load(text, source=source)[0]
 
 
-def _load(text: str, *, source: str) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
+def _load(
+    text: str, *, source: str, to_plan: bool = False
+) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
     document = parse(text, source=source)
     try:
-        return _contents(document.root)
+        graph, timeline = _contents(document.root)
+        if to_plan:
+            _check_usable(graph, document.root)
+        return graph, timeline
     except Problem as problem:
         line = document.line(problem.path)
         raise GraphError(f"{source}:{line}: {problem}") from problem
@@ -271,6 +283,18 @@ def _check_linked(nodes: Mapping[str, Node], links: Iterable[Link]) -> None:
                     reached.add(name)
                     waiting.append(name)
         _refuse([name for name in neighbours if name not in reached], "no rank is linked to node")
+
+
+def _check_usable(graph: LinkGraph, root: Value) -> None:
+    """Of links in quarantine that the ranks can't do without, the first has the line."""
+    try:
+        graph.usable()
+    except GraphError as error:
+        links = root.get("links") if isinstance(root, dict) else None
+        for place, entry in enumerate(links if isinstance(links, list) else ()):
+            if isinstance(entry, dict) and entry.get("health") == Health.QUARANTINED.value:
+                raise Problem(str(error), "links", place) from error
+        raise
 
 
 def _refuse(names: list[str], what: str) -> None:

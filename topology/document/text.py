@@ -67,6 +67,10 @@ class _Refused(Exception):
         self.line = line
 
 
+class _NotYaml(_Refused):
+    pass
+
+
 class _Repeated(Exception):
     """A key is there twice in one JSON object."""
 
@@ -83,9 +87,27 @@ def parse(text: str, *, source: str) -> Document:
     try:
         _refuse_crowds(text)
         return _parse(text)
+    except _NotYaml as refusal:
+        broken = _json_problem(text) if source.lower().endswith(".json") else None
+        raise _error(broken or refusal, source) from refusal
     except _Refused as refusal:
-        where = source if refusal.line is None else f"{source}:{refusal.line}"
-        raise GraphError(f"{where}: {refusal}") from refusal
+        raise _error(refusal, source) from refusal
+
+
+def _error(refusal: _Refused, source: str) -> GraphError:
+    where = source if refusal.line is None else f"{source}:{refusal.line}"
+    return GraphError(f"{where}: {refusal}")
+
+
+def _json_problem(text: str) -> _Refused | None:
+    """Why ``text``, which is not YAML either, is no JSON."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return _Refused(error.lineno, f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]}")
+    except RecursionError:
+        pass  # nested too deeply, which YAML's reason says
+    return None
 
 
 def _parse(text: str) -> Document:
@@ -151,7 +173,7 @@ def _from_yaml(text: str) -> Value:
     except yaml.YAMLError as error:
         raise _refusal(error, text, event, builder.depth) from error
     except UnicodeEncodeError as error:
-        raise _Refused(None, "not valid YAML: it holds half of a character") from error
+        raise _NotYaml(None, "not valid YAML: it holds half of a character") from error
     if not builder.top:
         raise _Refused(None, "the document is empty")
     return builder.top[0]
@@ -162,7 +184,7 @@ def _refusal(error: yaml.YAMLError, text: str, last: Any, depth: int) -> _Refuse
     our own reason if there is one in what the library has looked at since."""
     end = getattr(error, "problem_mark", None)
     if end is None:
-        return _Refused(None, f"not valid YAML: {str(error).splitlines()[0]}")
+        return _NotYaml(None, f"not valid YAML: {str(error).splitlines()[0]}")
     begin = last.end_mark if last is not None else None
     index, line = (begin.index, begin.line) if begin is not None else (0, 0)
     with suppress(yaml.YAMLError):
@@ -173,7 +195,7 @@ def _refusal(error: yaml.YAMLError, text: str, last: Any, depth: int) -> _Refuse
                 depth -= 1
             if depth > MAX_DEPTH:
                 return _Refused(line + token.start_mark.line + 1, TOO_DEEP)
-    return _Refused(end.line + 1, f"not valid YAML: {getattr(error, 'problem', None) or error}")
+    return _NotYaml(end.line + 1, f"not valid YAML: {getattr(error, 'problem', None) or error}")
 
 
 class _Builder:

@@ -76,6 +76,12 @@ def from_environment(
                     "write a hostfile instead"
                 )
             slots[node] = number
+    if not any(slots.values()):
+        name = components[0].tasks
+        raise GraphError(
+            f"{name if environ.get(name) else components[0].each}: no node of the job has a task; "
+            "give --ranks-per-node"
+        )
     notes = tuple(_notes(environ, components[0], slots, ranks_per_node))
     if ranks_per_node is not None or _is_block(environ) or len(slots) == 1:
         return Allocation(in_order(slots), notes)

@@ -37,6 +37,8 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     """Why the graph suggests no islands; None if it suggests some."""
     if _divisions(graph, request):
         return None
+    if graph.world_size == 1:
+        return "one rank has nobody to share an island with"
     equal = "" if request.collective == Collective.ALLREDUCE else " equal"
     return (
         f"the links divide the {graph.world_size} ranks into no{equal} islands that are faster "

@@ -181,7 +181,10 @@ def test_what_tasks_may_not_say_is_said() -> None:
         ),
         (JOB | {"SLURM_TASKS_PER_NODE": "2"}, "SLURM_TASKS_PER_NODE is for 1 node, but SLURM_JOB"),
         (JOB | {"SLURM_DISTRIBUTION": "plane=4"}, "SLURM_DISTRIBUTION='plane=4': only block"),
-        (JOB | {"SLURM_TASKS_PER_NODE": "0(x3)"}, "no host has a slot"),
+        (
+            JOB | {"SLURM_TASKS_PER_NODE": "0(x3)"},
+            "SLURM_TASKS_PER_NODE: no node of the job has a task; give --ranks-per-node",
+        ),
         (JOB | {"SLURM_HET_SIZE": "many"}, "SLURM_HET_SIZE='many' is no number of components"),
         (
             {"SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS_PER_NODE": "x"},
