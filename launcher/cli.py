@@ -18,7 +18,7 @@ from typing import Any
 from trainmesh import __version__
 from trainmesh.console import clean, say, write_error
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher import signals
+from trainmesh.launcher import signals, standard_output
 from trainmesh.launcher.arguments import Parser
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -85,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             write_error(traceback.format_exc())
         code = _ended(error)
-    except SystemExit:
-        _flush_output()
-        raise
+    except SystemExit as stop:
+        if _flush_output() or stop.code:
+            raise
+        return 1
     return code if _flush_output() else code or 1
 
 
@@ -101,7 +102,9 @@ def _ended(error: BaseException) -> int:
         return -signal.SIGINT
     if isinstance(error, signals.Ended):
         return -error.number
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or standard_output.is_from(error):
+        return 1  # the first needs no word, and the second gets it when all is flushed
+    if isinstance(error, OSError):
         # A disk is full, a file or a process can't be had: nothing that a traceback explains.
         where = f"{error.filename}: " if error.filename is not None else ""
         say(f"error: {clean(where)}{error.strerror or error}")
@@ -110,14 +113,10 @@ def _ended(error: BaseException) -> int:
 
 def _flush_output() -> bool:
     """Whether standard output took what was printed; it is not asked again, not even at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # its reader has gone (| head) and needs no word
-            say(f"error: standard output: {error.strerror}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+    problem = standard_output.problem()
+    if problem is not None and not isinstance(problem, BrokenPipeError):
+        say(f"error: {standard_output.NAME}: {problem.strerror}")
+    return problem is None  # of a pipe whose reader has gone (| head) there is nothing to say
 
 
 def _load(command: str) -> ModuleType:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from io import TextIOWrapper
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -24,16 +23,14 @@ def main() -> NoReturn:
     if interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _occupy_closed_streams()
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A file may be called what no character set holds; standard error is so from the start.
-        sys.stdout.reconfigure(errors="backslashreplace")
 
     from trainmesh.launcher import own_modules
 
     own_modules.come_first()
 
-    from trainmesh.launcher import cli, signals
+    from trainmesh.launcher import cli, signals, standard_output
 
+    standard_output.install()
     if interrupt is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:

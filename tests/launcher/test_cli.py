@@ -1,6 +1,8 @@
 """The command line: a fixed set of options, lazy imports, errors in one line."""
 
 import argparse
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -144,19 +146,46 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert done.returncode in (0, 1)  # 0: the pipe was still open
 
 
-@pytest.mark.parametrize(
-    "words", [["status"], ["topology", "show", "--file", "examples/two_racks.yaml"]]
-)
-def test_a_full_disk_is_one_line(words: list[str]) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "trainmesh", *words],
-            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
-        )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith("trainmesh: error: ")
-    assert done.stderr.endswith("No space left on device\n")
-    assert len(done.stderr.splitlines()) == 1
+HOSTS = "tests/topology/importers/data/hostfile_mpich.txt"
+PRINTING = [
+    "status",
+    "endpoints",
+    "lab clean",
+    "doctor",
+    "topology show --file examples/two_racks.yaml",
+    "plan --graph examples/two_racks.yaml",
+    "plan --json --graph examples/two_racks.yaml",
+    f"topology import hostfile {HOSTS}",
+    "--help",
+    "launch --help",
+    "--version",
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("words", PRINTING)
+def test_output_that_can_not_be_written_is_one_line(words: str, tmp_path: Path) -> None:
+    """However Python writes: in blocks, by rich's flushes, or each print at once, which argparse
+    forgets."""
+    for unbuffered in ("", "1"):
+        with (tmp_path / "full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "trainmesh", *words.split()],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": unbuffered,
+                    "XDG_RUNTIME_DIR": str(tmp_path),
+                },
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+            )
+        assert done.returncode == 1
+        errors = [line for line in done.stderr.splitlines() if "error" in line]
+        assert errors == ["trainmesh: error: standard output: File too large"]
 
 
 def test_a_stream_needs_two_hosts(capsys: pytest.CaptureFixture[str]) -> None:
