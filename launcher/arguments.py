@@ -17,17 +17,25 @@ __all__ = ["Parser", "add_etcd", "etcd_url", "file_path", "file_to_write"]
 
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line instead of the whole usage, in the name of the command
-    that was chosen."""
+    that was chosen. Every parser has ``--debug``, so it may stand before or after any command."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.set_defaults(chosen_parser=self)  # that of an inner command comes last
+        if "-" in self.prefix_chars:
+            self.add_argument(
+                "--debug",
+                action="store_true",
+                default=argparse.SUPPRESS,  # so that it does not undo one before the command
+                help="show the traceback of an error",
+            )
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """As ``parse_args``; words that are left over are an error of the innermost command's."""
         found, left = self.parse_known_args(words)
         chosen: Parser = found.chosen_parser
         del found.chosen_parser
+        found.debug = "debug" in found
         if left:
             chosen.error(f"unrecognized arguments: {' '.join(left)}")
         return found

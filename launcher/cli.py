@@ -46,7 +46,6 @@ def build_parser(command: str | None) -> Parser:
     """The parser of all commands; only ``command`` has its arguments filled in."""
     parser = Parser(prog="trainmesh", description="Coordinates data-parallel training jobs.")
     parser.add_argument("--version", action="version", version=f"trainmesh {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         module = _load(name) if name == command else None
@@ -55,12 +54,6 @@ def build_parser(command: str | None) -> Parser:
             name, help=summary, description=summary, parents=parents, add_help=not parents
         )
         if module is not None:
-            chosen.add_argument(
-                "--debug",
-                action="store_true",
-                default=argparse.SUPPRESS,  # so that it does not undo one before the command
-                help="show the traceback of an error",
-            )
             module.add_arguments(chosen)
             chosen.set_defaults(run=module.run)
     return parser
@@ -75,14 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+    args = argparse.Namespace(debug=debug)
     try:
         with signals.exiting():
             command = next((word for word in argv if not word.startswith("-")), None)
             args = build_parser(command).parse(argv)
-        debug = args.debug = args.debug or debug
+        args.debug = args.debug or debug
         code: int = args.run(args)
     except (TrainmeshError, OSError, KeyboardInterrupt, signals.Ended) as error:
-        if debug:
+        if args.debug:  # lab run finds it among the words of its own
             write_error(traceback.format_exc())
         code = _ended(error)
     except SystemExit as stop:

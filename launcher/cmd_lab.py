@@ -46,9 +46,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from trainmesh.launcher.lab import arguments as lab_arguments
     from trainmesh.launcher.lab import run as lab_run
 
-    return lab_run.main(args.words, debug=args.debug)
+    arguments = lab_arguments.parse(args.words)
+    args.debug = args.debug or arguments.debug
+    return lab_run.main(arguments, debug=args.debug)
 
 
 def _stream(args: argparse.Namespace) -> int:

@@ -94,7 +94,6 @@ def _everything() -> Parser:
         action="store_true",
         help="don't tell trainmesh the topology: it has to find out",
     )
-    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(nproc_per_node=None)
     return parser
 

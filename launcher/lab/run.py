@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
 
 from trainmesh.console import say
 from trainmesh.errors import ConfigError
 from trainmesh.format import duration
 from trainmesh.launcher import signals
-from trainmesh.launcher.lab.arguments import LabArguments, parse
+from trainmesh.launcher.lab.arguments import LabArguments
 from trainmesh.launcher.lab.job import Job, Launcher, job_command
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host, Layout, load_layout
@@ -21,16 +20,15 @@ from trainmesh.rundir import RunDir
 __all__ = ["main"]
 
 
-def main(command_line: Sequence[str], *, debug: bool) -> int:
-    """Run a job in a lab; returns the job's exit code."""
-    arguments = parse(command_line)
+def main(arguments: LabArguments, *, debug: bool) -> int:
+    """Run a job in a lab, with ``debug`` in its hosts; returns the job's exit code."""
     layout = load_layout(arguments.topology)
     _check_ranks(layout, arguments)
     if arguments.dry_run:
         print(_description(layout))
         return 0
     with signals.raising(), Lab(arguments.topology) as lab:
-        return _run(lab, arguments, debug=debug or arguments.debug)
+        return _run(lab, arguments, debug=debug)
 
 
 def _run(lab: Lab, arguments: LabArguments, *, debug: bool) -> int:

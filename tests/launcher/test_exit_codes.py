@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from trainmesh.launcher.cli import COMMANDS, build_parser, main
+from trainmesh.launcher.lab import arguments as lab_arguments
 
 FILE = "FILE"
 READERS = {
@@ -85,6 +87,59 @@ def test_every_command_is_looked_at() -> None:
     looked_at = {name.split(" --")[0] for name in (*READERS, *NEED_A_JOB)}
     looked_at = {"topology import" if "import" in name else name for name in looked_at}
     assert found == looked_at | NEED_NOTHING | NEED_AN_ETCD
+
+
+def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from all_parsers(below)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_inner_command_has_debug(command: str) -> None:
+    own = [one for one in all_parsers(build_parser(command)) if command in one.prog.split()]
+    assert own
+    for parser in own:
+        # lab run hands its words to a parser of its own.
+        parser = lab_arguments._everything() if parser.prog == "trainmesh lab run" else parser
+        assert "--debug" in parser._option_string_actions, parser.prog
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--debug topology validate none",
+        "topology --debug validate none",
+        "topology validate --debug none",
+        "topology validate none --debug",
+        "topology show --file none --debug",
+        "topology import hostfile none --debug",
+        "lab run --debug --topology none s.py",
+        "lab stream --debug --topology none a b",
+    ],
+)
+def test_debug_may_stand_anywhere(words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert ended(words.split()) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert lines[-1].startswith("trainmesh: error: ")
+    assert "none: No such file or directory" in lines[-1]
+    assert ended([word for word in words.split() if word != "--debug"]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_no_driver_is_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing that was written is wrong: this machine has none."""
+
+    def not_there() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", not_there)
+    assert ended(["topology", "import", "nvml"]) == 1
+    assert capfd.readouterr().err.startswith("trainmesh: error: NVML: ")
 
 
 @pytest.mark.torch

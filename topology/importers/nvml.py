@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Protocol
 
-from trainmesh.errors import ConfigError
+from trainmesh.errors import TrainmeshError
 from trainmesh.topology.graph import Kind, Provenance
 from trainmesh.topology.importers.fragment import Fragment, Pen, rank_name
 from trainmesh.topology.importers.hardware import nvlink_cost, nvlink_GBps, pcie_GBps
@@ -82,18 +82,18 @@ def look(nvml: Nvml) -> Machine:
     """Ask the driver once.
 
     Raises:
-        ConfigError: no driver, no GPU, or the driver does not answer.
+        TrainmeshError: no driver, no GPU, or the driver does not answer.
     """
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        raise ConfigError(
+        raise TrainmeshError(
             f"NVML: {error}; run this on a host with an NVIDIA driver (nvidia-smi must work)"
         ) from error
     try:
         return _machine(nvml)
     except nvml.NVMLError as error:
-        raise ConfigError(f"NVML: {error}; run nvidia-smi and see why") from error
+        raise TrainmeshError(f"NVML: {error}; run nvidia-smi and see why") from error
     finally:
         nvml.nvmlShutdown()
 
@@ -101,7 +101,7 @@ def look(nvml: Nvml) -> Machine:
 def _machine(nvml: Nvml) -> Machine:
     count = nvml.nvmlDeviceGetCount()
     if not count:
-        raise ConfigError("NVML: the driver knows no GPU; run this on a host that has one")
+        raise TrainmeshError("NVML: the driver knows no GPU; run this on a host that has one")
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
     near = tuple(
         (a, b, shared)
