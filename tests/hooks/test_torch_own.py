@@ -9,7 +9,9 @@ import pytest
 
 from tests.torchjob import JOBS, ROOT
 
-pytest.importorskip("expecttest", reason="torch's own tests need expecttest")
+pytest.importorskip(
+    "expecttest", reason="torch's own tests need expecttest; make setup installs it"
+)
 pytestmark = pytest.mark.torch
 
 CORE = ["test_DistributedDataParallelCPU", "test_DistributedDataParallelCPU_grad_is_view"]
