@@ -34,7 +34,7 @@ except OSError:
     pass
 status = subprocess.run([sys.executable, "-m", "trainmesh", "status"], stdout=subprocess.PIPE)
 said = status.stdout.decode()
-print("job mine" in said, "no space left" in said, status.returncode)
+print("job mine" in said, "no space is left" in said, status.returncode)
 later = RunDir.create(info)
 print(later.path.parent.parent)
 later.remove()
