@@ -22,6 +22,8 @@ __all__ = ["Headline", "Tone", "headline"]
 
 NOISE = 1.1
 """A change by less than this factor is not called one."""
+MIN_COMPARED_STEPS = 4
+"""Before and after a switch: the median of fewer is what one late step makes of it."""
 HIDDEN_SHARE = 0.05
 """Below this share of exposed communication there is nothing to gain from a better plan."""
 MAX_SWITCHES = 4
@@ -93,10 +95,14 @@ def _switch_title(plans: tuple[PlanOutcome, ...]) -> tuple[str, Tone]:
     moved = f"All ranks moved to {last.name} at step {last.first_step}"
     if last.switch is None:
         return moved, Tone.NEUTRAL
-    ratio = last.switch.transfer_speedup
+    effect = last.switch
+    if (least := min(effect.num_before, effect.num_after)) < MIN_COMPARED_STEPS:
+        few = f"{count(least, 'measured step')} {'is' if least == 1 else 'are'} too few to compare"
+        return f"{moved}; {few}", Tone.NEUTRAL
+    ratio = effect.transfer_speedup
     if ratio >= NOISE:
         faster = f"communication became {ratio:.2f}x as fast"
-        if last.switch.step_after_s > NOISE * last.switch.step_before_s:
+        if effect.step_after_s > NOISE * effect.step_before_s:
             return f"{moved}; {faster}, but steps became slower", Tone.NEUTRAL
         return f"{moved}, and {faster}", Tone.GOOD
     if ratio > 1 / NOISE:

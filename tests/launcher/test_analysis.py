@@ -247,6 +247,22 @@ def test_steps_are_bounded_and_short_epochs_stay_whole() -> None:
     assert len(strides) == 1
 
 
+@pytest.mark.parametrize(("last_step", "words"), [(10, "is"), (12, "are"), (13, "")])
+def test_a_switch_is_not_judged_by_few_steps(last_step: int, words: str) -> None:
+    """One step after it was called slower, in red."""
+    kept = [line for line in lines() if line.step is None or line.step.step <= last_step]
+    found = headline(analysed(kept))
+    if not words:
+        assert "2.75x as fast" in found.title
+        return
+    number = last_step - 9
+    steps = "1 measured step" if number == 1 else f"{number} measured steps"
+    assert found.title == (
+        f"All ranks moved to ring at step 10; {steps} {words} too few to compare"
+    )
+    assert found.tone is Tone.NEUTRAL
+
+
 def test_headline_of_a_switch_that_helped() -> None:
     found = headline(analysed())
     assert found.tone is Tone.GOOD
