@@ -1,7 +1,9 @@
-"""What the control process tells its workers beside the snapshot: the configuration in force."""
+"""What the control process tells its workers beside the snapshot: the configuration in force, and
+to wait for nobody any more."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,8 +13,11 @@ from trainmesh.rundir import write_atomically
 from trainmesh.serving.config.types import Config
 from trainmesh.wire import decode, encode
 
-__all__ = ["MAX_BYTES", "FileWatch", "Orders", "read_orders", "write_orders"]
+__all__ = ["CUT_SHORT", "MAX_BYTES", "FileWatch", "Orders", "read_orders", "write_orders"]
 
+CUT_SHORT = signal.SIGUSR1
+"""A worker that gets it ends what is on its way. No signal that others send to all processes of a
+service, such as SIGTERM: that must not cut what the first one lets finish."""
 MAX_BYTES = 64 << 20
 
 

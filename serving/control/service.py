@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -54,6 +55,7 @@ class Service:
         self._watcher = watcher
         self._say = say
         self._stop = asyncio.Event()
+        self._signals = 0
         self._changed = asyncio.Event()
         self._generation = 1
         self.config: Config = watcher.config
@@ -80,8 +82,11 @@ class Service:
         loop.add_signal_handler(
             signal.SIGHUP, self._say, "SIGHUP: serve.yaml is read within a second of any change"
         )
+        stopping = asyncio.create_task(self._stop.wait())
         async with AsyncExitStack() as stack:
-            await self._start(stack)
+            if not await self._started(stack, stopping):
+                self._say("stopped while it started")
+                return
             tasks = [
                 asyncio.create_task(self._publish_forever()),
                 asyncio.create_task(self._reload_forever()),
@@ -90,7 +95,6 @@ class Service:
             if self.config.jwt is not None:
                 source = JwksSource(self.config.jwt, self._take_keys, self._say)
                 tasks.append(asyncio.create_task(source.run()))
-            stopping = asyncio.create_task(self._stop.wait())
             try:
                 await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -103,10 +107,27 @@ class Service:
                     raise error
 
     def _end(self) -> None:
-        """A signal: finish; a second one: now."""
-        if self._stop.is_set() and self._workers is not None:
+        """A signal: finish; a second one: wait for nobody; a third one: now."""
+        self._signals += 1
+        if self._signals == 1:
+            self._stop.set()
+        elif self._workers is not None and self._signals == 2:
+            self._say("a second signal: requests on their way are answered with an error now")
+            self._workers.cut_short()
+        elif self._workers is not None:
             self._workers.kill()
-        self._stop.set()
+
+    async def _started(self, stack: AsyncExitStack, stopping: asyncio.Task[Literal[True]]) -> bool:
+        """Start, unless a signal comes first."""
+        starting = asyncio.create_task(self._start(stack))
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+        if starting.cancelled():
+            return False
+        starting.result()
+        return True
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self.config

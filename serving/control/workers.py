@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from trainmesh.errors import TrainmeshError
+from trainmesh.serving.orders import CUT_SHORT
 
 __all__ = ["Workers"]
 
@@ -67,11 +68,20 @@ class Workers:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
+    def cut_short(self) -> None:
+        """Have those that are asked to finish wait for no answer any more; kills what has not
+        ended a little later."""
+        self._signal(CUT_SHORT)
+        asyncio.get_running_loop().call_later(KILL_AFTER_S, self.kill)
+
     def kill(self) -> None:
         """End them now, whatever is on its way."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         for process in self._processes.values():
             if process.returncode is None:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(number)
 
     async def _spawn(self, index: int) -> None:
         process = await asyncio.create_subprocess_exec(

@@ -462,6 +462,11 @@ class ClientConnection(asyncio.Protocol):
         ends = self._half_closed and not self._ready
         return call.keep_alive and not ends and not self._router.draining
 
+    def refuse(self, exchange: Exchange, refusal: Refusal, head: bytes) -> None:
+        """Answer the request of ``exchange`` with an error of ours; ``head``: header fields."""
+        if self._is_served_by(exchange):
+            self.transport.write(refusal.answer(head=head, close=not self._goes_on()))
+
     def write(self, exchange: Exchange, data: bytes) -> None:
         """Part of an answer that ``exchange`` makes itself."""
         if self._is_served_by(exchange):

@@ -98,6 +98,11 @@ class Exchange:
         self._refusing: Upstream | None = None
         """It has answered that the request is wrong, which another endpoint is asked about."""
 
+    @property
+    def waits(self) -> bool:
+        """It has not been sent to any endpoint yet."""
+        return not self._attempts
+
     # -- attempts --------------------------------------------------------------------------
 
     def start(self, now_s: float) -> None:
@@ -378,12 +383,20 @@ class Exchange:
     def cancel(self, now_s: float) -> None:
         """The client is gone: so are the attempts."""
         self.client = None
-        for upstream in tuple(self._live):
-            self._abandon(upstream, Outcome.CANCELLED, now_s)
-        if self._refusing is not None:
-            self._abandon(self._refusing, Outcome.CLIENT_ERROR, now_s)
-            self._refusing = None
+        self._abandon_all(now_s)
         self._router.ended(self, 499, now_s)
+
+    def cut_short(self, why: str, now_s: float) -> None:
+        """The router can't wait for the answer: tell the client ``why``, as if the endpoint had
+        broken off."""
+        client, winner = self.client, self.winner
+        if winner is not None:
+            winner.error = why
+        self._abandon_all(now_s)
+        if winner is None:
+            self.refuse(Refusal(503, why, code="stopping", retry_after_s=1), now_s)
+        elif client is not None:
+            self._break_off(winner, client, now_s)
 
     def refuse(self, refusal: Refusal, now_s: float) -> None:
         """Answer with an error of ours."""
@@ -391,7 +404,7 @@ class Exchange:
         if client is not None:
             endpoint = self.tried[-1].name if self.tried else ""
             head = self._router.own_fields(self.call, endpoint)
-            client.write(self, refusal.answer(head=head))
+            client.refuse(self, refusal, head)
             self._finish(refusal.status, now_s)
 
     def pause(self) -> None:
@@ -403,6 +416,13 @@ class Exchange:
         """The client takes more again."""
         if self.winner is not None and self.winner.sink is self:
             self.winner.transport.resume_reading()
+
+    def _abandon_all(self, now_s: float) -> None:
+        for upstream in tuple(self._live):
+            self._abandon(upstream, Outcome.CANCELLED, now_s)
+        if self._refusing is not None:
+            self._abandon(self._refusing, Outcome.CLIENT_ERROR, now_s)
+            self._refusing = None
 
     def _abandon(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
         upstream.drop()

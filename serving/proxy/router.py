@@ -515,6 +515,18 @@ class Router:
         """Take nothing new; connections close after their answers."""
         self.draining = True
 
+    def cut_short(self, why: str) -> None:
+        """Answer every request on its way now, with an error that says ``why``."""
+        now_s = monotonic()
+        # Those that wait first: they would be sent to the places that the others leave.
+        for exchange in sorted(self._exchanges, key=lambda one: not one.waits):
+            exchange.cut_short(why, now_s)
+
+    @property
+    def unsent(self) -> bool:
+        """Clients have not taken all of their answers yet."""
+        return any(one.transport.get_write_buffer_size() for one in self.connections)
+
     def close(self) -> None:
         """End everything now."""
         for connection in tuple(self.connections):

@@ -2,7 +2,8 @@
 
 It listens beside its siblings on the same port (SO_REUSEPORT), follows the files in the run
 directory, and ends when its standard input does: then its control process is gone or wants it to
-stop. It stops accepting at once, lets the requests on their way finish, and exits.
+stop. It stops accepting at once, lets the requests on their way finish, and exits. What has not
+finished after ``limits.drain_s``, or at CUT_SHORT, is answered with an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trainmesh.serving.board import Board
 from trainmesh.serving.control.rundir import ServeRun, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.log import LOGGER, Logs, log_event
-from trainmesh.serving.orders import MAX_BYTES, FileWatch, read_orders
+from trainmesh.serving.orders import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.proxy.client import ClientConnection
 from trainmesh.serving.proxy.loops import Way
 from trainmesh.serving.proxy.router import Router
@@ -34,6 +35,8 @@ from trainmesh.wire import decode, encode
 __all__ = ["READY", "Worker", "main"]
 
 READY = b"ready\n"
+FLUSH_S = 2.0
+"""For clients to take what their cut answers end with; less than the control process waits."""
 TICK_S = 0.05
 SLOW_TICKS = 10
 """What is not urgent is done in every tenth tick."""
@@ -57,6 +60,7 @@ class Worker:
         self._orders = read_orders(run.config)
         self._board = Board.open(run.board(self._orders.generation))
         self._draining = asyncio.Event()
+        self._cut_short = False
         self._tls = None
         self._words = WorkerWords()
         self.router: Router
@@ -76,6 +80,7 @@ class Worker:
         self.router = Router(self._orders, row, self._index, loop, way)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._draining.set)
+        loop.add_signal_handler(CUT_SHORT, self._hear_cut_short)
         loop.add_reader(sys.stdin.fileno(), self._hear_control)
         limits = self._orders.config.limits
         server = await loop.create_server(
@@ -98,6 +103,9 @@ class Worker:
     def _hear_control(self) -> None:
         if not os.read(sys.stdin.fileno(), 4096):
             self._draining.set()
+
+    def _hear_cut_short(self) -> None:
+        self._cut_short = True
 
     async def _run_ticks(self) -> None:
         loop = asyncio.get_running_loop()
@@ -162,13 +170,20 @@ class Worker:
         self.router.take(snapshot, now_s)
 
     async def _drain(self) -> None:
-        self.router.drain()
-        until_s = monotonic() + self._orders.config.limits.drain_s
-        while self.router.busy and monotonic() < until_s:
+        router, limit_s = self.router, self._orders.config.limits.drain_s
+        router.drain()
+        until_s = monotonic() + limit_s
+        while router.busy and monotonic() < until_s and not self._cut_short:
             await asyncio.sleep(TICK_S)
             self._tick_all(monotonic())
-        if self.router.busy:
-            log_event(LOGGER, "drain_cut_short", requests=self.router.busy)
+        if router.busy:
+            reason = "told to" if self._cut_short else f"limits.drain_s ({limit_s:g} s) is over"
+            log_event(LOGGER, "drain_cut_short", requests=router.busy, reason=reason)
+            router.cut_short("the router stops and can't wait for the answer's end")
+            until_s = monotonic() + FLUSH_S
+            await asyncio.sleep(TICK_S)
+            while router.unsent and monotonic() < until_s:
+                await asyncio.sleep(TICK_S)
 
 
 def _listener(host: str, port: int) -> socket.socket:

@@ -19,7 +19,7 @@ import pytest
 
 from tests.serving.proxy.backend import STREAM_HEAD, Backend, answer, backends, chunked, event
 from tests.serving.proxy.raw import chat, raw
-from tests.serving.running import RunningRouter, running_router, until
+from tests.serving.running import RunningRouter, ask, running_router, until
 
 OFF = {"enabled": False}
 
@@ -104,21 +104,85 @@ def test_the_end_lets_streams_finish_and_leaves_nothing() -> None:
             socket.create_connection(("127.0.0.1", router.port)).close()
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+async def hang_in_a_stream(_: Backend, writer: asyncio.StreamWriter) -> None:
+    writer.write(STREAM_HEAD + chunked(event(0)))
+    await asyncio.sleep(60)
+
+
+async def hang_before_the_answer(_: Backend, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_drain_that_is_cut_short_tells_clients(signals: int) -> None:
+    """A stream ends in the error event of every interruption, an answer that has not begun is an
+    error, that of a request which waited in the queue too; each is in the access log."""
+    models = {
+        "stream": model([]),
+        "slow": model([]),
+    }
+    with backends(2) as made:
+        made[0].do(hang_in_a_stream)
+        made[1].do(hang_before_the_answer)
+        for name, backend in zip(models, made, strict=True):
+            models[name] = model([backend])
+            models[name]["endpoints"][0]["max_inflight"] = 1
+        config = {
+            "models": models,
+            "limits": {"drain_s": 1 if signals == 1 else 60, "queue_timeout_s": 60},
+            "telemetry": {"access_log": True},
+        }
+        with running_router(config) as router, ExitStack() as stack:
+            streaming, asked, waiting = [stack.enter_context(raw(router.port)) for _ in range(3)]
+            streaming.send(chat("stream", stream=True))
+            streaming.until(b"t0")
+            asked.send(chat("slow"))
+            until(lambda: made[1].busy)
+            waiting.send(chat("slow"))
+            until(
+                lambda: (
+                    b'requests_queued{model="slow"} 1' in ask(router.admin, "GET", "/metrics")[1]
+                )
+            )
+            for _ in range(signals):
+                router.process.terminate()
+                until(lambda: "stopping" in router.log)
+            rest = streaming.rest()
+            assert b"stream_interrupted" in rest
+            assert rest.endswith(b"\r\n0\r\n\r\n")
+            assert b"[DONE]" not in rest
+            for client in (asked, waiting):
+                status, fields, body = client.json()
+                assert (status, fields["connection"]) == (503, "close")
+                assert json.loads(body)["error"]["code"] == "stopping"
+                assert client.rest() == b""
+            assert router.process.wait(20) == 0
+            assert len(made[1].asked) == 1, "what waited was not sent any more"
+            cut = [
+                json.loads(line) for line in router.log.splitlines() if "drain_cut_short" in line
+            ]
+            [line] = cut
+            assert line["requests"] == 3
+            assert ("limits.drain_s" in line["reason"]) is (signals == 1)
+            assert router.log.count("second signal") == signals - 1
+            accesses = [json.loads(line) for line in router.log.splitlines() if '"request"' in line]
+            assert sorted(line["status"] for line in accesses) == [200, 503, 503]
+        assert not router.workers()
+
+
+def test_a_third_signal_ends_it_at_once() -> None:
     with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
-
-        async def hang(_: Backend, writer: asyncio.StreamWriter) -> None:
-            writer.write(STREAM_HEAD + chunked(event(0)))
-            await asyncio.sleep(60)
-
-        made[0].do(hang)
+        made[0].do(hang_in_a_stream)
         with raw(router.port) as client:
             client.send(chat("one", stream=True))
             client.head()
-            router.process.terminate()
-            until(lambda: "stopping" in router.log)
-            assert router.process.poll() is None, "it waits for the stream"
-            router.process.terminate()
+            [worker] = router.workers()
+            os.kill(worker, signal.SIGSTOP)  # it hears nothing
+            for signals in range(3):
+                assert router.process.poll() is None, "it waits for the stream"
+                router.process.terminate()
+                until(lambda: "stopping" in router.log)
+                until(lambda n=signals: n != 1 or "second signal" in router.log)
             assert router.process.wait(10) == 0
         assert not router.workers()
 
