@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from trainmesh.errors import ConfigError
+from trainmesh.launcher import signals
 from trainmesh.launcher.arguments import file_path
 
 __all__ = ["add_arguments", "run"]
@@ -29,14 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        import uvloop
+        with signals.exiting():
+            import uvloop
 
-        from trainmesh.serving.config.reload import Watcher
-        from trainmesh.serving.control.preflight import preflight
-        from trainmesh.serving.control.service import Service
-        from trainmesh.serving.decide.scorers import load_scorers
-        from trainmesh.serving.log import Logs
-        from trainmesh.serving.proxy.open_files import connections_that_fit
+            from trainmesh.serving.config.reload import Watcher
+            from trainmesh.serving.control.preflight import preflight
+            from trainmesh.serving.control.service import Service
+            from trainmesh.serving.decide.scorers import load_scorers
+            from trainmesh.serving.log import Logs
+            from trainmesh.serving.proxy.open_files import connections_that_fit
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"trainmesh serve needs {error.name}; install it with: pip install 'trainmesh[serve]'"
