@@ -388,8 +388,9 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = exchange
 
     def _hang_up(self, refusal: Refusal) -> None:
-        self._router.refused(self._call, refusal)
-        head = self._router.own_fields(self._call)
+        call = self._call or Call()  # nothing of it could be read
+        self._router.refused(call, refusal)
+        head = self._router.own_fields(call)
         self.transport.write(refusal.answer(head=head, close=True))
         self._broken = True
         self._enter(Phase.LINGER, monotonic())

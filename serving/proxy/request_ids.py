@@ -25,26 +25,22 @@ class RequestIds:
         self._prefix = secrets.token_hex(6)
         self._count = 0
 
-    def new(self) -> str:
-        """An id that no request has, of any worker or router."""
-        self._count += 1
-        return f"{self._prefix}{self._count:x}"
-
     def name(self, call: Call) -> str:
-        """The id of ``call``; the client's own is kept beside it if it is one."""
+        """The id of ``call``, which no other request has, of any worker or router; the client's own
+        is kept beside it if it is one."""
         if not call.request_id:
-            call.request_id = self.new()
+            self._count += 1
+            call.request_id = f"{self._prefix}{self._count:x}"
             given = call.special.get(REQUEST_ID)
             if given is not None and _GIVEN.fullmatch(given):
                 call.given_id = given.decode("ascii")
         return call.request_id
 
-    def fields(self, call: Call | None) -> bytes:
-        """The header fields with both ids; ``call``: None if the request has not been read."""
-        own = self.name(call) if call is not None else self.new()
-        told = (call.given_id if call is not None else "") or own
+    def fields(self, call: Call) -> bytes:
+        """The header fields with both ids."""
+        own = self.name(call)
         return b"x-request-id: %s\r\nx-trainmesh-request-id: %s\r\n" % (
-            told.encode(),
+            (call.given_id or own).encode(),
             own.encode(),
         )
 

@@ -8,7 +8,7 @@ import secrets
 import ssl
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from trainmesh.errors import WireError
 from trainmesh.serving.board import Board, Row
@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from trainmesh.serving.proxy.client import ClientConnection
 
 __all__ = ["Router"]
+
+MAX_LOGGED: Final = 256
+"""Characters of a path or model that a client made up."""
 
 
 class Router:
@@ -213,17 +216,17 @@ class Router:
     def _is_preflight(self, call: Call) -> bool:
         return self._cors is not None and self._cors.is_preflight(call)
 
-    def own_fields(self, call: Call | None, endpoint: str = "") -> bytes:
+    def own_fields(self, call: Call, endpoint: str = "") -> bytes:
         """Our own header fields of every answer.
 
         Args:
-            call: what is answered; None if it could not be read.
+            call: what is answered.
             endpoint: the name of the one that answers, or was asked last.
         """
         fields = self._ids.fields(call)
         if endpoint:
             fields += b"x-trainmesh-endpoint: %s\r\n" % endpoint.encode()
-        if self._cors is not None and call is not None:
+        if self._cors is not None:
             fields += self._cors.fields(call)
         return fields
 
@@ -235,9 +238,10 @@ class Router:
         """
         call.path, call.query = split_target(call.target)
         if self._cors is not None and self._cors.is_preflight(call):
-            return self._cors.preflight(call, self.own_fields(call))
+            answer = self._cors.preflight(call, self.own_fields(call))
+            return self._answered_here(call, answer)
         if call.path not in POST_PATHS:
-            return self._local(call)
+            return self._answered_here(call, self._local(call))
         if call.method != b"POST":
             raise Refusal(
                 405,
@@ -278,6 +282,7 @@ class Router:
 
     def _exchange(self, client: ClientConnection, call: Call) -> Exchange:
         body = parse_body(call.body)
+        call.model = body.model
         tenant = call.tenant
         found = self._catalogue.find(body.model) if body.model else self._only_route(tenant)
         route, holders = found or (None, None)
@@ -286,7 +291,6 @@ class Router:
                 404, f"the model {body.model!r:.200} does not exist; see /v1/models",
                 code="model_not_found", param="model",
             )  # fmt: skip
-        call.model = body.model
         call.adapter = holders is not None
         prompt = body.prompt
         output_tokens = body.output_tokens or route.pool.expected_output_tokens()
@@ -372,11 +376,17 @@ class Router:
             cells[self._own.slow_decisions] += 1
         return choice
 
-    def refused(self, call: Call | None, refusal: Refusal) -> None:
-        """A request was answered with an error of ours."""
+    def refused(self, call: Call, refusal: Refusal) -> None:
+        """A request was answered with an error of ours; ``call`` is what was read of it."""
         self._cells[self._statuses + status_index(refusal.status)] += 1
-        if call is None or not call.received_s:
+        if not call.received_s:
             self._cells[self._own.bad_requests] += 1
+        self._log_access(call, refusal.status, monotonic())
+
+    def _answered_here(self, call: Call, answer: bytes) -> bytes:
+        """A request gets ``answer``, which no endpoint was asked for."""
+        self._log_access(call, int(answer[9:12]), monotonic())  # behind "HTTP/1.1 "
+        return answer
 
     def ended(self, exchange: Exchange, status: int, now_s: float) -> None:
         """A request is over; others may take its place."""
@@ -392,8 +402,8 @@ class Router:
         exchange.route.finished(status, now_s - exchange.started_s)
         if exchange.trace is not None:
             exchange.trace.end(status)
-        if self.config.telemetry.access_log:
-            self._log_access(exchange, status, now_s)
+        endpoint = winner.attempt.endpoint.name if winner is not None else ""
+        self._log_access(exchange.call, status, now_s, exchange.route.name, endpoint)
         for ticket in self._admission.release(
             exchange, now_s, tokens or None, prompt_tokens or None
         ):
@@ -407,13 +417,21 @@ class Router:
             exchange.route.token_ratio.counted(text, media, exact, tokens)
         return tokens
 
-    def _log_access(self, exchange: Exchange, status: int, now_s: float) -> None:
-        winner, facts = exchange.winner, exchange.facts
+    def _log_access(
+        self, call: Call, status: int, now_s: float, model: str = "", endpoint: str = ""
+    ) -> None:
+        """The line of a request that was answered, or whose client has left."""
+        if not self.config.telemetry.access_log:
+            return
+        path = call.target.partition(b"?")[0][:MAX_LOGGED]  # a query may hold a secret
         log_event(
-            ACCESS, "request", id=facts.request_id, client_id=facts.client_id,
-            model=facts.model, tenant=facts.tenant, status=status,
-            duration_s=round(now_s - exchange.started_s, 6),
-            endpoint=winner.attempt.endpoint.name if winner is not None else "",
+            ACCESS, "request", id=self._ids.name(call), client_id=call.given_id,
+            method=call.method.decode("ascii", "replace"),
+            path=path.decode("ascii", "backslashreplace"),
+            model=model or call.model[:MAX_LOGGED],
+            tenant=call.tenant.name if call.tenant is not None else "",
+            status=status, duration_s=round(now_s - (call.received_s or now_s), 6),
+            endpoint=endpoint,
         )  # fmt: skip
 
     def release(self, call: Call) -> None:
