@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
-__all__ = ["UNSEEN", "install", "library_path", "own_path"]
+__all__ = ["UNSEEN", "import_trainmesh", "install", "library_path", "own_path"]
 
 ENV_RUN_DIR, ENV_WORKER = "TRAINMESH_RUN_DIR", "TRAINMESH_WORKER"
 UNSEEN = "unseen"
@@ -142,7 +142,7 @@ def _own_imports() -> Iterator[None]:
     hidden = _hide_users()
     try:
         if "trainmesh" not in sys.modules:
-            _import_trainmesh()
+            import_trainmesh()
         yield
     finally:
         sys.path[:] = path
@@ -161,7 +161,9 @@ def _hide_users() -> dict[str, ModuleType]:
         module = sys.modules.get(own)
         # That of the main module is none, or the script's.
         origin = _origin(getattr(module, "__spec__", None)) if own != "__main__" else None
-        if module is None or origin is None or origin.startswith(library):
+        if module is None:
+            continue
+        if own not in OWN and (origin is None or origin.startswith(library)):
             continue
         expected = _init_file() if own == "trainmesh" else _origin(_find(own))
         if origin != expected:
@@ -170,8 +172,12 @@ def _hide_users() -> dict[str, ModuleType]:
     return hidden
 
 
-def _import_trainmesh() -> None:
-    """The package that this file is a part of, wherever ``sys.path`` leads."""
+def import_trainmesh() -> None:
+    """Import the package that this file is a part of, wherever ``sys.path`` leads.
+
+    Raises:
+        ImportError: it is not there.
+    """
     spec = importlib.util.spec_from_file_location("trainmesh", _init_file())
     if spec is None or spec.loader is None:
         raise ImportError(f"no trainmesh at {_init_file()}")
@@ -200,8 +206,11 @@ def _origin(spec: ModuleSpec | None) -> str | None:
 
 def _is_shadowed(name: str) -> bool:
     """Whether the script, importing ``name``, would find another module than the one we have."""
-    theirs = _origin(_find(name))
-    return theirs is not None and theirs != _origin(sys.modules[name].__spec__)
+    spec = _find(name)
+    theirs, ours = _origin(spec), _origin(sys.modules[name].__spec__)
+    if spec is not None and spec.loader is None and name in OWN:
+        return True  # a folder without __init__.py
+    return theirs is not None and theirs != ours
 
 
 def _note_unseen() -> None:

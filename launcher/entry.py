@@ -24,6 +24,12 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     _occupy_closed_streams()
 
+    if getattr(sys.modules["trainmesh"], "__file__", None) is None:
+        # A folder of the user's that is called so, such as the one of a clone, was found first.
+        from trainmesh.hooks.patch import import_trainmesh
+
+        import_trainmesh()
+
     from trainmesh.launcher import own_modules
 
     own_modules.come_first()

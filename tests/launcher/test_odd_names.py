@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.launchjob import JOBS, Place
+from tests.launchjob import JOBS, ROOT, Place
 
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
@@ -33,6 +33,35 @@ def test_modules_of_the_users_hide_none_of_ours(here: Place, where: str) -> None
     done = here.run(*LAUNCH, "s.py", *NAMES, *RAISE, timeout_s=100, **path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True", *NAMES, *RAISE]
+
+
+COMMAND = [sys.executable, "-c", "from trainmesh_command import main; main()"]
+"""What pip installs as ``trainmesh``."""
+MODULE = [sys.executable, "-m", "trainmesh"]
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "where", "rest"),
+    [
+        (COMMAND, "trainmesh.py", "PYTHONPATH", str(ROOT)),
+        (MODULE, "trainmesh/data.py", "PYTHONPATH", ""),
+        (MODULE, "trainmesh/data.py", "beside", ""),
+    ],
+)
+def test_a_trainmesh_of_the_users_is_not_taken_for_ours(
+    here: Place, program: list[str], name: str, where: str, rest: str
+) -> None:
+    """A folder may be a clone's. The script gets its own, as under torchrun."""
+    theirs = here.path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("OWN = True\n")
+    shutil.copy(JOBS / "waits_for_status.py", here.path / "s.py")
+    module = name.removesuffix(".py").replace("/", ".")
+    flags = ["launch", "--progress", "off", "s.py", module]
+    path = f"{here.path}{os.pathsep}{rest}" if where == "PYTHONPATH" else ""
+    done = here.run(*program, *flags, PYTHONPATH=path, timeout_s=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True", module]
 
 
 def test_names_that_are_no_utf8(here: Place) -> None:

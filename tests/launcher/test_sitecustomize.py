@@ -76,6 +76,32 @@ def test_a_python_that_cannot_load_the_hook_runs_and_a_worker_says_so(
     assert len(done.stderr.splitlines()) == (worker and rank == "0")
 
 
+FOLDER = """
+import sys
+{first}
+from torch.nn.parallel import DistributedDataParallel
+import torch.distributed as dist, torch
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = DistributedDataParallel(torch.nn.Linear(2, 2))
+dispatcher_of = type(model)._pre_forward.__globals__["dispatcher_of"]
+print(type(dispatcher_of(model)).__module__)
+import trainmesh.data
+print(trainmesh.data.OWN)
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("first", ["", "import trainmesh", "import trainmesh.data"])
+def test_a_folder_without_init_is_the_scripts_own(tmp_path: Path, first: str) -> None:
+    """Where nothing is installed as ``trainmesh``, it is a package of that name."""
+    (tmp_path / "trainmesh").mkdir()
+    (tmp_path / "trainmesh" / "data.py").write_text("OWN = True")
+    (tmp_path / "s.py").write_text(FOLDER.format(first=first))
+    done = run(str(tmp_path / "s.py"), path=[SITE], RANK="0", TRAINMESH_RUN_DIR=str(tmp_path))
+    assert done.stdout.splitlines() == ["trainmesh.hooks.dispatcher", "True"], done.stderr
+    assert done.stderr == ""
+
+
 HIDES = """
 import sys
 {first}
