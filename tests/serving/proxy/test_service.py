@@ -166,7 +166,7 @@ def test_a_drain_that_is_cut_short_tells_clients(signals: int) -> None:
             assert ("limits.drain_s" in line["reason"]) is (signals == 1)
             assert router.log.count("second signal") == signals - 1
             accesses = [json.loads(line) for line in router.log.splitlines() if '"request"' in line]
-            assert sorted(line["status"] for line in accesses) == [200, 503, 503]
+            assert sorted(line["status"] for line in accesses if line["model"]) == [200, 503, 503]
         assert not router.workers()
 
 
