@@ -2,7 +2,7 @@
 
 ``add`` appends to a buffer in memory. A full buffer, or ``tick``, hands it to a thread, so that a
 slow disk never stops the event loop. What a full disk or a disk that can't keep up doesn't take
-is dropped and counted; serving goes on.
+is dropped, counted and told by ``news``; serving goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class LedgerWriter:
         self._buffer = bytearray()
         self._buffered = 0
         self._refused = 0
+        self._slow = ""
+        self._said = ""
         self._full_bytes = min(BUFFER_BYTES, config.segment_bytes // 2)
+        self._folder = folder
         self._file = _Segments(folder, worker, config)
         self._handed_bytes = 0
         self._done_bytes = 0  # written by the thread only
@@ -73,10 +76,22 @@ class LedgerWriter:
         size = len(self._buffer)
         if self._handed_bytes - self._done_bytes + size > MAX_WAITING_BYTES:
             self._refused += self._buffered
+            self._slow = "the disk can't keep up"
         else:
+            self._slow = ""
             self._handed_bytes += size
             self._queue.put((self._buffer, self._buffered))
         self._buffer, self._buffered = bytearray(), 0
+
+    def news(self) -> str:
+        """Why records are lost, once; and once that they no longer are. "": nothing new."""
+        problem = self._slow or self._file.problem
+        before, self._said = self._said, problem
+        if problem == before:
+            return ""
+        if problem:
+            return f"{self._folder}: {problem}; records are lost"
+        return f"{self._folder}: records are written again; {self.dropped} were lost"
 
     def close(self) -> None:
         """Write the rest and end the thread; gives up on a disk that hangs."""
@@ -97,6 +112,8 @@ class _Segments:
 
     def __init__(self, folder: Path, worker: int, config: LedgerConfig) -> None:
         self.lost = 0
+        self.problem = ""
+        """Why the last lines could not be written; empty if they could."""
         self._folder = folder
         self._worker = worker
         self._config = config
@@ -126,7 +143,9 @@ class _Segments:
                 self._size += written
                 view = view[written:]
             self._torn = False
-        except OSError:
+            self.problem = ""
+        except OSError as error:
+            self.problem = error.strerror or str(error)
             self.lost += min(count, bytes(view).count(b"\n"))
             self._torn = self._torn or len(view) < len(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 import ssl
@@ -504,6 +505,8 @@ class Router:
             trial.check(now_s)
         if self._ledger is not None:
             self._ledger.tick()
+            if line := self._ledger.news():
+                log_event(LOGGER, "ledger", logging.WARNING, what=line)
         if self._tls is not None and (line := self._tls.renew()):
             log_event(LOGGER, "certificates", what=line)
         for route in self._routes.values():

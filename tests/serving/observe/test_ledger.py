@@ -135,9 +135,13 @@ def test_a_full_disk_loses_lines_and_nothing_else(
         ledger.add(Line("a", number))
     ledger.tick()
     wait_for(lambda: ledger.dropped > 0)
+    assert ledger.news() == f"{tmp_path}: No space left on device; records are lost"
+    assert ledger.news() == "", "it is said once"
     full = False
     ledger.add(Line("a", 4))
     ledger.close()
+    assert ledger.news() == f"{tmp_path}: records are written again; {ledger.dropped} were lost"
+    assert ledger.news() == ""
     kept = [line for line in read_lines(tmp_path) if line.startswith(b"{") and line.endswith(b"}")]
     assert numbers(kept)[0] == 1
     assert numbers(kept)[-1] == 4
@@ -158,6 +162,7 @@ def test_a_disk_that_hangs_stops_nobody(tmp_path: Path, monkeypatch: pytest.Monk
     while not ledger.dropped:
         ledger.add(Line("a", ledger.records, "x" * 10_000))
         assert ledger.records < 10_000
+    assert "the disk can't keep up; records are lost" in ledger.news()
     monkeypatch.undo()
     real(write_end, b"g")
     ledger.close()
