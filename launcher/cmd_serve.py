@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import os
 import resource
-import sys
 from collections.abc import Callable
 
+from trainmesh.console import write_error
 from trainmesh.errors import ConfigError
 from trainmesh.launcher import signals
 from trainmesh.launcher.arguments import file_path
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             from trainmesh.serving.control.preflight import preflight
             from trainmesh.serving.control.service import Service
             from trainmesh.serving.decide.scorers import load_scorers
-            from trainmesh.serving.log import Logs
+            from trainmesh.serving.log import CONTROL, Logs, log_event
             from trainmesh.serving.proxy.open_files import connections_that_fit
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -46,20 +46,24 @@ def run(args: argparse.Namespace) -> int:
     watcher = Watcher(args.config, os.environ, load_scorers()[0])
     if args.check:
         preflight(watcher.config)
-        _say(f"{args.config}: fine")
+        write_error(f"trainmesh serve: {args.config}: fine\n")
         return 0
-    _raise_open_files(connections_that_fit)
+
+    def say(line: str) -> None:
+        log_event(CONTROL, "control", what=line)
+
     _pass_on_streams()
     logs = Logs("control")
     try:
+        _raise_open_files(connections_that_fit, say)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(Service, watcher))
+            runner.run(Service(watcher, say).run())
     finally:
         logs.close()
     return 0
 
 
-def _raise_open_files(connections_that_fit: Callable[[], int]) -> None:
+def _raise_open_files(connections_that_fit: Callable[[], int], say: Callable[[str], None]) -> None:
     """Let this process and its workers have as many files open as they may.
 
     A shell begins with 1 024 for the sake of programs that call select(2), which we don't; 500
@@ -70,7 +74,7 @@ def _raise_open_files(connections_that_fit: Callable[[], int]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < FEW_OPEN_FILES:
         most = connections_that_fit()
-        _say(f"only {hard} files may be open: a worker takes {most} clients; raise ulimit -Hn")
+        say(f"only {hard} files may be open: a worker takes {most} clients; raise ulimit -Hn")
 
 
 def _pass_on_streams() -> None:
@@ -79,11 +83,3 @@ def _pass_on_streams() -> None:
     for number in range(3):
         with contextlib.suppress(OSError):
             os.set_inheritable(number, True)
-
-
-async def _serve(service: type, watcher: object) -> None:
-    await service(watcher, _say).run()
-
-
-def _say(line: str) -> None:
-    print(f"trainmesh serve: {line}", file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
-"""Logs as JSON, one line per event, on standard error; rate-limited and never in the way.
+"""Logs as JSON, one line per event, on standard error; rate-limited and never in the way. On a
+terminal the same in words.
 
 ``log_event(logger, "endpoint_ejected", endpoint=..., reason=...)`` gives::
 
@@ -22,11 +23,16 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ACCESS", "LOGGER", "Logs", "log_event"]
+from trainmesh.console import clean
+
+__all__ = ["ACCESS", "CONTROL", "LOGGER", "Logs", "log_event"]
 
 LOGGER = logging.getLogger("trainmesh.serving")
 ACCESS = logging.getLogger("trainmesh.serving.access")
 """One line per request, where ``telemetry.access_log`` asks for it; not rate-limited."""
+CONTROL = logging.getLogger("trainmesh.serving.control")
+"""What the control process tells an operator, in words; not rate-limited, as each is said once."""
+UNLIMITED = (ACCESS.name, CONTROL.name)
 
 SOURCES = (LOGGER.name, "asyncio", "aiohttp", "opentelemetry")
 """Whose lines we write: ours and those of the libraries that a router runs on."""
@@ -51,7 +57,7 @@ class Logs:
 
     def __init__(self, name: str, fd: int = 2, level: int = logging.INFO) -> None:
         self._handler = _ThreadHandler(fd)
-        self._handler.setFormatter(_Json(name))
+        self._handler.setFormatter(_Plain(name) if os.isatty(fd) else _Json(name))
         self._handler.addFilter(RateLimit())
         for logger in map(logging.getLogger, SOURCES):
             logger.addHandler(self._handler)
@@ -60,7 +66,7 @@ class Logs:
 
     @property
     def dropped(self) -> int:
-        """Lines that were lost because nobody reads fast enough."""
+        """Lines that were lost because nobody reads fast enough, or nobody can."""
         return self._handler.dropped
 
     def close(self) -> None:
@@ -109,7 +115,7 @@ class _ThreadHandler(logging.Handler):
 
 
 class RateLimit(logging.Filter):
-    """A token bucket per event; ACCESS and errors always pass."""
+    """A token bucket per event; errors and what is UNLIMITED always pass."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ class RateLimit(logging.Filter):
         self._buckets: dict[str, _Bucket] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == ACCESS.name or record.levelno >= logging.ERROR:
+        if record.name in UNLIMITED or record.levelno >= logging.ERROR:
             return True
         bucket = self._buckets.get(record.msg)
         if bucket is None:
@@ -149,6 +155,24 @@ class _Bucket:
             return False
         self.tokens -= 1
         return True
+
+
+class _Plain(logging.Formatter):
+    """For people at a terminal."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        if record.name == CONTROL.name:
+            words = [str(value) for value in fields.values()]
+        else:
+            pairs = [f"{name}={value}" for name, value in fields.items() if value != ""]
+            words = [f"{self._process}:", record.getMessage(), *pairs]
+        text = clean(f"trainmesh serve: {' '.join(words)}")
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 class _Json(logging.Formatter):

@@ -46,7 +46,10 @@ WORKER = {
     "slow_decisions": ("slow_decisions", "Decisions over the time budget"),
     "ledger_records": ("ledger_records", "Records given to the ledger"),
     "ledger_dropped": ("ledger_dropped", "Records the disk didn't take"),
-    "log_dropped": ("log_dropped", "Log lines nobody read in time"),
+    "log_dropped": (
+        "log_dropped",
+        "Log lines that were not written: nobody read, or the disk was full",
+    ),
 }
 MODEL = {
     "inflight": ("requests_inflight", "Requests being answered"),

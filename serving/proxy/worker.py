@@ -51,8 +51,9 @@ a mapping for each read would cost page faults."""
 class Worker:
     """One worker: a router, its listener, and what it is told."""
 
-    def __init__(self, run: ServeRun, index: int) -> None:
+    def __init__(self, run: ServeRun, index: int, logs: Logs) -> None:
         self._run = run
+        self._logs = logs
         self._index = index
         self._watch_orders = FileWatch(run.config)
         self._watch_snapshot = FileWatch(run.snapshot)
@@ -140,6 +141,8 @@ class Worker:
 
     def _tick_slowly(self, now_s: float) -> None:
         self.router.tick_slowly(now_s)
+        row = self._board.row(self._index)
+        row.cells[row.layout.worker.log_dropped] = self._logs.dropped
         words = WorkerWords(excluded=self.router.exclusions(), missing=self.router.missing())
         if words != self._words:
             self._words = words
@@ -209,7 +212,7 @@ def main(argv: list[str]) -> int:
     logs = Logs(f"worker-{index}")
     _give_back_large_bodies()
     try:
-        worker = Worker(ServeRun(Path(argv[0])), index)
+        worker = Worker(ServeRun(Path(argv[0])), index, logs)
         # What is there now stays; the collector need not look at it again.
         gc.collect()
         gc.freeze()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from trainmesh.serving import log
-from trainmesh.serving.log import ACCESS, BURST, LOGGER, Logs, RateLimit, log_event
+from trainmesh.serving.log import ACCESS, BURST, CONTROL, LOGGER, Logs, RateLimit, log_event
 
 
 def test_an_event_is_one_line_of_json() -> None:
@@ -43,6 +43,23 @@ def test_an_event_is_one_line_of_json() -> None:
     assert LOGGER.handlers == []
 
 
+def test_on_a_terminal_it_is_words() -> None:
+    ours, terminal = os.openpty()
+    logs = Logs("worker-1", terminal)
+    try:
+        log_event(CONTROL, "control", what="serving\x1b[2J")
+        log_event(LOGGER, "drain_cut_short", requests=3, reason="told to", endpoint="")
+    finally:
+        logs.close()
+    os.close(terminal)
+    said = os.read(ours, 4096).decode().splitlines()
+    os.close(ours)
+    assert said == [
+        "trainmesh serve: serving?[2J",
+        "trainmesh serve: worker-1: drain_cut_short requests=3 reason=told to",
+    ]
+
+
 def test_an_event_that_comes_too_often_is_held_back_and_counted() -> None:
     now_s = 0.0
     limit = RateLimit(clock=lambda: now_s)
@@ -54,7 +71,8 @@ def test_an_event_that_comes_too_often_is_held_back_and_counted() -> None:
     assert [bool(passes()) for _ in range(BURST + 3)] == [True] * BURST + [False] * 3
     assert passes(event="other")
     assert passes(level=logging.ERROR)
-    assert all(passes(name=ACCESS.name) for _ in range(BURST + 3))
+    for name in (ACCESS.name, CONTROL.name):
+        assert all(passes(name=name) for _ in range(BURST + 3))
     now_s = 1.5
     assert passes()["fields"] == {"suppressed": 3}
     assert not passes()

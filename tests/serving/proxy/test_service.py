@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from tests.launchjob import place
 from tests.serving.proxy.backend import STREAM_HEAD, Backend, answer, backends, chunked, event
 from tests.serving.proxy.raw import chat, raw
 from tests.serving.running import RunningRouter, ask, running_router, until
+from tests.serving.tap import free_port
 
 OFF = {"enabled": False}
 
@@ -166,7 +169,8 @@ def test_a_drain_that_is_cut_short_tells_clients(signals: int) -> None:
             assert ("limits.drain_s" in line["reason"]) is (signals == 1)
             assert router.log.count("second signal") == signals - 1
             accesses = [json.loads(line) for line in router.log.splitlines() if '"request"' in line]
-            assert sorted(line["status"] for line in accesses if line["model"]) == [200, 503, 503]
+            chats = [line["status"] for line in accesses if line["method"] == "POST"]
+            assert sorted(chats) == [200, 503, 503]
         assert not router.workers()
 
 
@@ -253,6 +257,65 @@ def test_a_hedge_answers_for_an_endpoint_that_hangs() -> None:
             while not any(asked.left for asked in made[0].asked):
                 assert router.post(b'{"model":"m"}')[0] == 200
                 assert time.monotonic() - began < 20, "the hanging endpoint was never given up"
+
+
+def test_every_line_of_a_running_router_is_json() -> None:
+    with backends(1) as made, running_router({"models": {"one": model(made)}}) as router:
+        rewrite(router, {"models": {"one": model(made, policy="round_robin")}})
+        until(lambda: "round_robin" in router.log)
+        assert router.stop() == 0
+        lines = [json.loads(line) for line in router.log.splitlines()]
+    said = [line["what"] for line in lines if line["event"] == "control"]
+    assert {line["process"] for line in lines if line["event"] == "control"} == {"control"}
+    assert said[0].startswith("serving 1 model on 1 endpoint at http://")
+    assert said[-1] == "stopping: requests on their way are finished first"
+
+
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_logs_that_cannot_be_written_end_and_delay_nothing(reader: str) -> None:
+    """Standard error is a pipe that nobody reads, because its reader has gone or is stuck."""
+    read_end, write_end = os.pipe()
+    if reader == "gone":
+        os.close(read_end)
+    else:
+        os.set_blocking(write_end, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(write_end, b"x" * 4096):
+                pass
+        os.set_blocking(write_end, True)
+    with backends(1) as made, place() as here:
+        listen = f"127.0.0.1:{free_port()}"
+        config = {"version": 1, "listen": listen, "models": {"one": model(made)}}
+        config["telemetry"] = {"access_log": True}
+        (here.path / "serve.yaml").write_text(json.dumps(config))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainmesh", "serve", "--config", "serve.yaml"],
+            env={**here.environment, "XDG_STATE_HOME": str(here.path / "state")},
+            cwd=here.path,
+            stderr=write_end,
+        )
+
+        def answers() -> bool:
+            assert process.poll() is None, f"it ended with {process.returncode}"
+            try:
+                return ask(listen, "POST", "/v1/chat/completions", b'{"model":"one"}')[0] == 200
+            except OSError:
+                return False
+
+        until(answers)
+        os.kill(process.pid, signal.SIGHUP)  # a line more
+        assert answers()
+        if reader == "gone":
+            [info] = here.path.glob("trainmesh/serve-*/router.json")
+            admin = json.loads(info.read_text())["admin"].removeprefix("http://")
+            lost = rb'log_dropped_total\{worker="0"\} [1-9]'
+            until(lambda: re.search(lost, ask(admin, "GET", "/metrics")[1]), what="it is counted")
+        process.terminate()
+        assert process.wait(20) == 0
+        assert here.files() == []
+    os.close(write_end)
+    if reader == "asleep":
+        os.close(read_end)
 
 
 @pytest.mark.parametrize(
