@@ -14,6 +14,7 @@ __all__ = [
     "OPENAI_ROOTS",
     "Listener",
     "ServerUrl",
+    "call_in",
     "parse_listener",
     "parse_url",
     "same_server",
@@ -27,6 +28,10 @@ LISTENER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:]*)):(?P<port>[0-9]{
 
 OPENAI_ROOTS = ("/v1", "/v3")
 """What OpenAI's base URLs end in; OVMS has its API below /v3. Urls may have it or not."""
+
+
+CALLS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
+"""What follows OpenAI's base URLs in requests; no URL of an endpoint ends so."""
 
 
 class Listener(NamedTuple):
@@ -93,8 +98,8 @@ def parse_url(text: str) -> ServerUrl:
     """An endpoint's URL.
 
     Raises:
-        ConfigError: not ``http(s)://host[:port][/path]``; the message says neither where it was
-            written nor the URL, which may hold a password.
+        ConfigError: not ``http(s)://host[:port][/path]``; the message does not say where it was
+            written, and has the URL only if no password or key can be in it.
     """
     if not PLAIN.match(text):
         raise ConfigError("must be of printable ASCII characters without spaces")
@@ -102,9 +107,11 @@ def parse_url(text: str) -> ServerUrl:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ConfigError("must be http://host:port or https://host:port") from error
+        raise ConfigError(
+            f"must be http://host:port or https://host:port{_not_as(text)}"
+        ) from error
     if problem := _url_problem(text, parts):
-        raise ConfigError(problem)
+        raise ConfigError(f"{problem}{_not_as(text)}")
     tls = parts.scheme == "https"
     host = parts.hostname or ""
     return ServerUrl(tls, host, port or (443 if tls else 80), parts.path.rstrip("/"))
@@ -116,10 +123,15 @@ def same_server(url: ServerUrl) -> str:
     return f"{'https' if url.tls else 'http'}://{url.authority.lower()}{path}"
 
 
+def call_in(path: str) -> str:
+    """The path of a request that an endpoint's URL ends in; "" if in none."""
+    return next((call for call in CALLS if path.endswith(call)), "")
+
+
 def _url_problem(text: str, parts: SplitResult) -> str:
     host = parts.hostname or ""
     if parts.scheme not in ("http", "https"):
-        return f"must begin with http:// or https://, not {ascii(parts.scheme[:20])}"
+        return "must begin with http:// or https://"
     if parts.username is not None or parts.password is not None:
         return "must not hold a user or password; write the key's variable as api_key_env"
     if not _is_host(host, ipv6="[" in parts.netloc):
@@ -134,6 +146,11 @@ def _url_problem(text: str, parts: SplitResult) -> str:
             "the path may hold letters, digits and -._~!$&'()*+,;=:@%/ and no . or .. or empty step"
         )
     return ""
+
+
+def _not_as(text: str) -> str:
+    """``, not 'what was written'``; without it where that may hold a password or a key."""
+    return "" if any(mark in text for mark in "@?#") else f", not {ascii(text[:80])}"
 
 
 def _ip(host: str) -> IPv4Address | IPv6Address | str:

@@ -12,6 +12,7 @@ from trainmesh.etcd_address import parse_url as parse_etcd_url
 from trainmesh.serving.config.addresses import (
     OPENAI_ROOTS,
     Listener,
+    call_in,
     parse_listener,
     parse_url,
     same_server,
@@ -36,6 +37,10 @@ FIELD_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]*\Z", re.ASCII)
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z", re.ASCII)
 METHOD = re.compile(r"[A-Z]+\Z", re.ASCII)
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~%\[\]:-]+\Z", re.ASCII)
+NO_PATTERN = (
+    f"must not hold {ANY}: it is a name that clients ask for, not a pattern; a request that names "
+    "no model goes to the only one there is"
+)
 LABEL = re.compile(r"[!-~]*\Z", re.ASCII)
 
 
@@ -121,8 +126,12 @@ def _listener(text: str, name: str) -> Listener:
 def _check_names(models: Mapping[str, ModelConfig]) -> None:
     owner: dict[str, str] = {}
     for name, model in models.items():
+        if ANY in name:
+            raise Problem(NO_PATTERN, "models", name)
         for place, alias in enumerate(model.aliases):
             path = ("models", name, "aliases", place)
+            if ANY in alias:
+                raise Problem(NO_PATTERN, *path)
             if alias in models:
                 raise Problem(f"{alias} is the name of a model; an alias must be another", *path)
             if alias in owner:
@@ -163,10 +172,7 @@ def _check_endpoint(endpoint: EndpointConfig, *path: str | int) -> None:
     for what in ("name", "node", "zone", "revision"):
         if not LABEL.match(getattr(endpoint, what)):
             raise Problem("must be of printable ASCII characters without spaces", *path, what)
-    base = parse_url(endpoint.url).path
-    if endpoint.runtime in (Runtime.TRITON, Runtime.KSERVE) and base.endswith(OPENAI_ROOTS):
-        what = f"must end before {base[-3:]}: runtime {endpoint.runtime} has no such paths"
-        raise Problem(what, *path, "url")
+    _check_path(endpoint, *path, "url")
     if endpoint.metrics:
         try:
             parse_url(endpoint.metrics)
@@ -182,6 +188,16 @@ def _check_endpoint(endpoint: EndpointConfig, *path: str | int) -> None:
             UpstreamSide(endpoint.tls, "")
         except FileProblem as problem:
             raise Problem(str(problem), *path, "tls", problem.field) from problem
+
+
+def _check_path(endpoint: EndpointConfig, *path: str | int) -> None:
+    base = parse_url(endpoint.url).path
+    if call := call_in(base):
+        what = f"must end before {call}: a request's own path is added, not {ascii(base[:80])}"
+        raise Problem(what, *path)
+    if endpoint.runtime in (Runtime.TRITON, Runtime.KSERVE) and base.endswith(OPENAI_ROOTS):
+        what = f"must end before {base[-3:]}: runtime {endpoint.runtime} has no such paths"
+        raise Problem(what, *path)
 
 
 def _check_eject(eject: EjectConfig, *path: str) -> None:

@@ -92,7 +92,7 @@ def _check_rule(
 
 def _check_jwt(jwt: JwtConfig) -> None:
     for text, name in ((jwt.issuer, "issuer"), (jwt.jwks, "jwks")):
-        if not text or (name == "jwks" and text.startswith("file:")):
+        if name == "jwks" and (not text or text.startswith("file:")):
             continue
         try:
             url = parse_url(text)

@@ -85,7 +85,7 @@ class EndpointConfig(_Strict, frozen=True):
     """One server. ``name`` is host:port unless given; ``node`` its place in the link graph.
     ``api_key_env`` names the variable with the key that the endpoint wants."""
 
-    url: Annotated[str, Meta(min_length=8, max_length=2048)]
+    url: Annotated[str, Meta(max_length=2048)]
     name: OptionalName = ""
     node: OptionalName = ""
     zone: OptionalName = ""
@@ -195,7 +195,7 @@ class TenantConfig(_Strict, frozen=True):
 class JwtConfig(_Strict, frozen=True):
     """Bearer tokens from an OpenID Connect provider."""
 
-    issuer: Annotated[str, Meta(min_length=8, max_length=2048)]
+    issuer: Annotated[str, Meta(max_length=2048)]
     audience: Annotated[str, Meta(min_length=1, max_length=512)]
     jwks: Annotated[str, Meta(max_length=2048)] = ""
     """URL or ``file:PATH``; found through the issuer's discovery document unless given."""
