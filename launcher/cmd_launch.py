@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainmesh.claim import AWAY, ENV_CLAIM
 from trainmesh.console import say
-from trainmesh.errors import ConfigError, StoreError
+from trainmesh.errors import ConfigError, JobTaken, StoreError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import asked, signals, target
 from trainmesh.launcher.arguments import add_etcd, file_path
@@ -24,6 +24,7 @@ from trainmesh.launcher.meeting import meeting_of
 from trainmesh.launcher.own_modules import environment_of_ours
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.settings import LaunchSettings, job_name, node_name
+from trainmesh.rundir import live_runs
 from trainmesh.types import Algorithm
 from trainmesh.wire import encode
 
@@ -104,6 +105,8 @@ def run(args: Namespace) -> int:
     config, command = torchrun.resolve(args)
     settings = _settings(args, config.max_nodes)
     asked.check(settings, config)
+    if args.job is not None and settings.etcd is None:
+        _refuse_namesake(args.job)
     if args.dry_run:
         print(_description(settings, config, command))
         return 0
@@ -189,6 +192,21 @@ def _make_writable(directory: Path, flag: str) -> None:
         ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
+
+
+def _refuse_namesake(job: str) -> None:
+    """With an etcd of its own nothing else notices a second job of one name. Names that are made
+    from torchrun's flags may be the same: torchrun runs such jobs side by side.
+
+    Raises:
+        JobTaken: a job that was called so by hand, or otherwise, runs here.
+    """
+    for _, info in live_runs():
+        if info.job == job:
+            raise JobTaken(
+                f"a job named {job!r} is running already: its launcher is process {info.pid}; "
+                "choose another name with --job NAME, or wait until it has ended"
+            )
 
 
 def _claim_name(settings: LaunchSettings, url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.troubles import read_told
 from trainmesh.places import unreadable_words
-from trainmesh.rundir import RunDir, live_runs
+from trainmesh.rundir import RunDir, RunInfo, live_runs
 from trainmesh.store import Entry, Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
 from trainmesh.wire import decode
@@ -82,7 +83,12 @@ def find_job(args: argparse.Namespace) -> JobStatus:
     """
     statuses = find_jobs(args)
     if len(statuses) > 1:
-        names = ", ".join(status.job for status in statuses)
+        names = ", ".join(sorted({status.job for status in statuses}))
+        if args.job is not None:
+            raise ConfigError(
+                f"several jobs called {args.job} run here; pass --etcd with the address that "
+                f"trainmesh status {args.job} shows for the one that is meant"
+            )
         raise ConfigError(f"several jobs are running; name one of {names}")
     if not statuses:
         raise NoSuchJob(f"no job is running {_where(args)}")
@@ -141,22 +147,37 @@ def _say_unreadable() -> None:
 
 
 def _on_this_machine() -> list[JobStatus]:
-    """Several launchers of one job may run here (one a node); each job counts once."""
-    found: dict[str, JobStatus] = {}
+    """Several launchers of one job may run here (one a node) with one etcd; each job counts once.
+    Two jobs of one name have an etcd each."""
+    found: dict[tuple[str, str], JobStatus] = {}
+    launchers: dict[tuple[str, str], RunInfo] = {}
     for run, info in live_runs():
         status = run.read_status()
-        if status is None and info.job in found:
+        key = (info.job, info.etcd)
+        launchers[key] = info
+        if status is None and key in found:
             continue
         status = status or JobStatus(job=info.job, updated_unix_s=info.created_unix_s)
         told = read_told(run.troubles)
-        found[info.job] = replace(
+        found[key] = replace(
             status,
             troubles=(*(trouble.text for trouble in told.troubles), *_place_troubles(run)),
             events=(*status.events, *told.events),
             outcome=_outcome(run),
             age_s=_age_s(run),
         )
-    return list(found.values())
+    names = Counter(job for job, _ in found)
+    return [
+        replace(status, troubles=(*status.troubles, _namesake_words(launchers[key])))
+        if names[status.job] > 1
+        else status
+        for key, status in found.items()
+    ]
+
+
+def _namesake_words(info: RunInfo) -> str:
+    where = f"; --etcd {info.etcd} means it" if info.etcd else ""
+    return f"another job of this name runs here; this one is of launcher {info.pid}{where}"
 
 
 def _age_s(run: RunDir) -> float | None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.launchjob import JOBS, ROOT
 from trainmesh.launcher.cli import main
+from trainmesh.rundir import RunDir, RunInfo
 
 pytestmark = pytest.mark.torch
 
@@ -174,3 +175,20 @@ def test_a_rendezvous_that_cannot_be_is_one_line(
     assert len(err.splitlines()) == 1
     assert err.startswith("trainmesh: error: torchrun: The rendezvous backend 'nonsense'")
     assert list((tmp_path / "trainmesh").glob("*")) == []
+
+
+def test_a_second_job_of_a_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where each has an etcd of its own; a name that torchrun's flags make is no choice."""
+    info = RunInfo(job="alpha", pid=4242, etcd="http://127.0.0.1:1", created_unix_s=1.0)
+    run = RunDir.create(info)
+    try:
+        assert main(["launch", "--dry-run", "--job", "alpha", SCRIPT]) == 1
+        assert capsys.readouterr().err == (
+            "trainmesh: error: a job named 'alpha' is running already: its launcher is process "
+            "4242; choose another name with --job NAME, or wait until it has ended\n"
+        )
+        assert main(["launch", "--dry-run", "--job", "beta", SCRIPT]) == 0
+        assert main(["launch", "--dry-run", "--rdzv-id", "alpha", SCRIPT]) == 0
+    finally:
+        run.remove()
+    assert main(["launch", "--dry-run", "--job", "alpha", SCRIPT]) == 0

@@ -264,6 +264,20 @@ def test_explain_wants_a_name_where_several_jobs_run(capsys: pytest.CaptureFixtu
     assert "Job beta runs" in capsys.readouterr().out
 
 
+def test_two_jobs_of_one_name_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has an etcd of its own; launchers of one job share one, and count once."""
+    for port, step in ((1001, 10), (1002, 20), (1002, 20)):
+        running("alpha", replace(STATUS, step=step), etcd=f"http://127.0.0.1:{port}")
+    assert main(["status", "alpha"]) == 0
+    shown = capsys.readouterr().out
+    for port, step in ((1001, 10), (1002, 20)):
+        which = f"this one is of launcher {os.getpid()}; --etcd http://127.0.0.1:{port} means it"
+        assert f"warning: job alpha: another job of this name runs here; {which}\n" in shown
+        assert shown.count(f"job alpha: 2 ranks, step {step},") == 1
+    assert main(["explain", "alpha"]) == 2
+    assert "several jobs called alpha run here; pass --etcd" in capsys.readouterr().err
+
+
 def test_an_etcd_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--etcd", "http://127.0.0.1:1"]) == 1
     error = capsys.readouterr().err
