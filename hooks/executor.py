@@ -23,8 +23,9 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.groups import backend_of, timeout_of
+from trainmesh.hooks.groups import backend_of, fresh_names, timeout_of
 from trainmesh.hooks.timing import Mark
+from trainmesh.hooks.world import current
 from trainmesh.types import Algorithm, Plan
 
 __all__ = ["Executor", "Fabric", "load", "over_trees"]
@@ -55,13 +56,14 @@ class Fabric:
         groups made among members only are named by their ranks, and a name that is used again
         after its first group was destroyed finds that group's stale addresses (torch 2.13).
         """
-        group = dist.new_group(
-            ranks=list(ranks),
-            timeout=timeout_of(self.parent),
-            backend=backend or self.backend,
-            sort_ranks=False,
-            group_desc="trainmesh",
-        )
+        with fresh_names(current().number):
+            group = dist.new_group(
+                ranks=list(ranks),
+                timeout=timeout_of(self.parent),
+                backend=backend or self.backend,
+                sort_ranks=False,
+                group_desc="trainmesh",
+            )
         return group if isinstance(group, dist.ProcessGroup) else None
 
     def release(self, *groups: dist.ProcessGroup | None) -> None:

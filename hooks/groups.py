@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import ProcessGroupGloo, Store
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
 __all__ = [
     "backend_of",
+    "fresh_names",
     "gloo_devices",
     "job_size",
     "small_gloo_group",
@@ -51,6 +53,25 @@ def gloo_devices(group: dist.ProcessGroup) -> list[Any]:
         return list(backend.options._devices)
     except (RuntimeError, AttributeError):
         return []
+
+
+@contextmanager
+def fresh_names(number: int) -> Iterator[None]:
+    """Groups that are made meanwhile leave their addresses in the job's store under ``number``, the
+    same on every rank and drawn anew for each start of the job: torchrun keeps the store when it
+    restarts the workers, and torch numbers groups, so that they would find the addresses of those
+    before them (torch 2.13). 0: nothing was drawn, and names are torch's."""
+    if not number:
+        yield
+        return
+    groups = dist.distributed_c10d._world.pg_map
+    default = dist.distributed_c10d._get_default_group()
+    backend, store = groups[default]
+    groups[default] = (backend, PrefixStore(f"trainmesh/groups/{number}", store))
+    try:
+        yield
+    finally:
+        groups[default] = (backend, store)
 
 
 def small_gloo_group(
