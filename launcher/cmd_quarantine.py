@@ -10,12 +10,12 @@ import socket
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 
 import msgspec
 
-from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.launcher import jobs
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.terminal import Output
@@ -114,7 +114,13 @@ def _opened_store(args: argparse.Namespace) -> Iterator[Store]:
         _check_only(here, routers)
         url, job = next(iter(here.items()))
         args.etcd = None if job else url
-    with jobs.opened_store(args, "" if args.etcd else job) as store:
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(jobs.opened_store(args, "" if args.etcd else job))
+        except StoreError as error:
+            named = next((info.name for info in routers if info.etcd == args.etcd), "")
+            more = f" (routers.etcd of router {named}); --etcd URL asks another" if named else ""
+            raise type(error)(f"{error}{more}") from error
         if store is None:  # it ended just now
             raise ConfigError("the job here has no etcd any more; pass --etcd URL")
         yield store

@@ -52,12 +52,12 @@ def failure(url: str) -> str:
     store = connect(url, timeout_s=1.0)
     try:
         with pytest.raises(StoreError) as caught:
-            check(store)
+            check(store, otherwise=", or think")
     finally:
         store.close()
     message = str(caught.value)
     assert "\n" not in message
-    assert message.endswith("or leave --etcd out to run one here")
+    assert message.endswith("; start etcd 3.4 or newer there, or think")
     return message
 
 

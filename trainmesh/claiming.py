@@ -123,7 +123,7 @@ def main() -> int:
         mine = decode(os.environ[ENV_CLAIM].encode(), Claim, what=ENV_CLAIM)
         store = connect(args.url, insecure=args.insecure, **security_from_environment())
         try:
-            check(store)
+            check(store, otherwise=", or leave --etcd out to run one here")
             _hold_patiently(store, mine)
         finally:
             store.close()

@@ -68,14 +68,12 @@ def connect(
     return EtcdStore(connection)
 
 
-def check(store: EtcdStore) -> None:
-    """Raise StoreError unless an etcd v3 answers; the message says what to do."""
+def check(store: EtcdStore, otherwise: str = "") -> None:
+    """Raise StoreError unless an etcd v3 answers; the message says what to do, or ``otherwise``."""
     try:
         store.get("/trainmesh/check")
     except StoreError as error:
-        raise type(error)(
-            f"{error}; start etcd 3.4 or newer there, or leave --etcd out to run one here"
-        ) from error
+        raise type(error)(f"{error}; start etcd 3.4 or newer there{otherwise}") from error
 
 
 class EtcdStore:

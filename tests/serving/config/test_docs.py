@@ -13,6 +13,7 @@ from trainmesh.serving.config.changes import RESTART
 from trainmesh.serving.config.load import load
 from trainmesh.serving.config.reload import REREAD_S
 from trainmesh.serving.identity.access import MAX_GROUPS
+from trainmesh.serving.identity.keys import MAX_KEY, MIN_KEY
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, TENANT
 
 TEXT = (Path(__file__).parents[3] / "docs" / "serve_config.md").read_text()
@@ -50,11 +51,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("\n", 1)[0])
 def test_examples_load(folder: Path, example: str) -> None:
-    """Those that are a part of a file, with the rest of the smallest one."""
+    """Those that are a part of a file, and say so, with the rest of the smallest one."""
     path = folder / "serve.yaml"
     parts = yaml.safe_load(example)
-    rest = {key: value for key, value in SMALLEST.items() if key not in parts}
+    rest = {key: SMALLEST[key] for key in ("version", "models") if key not in parts}
     path.write_text((yaml.safe_dump(rest) if rest else "") + example)
+    assert not rest or example.startswith("# a part of serve.yaml"), "nobody can tell that"
     names = ("ACME_KEY", "OTHER_KEY", "UPSTREAM_KEY")
     load(path, {name: f"sk-0123-{name}" for name in names}, {"hybrid"})
 
@@ -92,6 +94,7 @@ def test_runtimes_and_rules_variables_are_listed() -> None:
     for name in (*TENANT, *ENDPOINT, *REQUEST):
         assert f"`{name}`" in TEXT or f"`.{name.partition('.')[2]}`" in TEXT
     assert f"at most {MAX_GROUPS}" in TEXT
+    assert f"A **key** has {MIN_KEY} to {MAX_KEY} printable" in TEXT
     assert REREAD_S == 30.0  # "every half minute"
     listed = re.search(r"is reported\. ((?:`\w+`(?:, | and )?)+) need a restart", TEXT)
     assert listed is not None
