@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainmesh.errors import ConfigError
@@ -22,7 +23,17 @@ from trainmesh.serving.config.types import TelemetryConfig
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-__all__ = ["RequestTrace", "TraceParent", "Tracer", "format_traceparent", "parse_traceparent"]
+__all__ = [
+    "RequestTrace",
+    "TraceParent",
+    "Tracer",
+    "check_sdk",
+    "format_traceparent",
+    "parse_traceparent",
+]
+
+SDK = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+"""Packages of the extra ``otlp``; looked for, not imported, where nothing is traced."""
 
 _FIELDS = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.S)
 _MAX_HEADER_BYTES = 512
@@ -65,6 +76,22 @@ def format_traceparent(parent: TraceParent) -> bytes:
     return b"00-%032x-%016x-%02x" % parent
 
 
+def check_sdk() -> None:
+    """Whether traces can be sent.
+
+    Raises:
+        ConfigError: the OpenTelemetry SDK isn't installed.
+    """
+    try:
+        missing = not all(map(find_spec, SDK))
+    except ModuleNotFoundError:  # what a part of it is in
+        missing = True
+    if missing:
+        raise ConfigError(
+            "telemetry.otlp needs the OpenTelemetry SDK: pip install 'trainmesh[otlp]'"
+        )
+
+
 class Tracer:
     """Makes the traces of one worker. ``close`` sends what is left and ends its thread.
 
@@ -75,16 +102,13 @@ class Tracer:
     def __init__(
         self, config: TelemetryConfig, service: str, rng: random.Random | None = None
     ) -> None:
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-        except ImportError as error:
-            raise ConfigError(
-                "telemetry.otlp needs the OpenTelemetry SDK: pip install 'trainmesh[otlp]'"
-            ) from error
+        check_sdk()
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
         self._share = config.trace_share
         self._random = (rng or random.Random()).random  # noqa: S311  (which requests are traced)
         self._exporter = OTLPSpanExporter(

@@ -156,9 +156,11 @@ def _not_as(text: str) -> str:
 def _ip(host: str) -> IPv4Address | IPv6Address | str:
     """A host's address, or its name in small letters."""
     try:
-        return ip_address("127.0.0.1" if host.lower() == "localhost" else host)
+        address = ip_address("127.0.0.1" if host.lower() == "localhost" else host)
     except ValueError:
         return host.lower()
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 def _is_host(host: str, *, ipv6: bool) -> bool:

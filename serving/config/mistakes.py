@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from trainmesh.serving.config.problem import Path, Problem, near
-from trainmesh.serving.config.types import MODEL_NAME, NAME
+from trainmesh.serving.config.types import MODEL_NAME, NAME, NO_NUL
 
 __all__ = ["expected", "first_mistake"]
 
@@ -22,6 +22,7 @@ SECRET = frozenset({"keys", "admin_keys", "url"})
 """A wrong value at these is not repeated: it may be a key itself, or hold a password."""
 PATTERNS = {
     NAME: "letters, digits and . _ : / @ -, the first a letter or digit",
+    NO_NUL: "no NUL character",
     MODEL_NAME: "none a control character, the first and last no space",
 }
 

@@ -38,7 +38,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=120, pattern=NAME)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=MODEL_NAME)]
 """As endpoints have them: a path (/data/Qwen3), or words in any language."""
 OptionalName = Annotated[str, Meta(max_length=120)]
-Path = Annotated[str, Meta(max_length=4096)]
+NO_NUL = r"^[^\x00]*\Z"
+Path = Annotated[str, Meta(max_length=4096, pattern=NO_NUL)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(gt=0, le=1_000_000)]

@@ -11,35 +11,38 @@ import socket
 from pathlib import Path
 
 from trainmesh.errors import ConfigError, GraphError
-from trainmesh.serving.config.addresses import parse_listener
+from trainmesh.owned import runs_root
+from trainmesh.serving.config.addresses import Listener, parse_listener
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.ledger.segments import ledger_dir
+from trainmesh.serving.trace import check_sdk
 from trainmesh.topology.document import load_file
 
 __all__ = ["check_free", "preflight", "reserve"]
 
 
 def preflight(config: Config) -> None:
-    """Whether both addresses are this machine's and may be listened on, the topology file can be
-    used, and the audit log and ledger can be written. The admin's port isn't tried, as a router
-    that runs with the file may have it.
+    """Whether both addresses are this machine's, two, and may be listened on, the topology file
+    can be used, the run directory, audit log and ledger can be written, and traces can be sent.
+    The admin's port isn't tried, as a router that runs with the file may have it.
 
     Raises:
         ConfigError: one can't.
     """
     reserve(config).close()
-    host = parse_listener(config.admin).host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise ConfigError(f"admin: can't listen on {config.admin}: {error.strerror}") from error
+    _check_admin(config)
     if config.topology.file:
         try:
             load_file(Path(config.topology.file))
         except GraphError as error:
             raise ConfigError(f"topology.file: {error}") from error
+    if config.telemetry.otlp:
+        check_sdk()
+    if problem := _unwritable_folder(root := runs_root()):
+        raise ConfigError(
+            f"can't make a run directory in {root}: {problem}; set XDG_RUNTIME_DIR to a writable "
+            "directory"
+        )
     if config.audit and (problem := _unwritable_file(Path(config.audit))):
         raise ConfigError(f"audit: can't write to {config.audit}: {problem}")
     if config.ledger.enabled and (problem := _unwritable_folder(folder := ledger_dir(config))):
@@ -47,6 +50,33 @@ def preflight(config: Config) -> None:
             f"ledger.dir: can't write to {folder}: {problem}; name a writable directory or set "
             "ledger.enabled to false"
         )
+
+
+def _check_admin(config: Config) -> None:
+    listen, admin = parse_listener(config.listen), parse_listener(config.admin)
+    with socket.socket(_family(admin), socket.SOCK_STREAM) as probe:
+        try:
+            if probe.family == socket.AF_INET6:  # as asyncio does
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind((admin.host, 0))
+        except OSError as error:
+            raise ConfigError(f"admin: can't listen on {config.admin}: {error.strerror}") from error
+    if listen.port and any(
+        one.overlaps(two) for one in _resolved(listen) for two in _resolved(admin)
+    ):
+        raise ConfigError(
+            f"admin: {config.admin} is the same address as listen; give it another port"
+        )
+
+
+def _family(listener: Listener) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+
+
+def _resolved(listener: Listener) -> list[Listener]:
+    """The addresses of a listener whose host may be a name, which can be bound."""
+    found = socket.getaddrinfo(listener.host, None, _family(listener), socket.SOCK_STREAM)
+    return [Listener(str(address[0]), listener.port) for *_, address in found]
 
 
 def check_free(config: Config) -> None:
@@ -66,8 +96,7 @@ def reserve(config: Config, *, shared: bool = True) -> socket.socket:
         ConfigError: the address can't be used.
     """
     listener = parse_listener(config.listen)
-    family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved = socket.socket(_family(listener), socket.SOCK_STREAM)
     try:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)

@@ -11,6 +11,7 @@ from trainmesh.serving.config.addresses import parse_listener
 
 SERVE = ("-m", "trainmesh", "serve", "--config", "serve.yaml")
 
+OPEN = {"insecure": True, "admin_keys": [f"sha256:{'0' * 64}"]}
 KEYED = {"a": {"keys": [f"sha256:{'0' * 64}"]}}
 
 
@@ -31,6 +32,12 @@ def written(here: Place, **more: Any) -> None:
         ({"ledger": {"dir": "a_file"}}, "ledger.dir: "),
         ({"ledger": {"dir": "a_file/below/it"}}, "ledger.dir: "),
         ({"listen": "127.0.0.1:8123", "admin": "localhost:8123"}, "same address"),
+        ({"audit": "a\0b"}, "audit: must be text of at most 4096 characters (no NUL"),
+        ({"ledger": {"dir": "a\0b"}}, "ledger.dir: must be text"),
+        ({"topology": {"file": "a\0b"}}, "topology.file: must be text"),
+        ({"listen": "127.0.0.1:8123", "admin": "0:8123", **OPEN}, "same address"),
+        ({"listen": "127.0.0.1:8123", "admin": "[::ffff:7f00:1]:8123", **OPEN}, "admin: "),
+        ({"admin": "[::ffff:7f00:1]:0", **OPEN}, "admin: can't listen on"),
         ({"listen": "192.0.2.1:0", "insecure": True, "tenants": KEYED}, "listen: "),
     ],
 )  # fmt: skip
@@ -48,6 +55,38 @@ def test_what_the_start_refuses_the_check_refuses(more: dict[str, Any], words: s
             assert words in said[-1][0]
         assert said[0] == said[1]
         assert here.files() == []
+
+
+@pytest.mark.parametrize("flags", [["--check"], []])
+def test_a_run_directory_that_cannot_be_made_is_one_line(flags: list[str]) -> None:
+    with place() as here:
+        written(here)
+        (here.path / "a_file").write_text("")
+        where = str(here.path / "a_file")
+        done = here.run(sys.executable, *SERVE, *flags, XDG_RUNTIME_DIR=where)
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"trainmesh: error: can't make a run directory in {where}/trainmesh: {where} is not a "
+            "folder; set XDG_RUNTIME_DIR to a writable directory\n",
+        )
+
+
+@pytest.mark.parametrize("flags", [["--check"], []])
+def test_traces_without_their_library_are_one_line(flags: list[str]) -> None:
+    with place() as here:
+        written(here, telemetry={"otlp": "http://127.0.0.1:9"})
+        code = (
+            "import sys; sys.modules['opentelemetry.sdk'] = None\n"
+            "from trainmesh.launcher.entry import main\n"
+            f"sys.argv = ['trainmesh', 'serve', '--config', 'serve.yaml', *{flags}]\n"
+            "main()"
+        )
+        done = here.run(sys.executable, "-c", code, XDG_STATE_HOME=str(here.path))
+        assert (done.returncode, done.stderr) == (
+            2,
+            "trainmesh: error: telemetry.otlp needs the OpenTelemetry SDK: pip install "
+            "'trainmesh[otlp]'\n",
+        )
 
 
 def test_the_check_leaves_nothing_behind() -> None:
@@ -68,6 +107,7 @@ def test_the_check_leaves_nothing_behind() -> None:
         ("[::1]:80", "127.0.0.1:80", False),
         ("[::1]:80", "[0:0::1]:80", True),
         ("[::1]:80", "0.0.0.0:80", False),
+        ("[::ffff:7f00:1]:80", "127.0.0.1:80", True),
         ("a.example:80", "A.example:80", True),
         ("a.example:80", "0.0.0.0:80", False),
     ],
