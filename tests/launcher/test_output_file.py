@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_a_file_in_a_folder_that_cannot_be_written_to_is_written_in_place(
     def refused(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(output_file.tempfile, "mkstemp", refused)  # as for another user than root
+    monkeypatch.setattr(tempfile, "mkstemp", refused)  # as for another user than root
     write(path)
     assert path.read_bytes() == NEW
 

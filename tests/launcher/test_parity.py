@@ -26,7 +26,7 @@ def both(
         out = here.path / name
         out.mkdir()
         words = [argument.replace("{out}", str(out)) for argument in arguments]
-        done.append(here.run(*command, *words, stdin=stdin, OUT=str(out), **env))
+        done.append(here.run(*command, *words, stdin=stdin, timeout_s=60, OUT=str(out), **env))
     plain, ours = done
     assert ours.returncode == plain.returncode, ours.stderr
     assert sorted(ours.stdout.splitlines()) == sorted(plain.stdout.splitlines())

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -47,11 +48,12 @@ def two_racks(tmp_path: Path) -> str:
     return str(path)
 
 
-def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict:
+def planned(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     assert main(["plan", "--json", *args]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    return json.loads(out)
+    found: dict[str, Any] = json.loads(out)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_no_gain_over_a_native_that_is_not_the_backends_own(
     """On GPUs native would be NCCL, which never runs one ring in rank order: interleaved over two
     hosts that ring is many times as slow as what NCCL's own model expects of it."""
     gpus = tmp_path / "gpus.json"
-    document = dump(hgx(2))
+    document: dict[str, Any] = dump(hgx(2))
     for place in range(16):
         document["nodes"][f"g{place}"]["rank"] = 2 * (place % 8) + place // 8
     gpus.write_text(json.dumps(document))

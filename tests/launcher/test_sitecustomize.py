@@ -70,7 +70,7 @@ def test_a_python_that_cannot_load_the_hook_runs_and_a_worker_says_so(
     site.mkdir(parents=True)
     (site / "sitecustomize.py").write_text((SITE / "sitecustomize.py").read_text())
     parent = {"TRAINMESH_LAUNCHER": str(os.getpid())} if worker else {}
-    done = run("-c", "print('ran')", path=[site], RANK=rank, **parent)
+    done = run("-c", "print('ran')", path=[site], launched=True, RANK=rank, **parent)
     assert done.stdout == "ran\n"
     assert ("trainmesh: not active in" in done.stderr) == (worker and rank == "0")
     assert len(done.stderr.splitlines()) == (worker and rank == "0")

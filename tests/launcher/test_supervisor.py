@@ -263,6 +263,10 @@ def test_a_place_made_anew_starts_everything_again(modules: Path, tmp_path: Path
         supervisor.stop()
 
 
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_health_reporter_tells_changes_and_never_blocks() -> None:
     reading, writing = os.pipe()
     reporter = HealthReporter(writing)
@@ -271,7 +275,7 @@ def test_a_health_reporter_tells_changes_and_never_blocks() -> None:
     with pytest.raises(ZeroDivisionError), reporter.writing(Path("x")):
         raise ZeroDivisionError
     with reporter.writing(Path("x")):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        full_disk()
     lines = os.read(reading, 65_536).splitlines()
     told = [decode(line, Health, what="line") for line in lines]
     assert [(each.about, each.text) for each in told] == [

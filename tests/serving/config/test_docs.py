@@ -19,7 +19,7 @@ from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, TENANT
 TEXT = (Path(__file__).parents[3] / "docs" / "serve_config.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 SMALLEST = yaml.safe_load(EXAMPLES[0])
-SECTIONS = {
+SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file": types.Config,
     "A model": types.ModelConfig,
     "An endpoint": types.EndpointConfig,

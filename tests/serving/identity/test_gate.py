@@ -100,7 +100,7 @@ def test_a_token_is_the_tenant_of_its_subject_until_it_expires() -> None:
     gate.set_keys(OWN.jwks())
     found = gate.identify(header)
     assert isinstance(found, Tenant)
-    assert (found.name, found.roles, found.subject) == ("b", {"x", "admin"}, "alice")
+    assert (found.name, found.roles, found.subject) == ("b", frozenset(("x", "admin")), "alice")
     assert gate.identify(header) is found
     clock[0] += 31
     assert gate.identify(header) is not found, "it was remembered too long"

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from tests.serving.identity.issuer import CONFIG, Issuer
 from trainmesh.errors import WireError
 from trainmesh.serving.config.types import JwtConfig
-from trainmesh.serving.identity import jwks as jwks_module
 from trainmesh.serving.identity.jwks import JwksSource
+from trainmesh.serving.identity.keyset import MAX_BYTES
 
 OWN, OTHER = Issuer(), Issuer()
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -96,7 +96,7 @@ def test_keys_are_found_through_the_issuer() -> None:
 
 def test_what_can_t_be_fetched_has_a_reason() -> None:
     async def use(provider: Provider) -> None:
-        provider.says("/large", b" " * (jwks_module.MAX_BYTES + 1))
+        provider.says("/large", b" " * (MAX_BYTES + 1))
         provider.says("/moved", b"", 302, Location=f"{provider.url}/large")
         for path, words in (
             ("/no", "answered 404"),

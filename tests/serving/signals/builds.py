@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -16,7 +16,7 @@ from trainmesh.serving.config.types import Config
 DEADLINE_S = 20.0
 
 
-def config(endpoints: list[dict[str, object]], **more: object) -> Config:
+def config(endpoints: Sequence[Mapping[str, object]], **more: object) -> Config:
     """Of one model ``m``."""
     fields = {"version": 1, "models": {"m": {"endpoints": endpoints}}, **more}
     return msgspec.convert(fields, Config)

@@ -37,7 +37,7 @@ def graph(ranks: int, links: Iterable[tuple[str, str, Fraction | float]]) -> Gra
     return [f"g{rank}" for rank in range(ranks)], capacities
 
 
-def star(nics: Sequence[float]) -> Graph:
+def star(nics: Sequence[float | Fraction]) -> Graph:
     return graph(len(nics), [(f"g{rank}", "switch", nic) for rank, nic in enumerate(nics)])
 
 
@@ -83,7 +83,9 @@ def hgx(hosts: int, nic0: float = 25) -> Graph:
     return graph(8 * hosts, links)
 
 
-def leaf_spine(leaves: int, hosts: int, uplinks: Sequence[float], host0: float = 25) -> Graph:
+def leaf_spine(
+    leaves: int, hosts: int, uplinks: Sequence[float | Fraction], host0: float = 25
+) -> Graph:
     """``uplinks`` of each leaf, one to each spine."""
     links = [(f"leaf{i}", f"spine{j}", up) for i in range(leaves) for j, up in enumerate(uplinks)]
     for rank in range(leaves * hosts):

@@ -69,9 +69,9 @@ def forest_of(graph: Graph, max_trees: int = 64, target: float | None = None) ->
 def cheapest_pair(graph: Graph, prices: dict[Arc, float]) -> float:
     """By networkx: cheapest ways over switches, then Edmonds' branching from and to each rank."""
     ranks, _ = graph
-    logical = nx.DiGraph()
+    logical: nx.DiGraph[str] = nx.DiGraph()
     for rank in ranks:
-        ways = nx.DiGraph()
+        ways: nx.DiGraph[str] = nx.DiGraph()
         for (src, dst), price in prices.items():
             # Another rank may end a way, but not forward.
             if src == rank or src not in ranks:
@@ -83,8 +83,8 @@ def cheapest_pair(graph: Graph, prices: dict[Arc, float]) -> float:
     return min(branching(logical, rank) + branching(logical.reverse(), rank) for rank in ranks)
 
 
-def branching(logical: nx.DiGraph, root: str) -> float:
-    rooted = nx.DiGraph(logical)
+def branching(logical: "nx.DiGraph[str]", root: str) -> float:
+    rooted: nx.DiGraph[str] = nx.DiGraph(logical)
     rooted.remove_edges_from(list(logical.in_edges(root)))
     try:
         return nx.minimum_spanning_arborescence(rooted).size(weight="weight")

@@ -31,7 +31,7 @@ COSTS = st.integers(2, 9).flatmap(
 def test_cheapest_arborescences(rows: list[list[float]]) -> None:
     cost = np.array(rows, dtype=float)
     size = len(cost)
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(size))
     for u, v in np.argwhere(np.isfinite(cost)).tolist():
         if u != v and v != 0:
@@ -88,7 +88,9 @@ def test_splitting_needs_balance() -> None:
 
 
 def test_packing_with_unequal_roots_and_too_little_capacity() -> None:
-    ways = {(u, v): {(): 3} for u in range(3) for v in range(3) if u != v}
+    ways: dict[tuple[int, int], dict[tuple[int, ...], int]] = {
+        (u, v): {(): 3} for u in range(3) for v in range(3) if u != v
+    }
     trees = packed([4, 0, 2], ways)
     assert [sum(t.count for t in trees if t.members[0] == root) for root in range(3)] == [4, 0, 2]
     assert all(sorted(tree.members) == [0, 1, 2] for tree in trees)

@@ -9,15 +9,18 @@ from trainmesh.topology.forest import Hop, OutTree, Pair, check, loads, reversed
 
 RANKS = ["a", "b", "c"]
 CAPACITIES = {
-    (src, dst): Fraction(1)
-    for src, dst in ["as", "sa", "bs", "sb", "cs", "sc", "st", "ts", "tc", "ab", "ba"]
+    (pair[0], pair[1]): Fraction(1)
+    for pair in ["as", "sa", "bs", "sb", "cs", "sc", "st", "ts", "tc", "ab", "ba"]
 }
 DOWN = (Hop(0, 1), Hop(1, 2, ("s", "t")))
 UP = (Hop(2, 1, ("s",)), Hop(1, 0))
 
 
 def test_good_trees_and_their_loads() -> None:
-    trees = [OutTree(0, Fraction(1, 2), DOWN), Pair(0, Fraction(1, 3), UP, DOWN)]
+    trees: list[OutTree | Pair] = [
+        OutTree(0, Fraction(1, 2), DOWN),
+        Pair(0, Fraction(1, 3), UP, DOWN),
+    ]
     check(RANKS, CAPACITIES, trees)
     assert loads(RANKS, trees) == {
         ("a", "b"): Fraction(5, 6),
