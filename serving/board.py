@@ -24,7 +24,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from trainmesh.errors import ConfigError, WireError
+from trainmesh.errors import WireError
 from trainmesh.rundir import write_atomically
 from trainmesh.serving.cells import Layout, Names
 from trainmesh.wire import decode, encode
@@ -98,7 +98,7 @@ class Board:
         There are never fewer rows than before, so that counters of a row stay in the sum.
 
         Raises:
-            ConfigError: the file can't be written.
+            OSError: the file can't be written.
         """
         header = Header(generation, max(workers, len(old.rows) if old else 0), names)
         text = encode(header)
@@ -110,7 +110,7 @@ class Board:
         try:
             write_atomically(path, bytes(image))
         except OSError as error:
-            raise ConfigError(f"{path}: can't write the board: {error.strerror}") from error
+            raise OSError(error.errno, error.strerror, str(path)) from error
         return cls.open(path)
 
     @classmethod

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from trainmesh.errors import ConfigError, GraphError
-from trainmesh.owned import runs_root
+from trainmesh.places import places
 from trainmesh.serving.config.addresses import Listener, parse_listener
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.ledger.segments import ledger_dir
@@ -38,7 +38,9 @@ def preflight(config: Config) -> None:
             raise ConfigError(f"topology.file: {error}") from error
     if config.telemetry.otlp:
         check_sdk()
-    if problem := _unwritable_folder(root := runs_root()):
+    problems = {place.root: _unwritable_folder(place.root) for place in places()}
+    if all(problems.values()):
+        root, problem = next(iter(problems.items()))
         raise ConfigError(
             f"can't make a run directory in {root}: {problem}; set XDG_RUNTIME_DIR to a writable "
             "directory"

@@ -43,6 +43,8 @@ __all__ = ["Service"]
 
 SNAPSHOT_EVERY_S = 0.25
 RELOAD_EVERY_S = 1.0
+RETRY_WRITE_S = 1.0
+"""After a run directory could not be written: its disk is full, say."""
 
 
 class Service:
@@ -69,6 +71,8 @@ class Service:
         self._observer: Observer
         self._admin_digest = ""
         self._jwks = ""
+        self._unwritten = ""
+        self._owes_orders = False
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -247,12 +251,33 @@ class Service:
                     await self._changed.wait()
             except TimeoutError:
                 pass
-            self._write_snapshot()
+            try:
+                if self._owes_orders:
+                    self._write_orders()
+                    self._owes_orders = False
+                self._write_snapshot()
+            except OSError as error:
+                self._say_unwritten(str(error))
+                await asyncio.sleep(RETRY_WRITE_S)
+            else:
+                self._say_unwritten("")
+
+    def _owe_orders(self) -> None:
+        self._owes_orders = True
+        self._changed.set()
+
+    def _say_unwritten(self, problem: str) -> None:
+        """Workers go on with what they were told last."""
+        if problem and not self._unwritten:
+            self._say(f"workers can't be told what is new, and go on as they are: {problem}")
+        elif self._unwritten and not problem:
+            self._say("workers are told what is new again")
+        self._unwritten = problem
 
     def _take_keys(self, jwks: bytes) -> None:
         self._jwks = jwks.decode()
         self._gate.set_keys(jwks)
-        self._write_orders()
+        self._owe_orders()
 
     def _local(self) -> Local:
         """What our workers have in flight, for other routers."""
@@ -283,30 +308,44 @@ class Service:
     # -- reload ----------------------------------------------------------------------------
 
     async def _reload_forever(self) -> None:
+        waiting: Config | None = None
+        told: Config | None = None
         while True:
             await asyncio.sleep(RELOAD_EVERY_S)
             found = self._watcher.look()
             for line in found.lines if found is not None else ():
                 self._say(line)
             if found is not None and found.config is not None:
-                await self._reload(found.config)
+                waiting = found.config
+            if waiting is None:
+                continue
+            try:
+                await self._reload(waiting)
+            except ConfigError as error:
+                self._say(f"the new configuration is not used: {error}")
+            except OSError as error:
+                if waiting is not told:
+                    self._say(f"the new configuration is not used yet: {error}")
+                    told = waiting
+                continue
+            waiting = None
 
     async def _reload(self, config: Config) -> None:
-        try:
-            await self._observer.update(config)
-        except ConfigError as error:
-            self._say(f"the new configuration is not used: {error}")
-            return
-        self.config = config
-        self._generation += 1
+        """
+        Raises:
+            ConfigError: it can't be used.
+            OSError: the run directory can't be written now.
+        """
+        await self._observer.update(config)
         old = self.board
         self.board = Board.create(
-            self._run.board(self._generation), names_of(config), workers=config.workers,
-            generation=self._generation, old=old,
+            self._run.board(self._generation + 1), names_of(config), workers=config.workers,
+            generation=self._generation + 1, old=old,
         )  # fmt: skip
+        self.config = config
+        self._generation += 1
         old.remove()
         self._gate = Gate(config, admin_digests=[self._admin_digest])
         if self._jwks:
             self._gate.set_keys(self._jwks.encode())
-        self._write_orders()
-        self._write_snapshot()
+        self._owe_orders()

@@ -273,7 +273,8 @@ class ClientConnection(asyncio.Protocol):
                 self._framing_ahead = framing_head(call)
             if self._phase is Phase.HEADER:
                 self._enter(Phase.BODY, now_s)
-            if EXPECT in special and self._exchange is None and not self._ready:
+            expects = EXPECT in special and not call.http10  # RFC 9110, 10.1.1
+            if expects and self._exchange is None and not self._ready:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _check_framing(self, call: Call, version: str) -> None:
@@ -391,8 +392,10 @@ class ClientConnection(asyncio.Protocol):
         call = self._call or Call()  # nothing of it could be read
         self._router.refused(call, refusal)
         head = self._router.own_fields(call)
-        self.transport.write(refusal.answer(head=head, close=True))
         self._broken = True
+        if self.transport.is_closing():
+            return  # its client has left; nobody reads it
+        self.transport.write(refusal.answer(head=head, close=True))
         self._enter(Phase.LINGER, monotonic())
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -64,7 +64,7 @@ def without_etcd(here: Place) -> dict[str, str]:
 
 def test_without_a_control_plane_training_goes_on(here: Place) -> None:
     lack = without_etcd(here)
-    done = here.run(*LAUNCH, "--nproc-per-node", "2", SCRIPT, SECONDS="0", **lack)
+    done = here.run(*LAUNCH, "--nproc-per-node", "2", SCRIPT, timeout_s=60, SECONDS="0", **lack)
     assert done.returncode == 0, done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("losses")]) == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("trainmesh: warning")]

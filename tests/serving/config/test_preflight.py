@@ -2,12 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.launchjob import Place, place
+from trainmesh import places
+from trainmesh.errors import ConfigError
 from trainmesh.serving.config.addresses import parse_listener
+from trainmesh.serving.config.types import Config, LedgerConfig
+from trainmesh.serving.control import preflight
 
 SERVE = ("-m", "trainmesh", "serve", "--config", "serve.yaml")
 
@@ -57,18 +62,20 @@ def test_what_the_start_refuses_the_check_refuses(more: dict[str, Any], words: s
         assert here.files() == []
 
 
-@pytest.mark.parametrize("flags", [["--check"], []])
-def test_a_run_directory_that_cannot_be_made_is_one_line(flags: list[str]) -> None:
-    with place() as here:
-        written(here)
-        (here.path / "a_file").write_text("")
-        where = str(here.path / "a_file")
-        done = here.run(sys.executable, *SERVE, *flags, XDG_RUNTIME_DIR=where)
-        assert (done.returncode, done.stderr) == (
-            2,
-            f"trainmesh: error: can't make a run directory in {where}/trainmesh: {where} is not a "
-            "folder; set XDG_RUNTIME_DIR to a writable directory\n",
-        )
+def test_a_run_directory_that_can_be_made_nowhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place that can't be written is stood in for by the next (``trainmesh.places``)."""
+    (tmp_path / "file").write_text("")
+    good, bad = places.Place(tmp_path, ""), places.Place(tmp_path / "file", "")
+    config = Config(version=1, models={}, listen="127.0.0.1:0", ledger=LedgerConfig(enabled=False))
+    for found in ((bad, good), (bad,)):
+        monkeypatch.setattr(preflight, "places", lambda found=found: found)
+        if good in found:
+            preflight.preflight(config)
+            continue
+        with pytest.raises(ConfigError, match="can't make a run directory in .*not a folder"):
+            preflight.preflight(config)
 
 
 @pytest.mark.parametrize("flags", [["--check"], []])

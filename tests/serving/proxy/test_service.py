@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.launchjob import place
+from tests.needs import need_root
 from tests.serving.proxy.backend import STREAM_HEAD, Backend, answer, backends, chunked, event
 from tests.serving.proxy.raw import chat, raw
 from tests.serving.running import RunningRouter, ask, running_router, until
@@ -401,3 +402,30 @@ def test_who_is_let_in_is_answered_however_many_come() -> None:
                     told.append(client.recv(12))
     assert {one for one in told if one} == {b"HTTP/1.1 200"}
     assert sum(map(bool, told)) >= 100
+
+
+@pytest.mark.root
+def test_a_run_directory_that_is_full_ends_nothing(tmp_path: Path) -> None:
+    """Workers go on as they were told; what is new comes when there is room again."""
+    need_root()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("no file system can be mounted here")
+    filler = tmp_path / "filler"
+    try:
+        with backends(2) as made:
+            models = {"one": model(made[:1])}
+            with running_router({"models": models}, XDG_RUNTIME_DIR=str(tmp_path)) as router:
+                with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+                until(lambda: "go on as they are" in router.log)
+                router.rewrite({"models": {"one": model(made[1:])}})
+                until(lambda: "not used yet" in router.log, what=router.log)
+                assert [router.post(b'{"model":"one"}')[0] for _ in range(20)] == [200] * 20
+                assert not made[1].asked
+                filler.unlink()
+                until(lambda: router.post(b'{"model":"one"}')[0] == 200 and made[1].asked)
+                until(lambda: "told what is new again" in router.log)
+                assert router.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
