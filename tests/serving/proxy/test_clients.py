@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -66,6 +67,40 @@ def test_a_client_that_has_shut_down_its_sending_side_is_answered(
         got = ended(client, chat(stream=True))
     assert event(2) in got
     assert got.endswith(b"\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("version", "first"), [("1.0", b" 200 "), ("1.1", b" 100 ")])
+def test_an_old_client_gets_no_interim_answer(
+    served: tuple[RunningRouter, Backend], version: str, first: bytes
+) -> None:
+    """RFC 9110, 10.1.1: it may take it for the answer."""
+    router, backend = served
+    backend.say(answer())
+    head, end, body = chat(version=version, fields="Expect: 100-continue\r\n").partition(
+        b"\r\n\r\n"
+    )
+    with raw(router.port) as client:
+        client.send(head + end)
+        time.sleep(0.2)
+        client.send(body)
+        assert first in client.until(b"\r\n")
+
+
+def test_a_client_that_left_within_its_pipeline_is_no_error_of_ours(
+    served: tuple[RunningRouter, Backend],
+) -> None:
+    router, backend = served
+    backend.say(answer())
+    before = router.log.count('"level":"error"')
+    for attempt in range(300):  # it must leave while its first answer is written
+        first = chat() if attempt % 2 else b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", router.port), 5) as left:
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            left.sendall(first + b"POST / HTP/1.1\r\n\r\n")
+            time.sleep((0, 0.001, 0.003)[attempt % 3])
+    assert router.post(b'{"model":"m","messages":[]}')[0] == 200
+    time.sleep(0.5)  # for the log's thread
+    assert router.log.count('"level":"error"') == before
 
 
 def test_a_client_that_is_gone_is_still_seen(served: tuple[RunningRouter, Backend]) -> None:
