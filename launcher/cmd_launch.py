@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainmesh.claim import AWAY, ENV_CLAIM
 from trainmesh.console import say
-from trainmesh.errors import ConfigError, JobTaken, StoreError
+from trainmesh.errors import ConfigError, JobTaken, StoreError, TrainmeshError
 from trainmesh.etcd_address import is_loopback, parse_url
 from trainmesh.launcher import asked, signals, target
 from trainmesh.launcher.arguments import add_etcd, file_path
@@ -43,6 +43,10 @@ def parent_parsers() -> list[ArgumentParser]:
     from trainmesh.launcher import torchrun
 
     return [torchrun.parser()]
+
+
+class TorchrunRefuses(TrainmeshError):
+    """A value of a flag of torchrun's that it would stumble over: with its exit code, 1."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -111,9 +115,9 @@ def run(args: Namespace) -> int:
         print(_description(settings, config, command))
         return 0
     if args.report is not None:
-        _make_writable(args.report, "--report")
+        _make_writable(args.report, "--report", ConfigError)
     if args.log_dir not in (None, os.devnull):
-        _make_writable(Path(args.log_dir), "--log-dir")
+        _make_writable(Path(args.log_dir), "--log-dir", TorchrunRefuses)
     if settings.etcd is not None:
         _claim_name(settings, settings.etcd)
         _warn_of_plain_text(settings.etcd)
@@ -183,15 +187,15 @@ def _check_target(args: Namespace) -> None:
         target.check_script(args.training_script)
 
 
-def _make_writable(directory: Path, flag: str) -> None:
+def _make_writable(directory: Path, flag: str, refusal: type[TrainmeshError]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
+        raise refusal(
             f"{flag} {directory}: not a directory, and can't be made one ({error.strerror})"
         ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {directory}: can't be written to; choose another directory")
+        raise refusal(f"{flag} {directory}: can't be written to; choose another directory")
 
 
 def _refuse_namesake(job: str) -> None:

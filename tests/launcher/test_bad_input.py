@@ -47,7 +47,7 @@ def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--rdzv-conf", "x", SCRIPT], 1, "'x' must have a value"),
         (["--local-ranks-filter", "x", SCRIPT], 1, "local_ranks_filter"),
         (["--logs-specs", "x", SCRIPT], 1, "logs_specs"),
-        (["--log-dir", "file", SCRIPT], 2, "--log-dir file: not a directory"),
+        (["--log-dir", "file", SCRIPT], 1, "--log-dir file: not a directory"),
         (["--report", "file", SCRIPT], 2, "--report file: not a directory"),
         (["--report", "/proc/none", SCRIPT], 2, "--report /proc/none"),
         (["--nnodes", "2", SCRIPT], 2, "pass the same --etcd"),
