@@ -179,7 +179,8 @@ class Dispatcher:
             self._switching = self._make_switching()
         if self._is_new:
             self._is_new = False
-            self._observer.note("hook_kept", self._scripts, step=self._step)
+            if self._observer.is_first:  # plans are made for this one's steps
+                self._observer.note("hook_kept", self._scripts, step=self._step)
             self._end_plan()
         before, self._first_sum = self._first_sum, None
         self._switching.begin_step(self._step, device, before)

@@ -27,6 +27,7 @@ class UserHook:
     def reduce(self, bucket: GradBucket, mark: Mark) -> Future[torch.Tensor]:
         """What the script's hook returns."""
         future = self._hook(self._state, bucket)
-        if isinstance(future, Future) and not isinstance(mark, NoMark):  # DDP says what is wrong
+        # What ``then`` returns is the C++ class alone; anything else DDP refuses itself.
+        if isinstance(future, torch._C.Future) and not isinstance(mark, NoMark):
             future.add_done_callback(lambda _: mark.end())
         return future

@@ -280,6 +280,19 @@ def test_hints_that_differ_are_said_once_by_whichever_ranks() -> None:
     assert told == [(16, "differ"), (48, "differ")]
 
 
+def test_nothing_is_planned_for_a_hook_of_the_scripts_own() -> None:
+    """No rank would follow it; processes that are started again may have no hook."""
+    job = Job()
+    job.greet()
+    job.send([RankReport(notes=(Note(kind="hook_kept", rank=0, text="mine", step=0, epoch=0),))])
+    job.train(60, ms=9)
+    assert job.hints == []
+    job.number = 0
+    job.greet(pid=900)
+    job.train(60, ms=9)
+    assert len(job.hints) == 1
+
+
 def test_a_rejected_plan_is_not_proposed_again() -> None:
     job = Job()
     job.greet()

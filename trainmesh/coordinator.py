@@ -100,6 +100,8 @@ class Coordinator:
         self._dropped = 0
         self._graph: LinkGraph | None = None
         self._is_used_up_said = False
+        self._is_hook_kept = False
+        """The script's own hook reduces the gradients, so that no plan would be followed."""
         self.document: dict[str, object] | None = None
         """The link graph as a topology document; None until all ranks are known."""
 
@@ -121,7 +123,7 @@ class Coordinator:
     def decide(self, now_s: float) -> Effects:
         """The leader's turn, about once a second: publish, verify or leave alone."""
         effects = Effects()
-        if self._pilot is None:
+        if self._pilot is None or self._is_hook_kept:
             return effects
         self._give_up_waiting(self._pilot, now_s, effects)
         turn = self._pilot.turn(self._view.window, now_s)
@@ -285,6 +287,7 @@ class Coordinator:
         self._hints.begin(None)
         self._asked.begin_again()
         self._pilot = None
+        self._is_hook_kept = False
         self._epoch = 0
 
     def _hint_of(self, proposal: Proposal) -> Hint:
@@ -360,6 +363,7 @@ class Coordinator:
             self._log(effects, now_s, note.kind, text, note.step)
             if note.kind == "rejected" and is_current and self._pilot is not None:
                 self._pilot.rejected(note.epoch)
+            self._is_hook_kept = self._is_hook_kept or note.kind == "hook_kept"
             self._asked.refused(note, self._hints.of_epoch(note.epoch))
             self._note_asked(effects)
 
