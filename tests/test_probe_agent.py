@@ -185,7 +185,7 @@ def test_a_malformed_request_is_ignored_in_one_line(
     finally:
         prober.close()
     said = capsys.readouterr().err
-    assert said.startswith("probe: probe request: ")
+    assert said.startswith("note: probe: probe request: ")
     assert said.count("\n") == 1
     assert REQUEST.token not in said
 
