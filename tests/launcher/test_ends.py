@@ -78,7 +78,7 @@ def test_ctrl_c_leaves_nothing_and_is_quiet(here: Place, moment: Moment) -> None
         # Torchrun's exit code, or before torchrun handles signals, by the signal as Python.
         assert process.returncode in (1, -signal.SIGINT)
         assert err.splitlines()[-1] == "trainmesh: interrupted"
-    if moment in (training, agent_listening):
+    if moment is training:  # an agent may listen before torchrun handles signals
         assert process.returncode == 1
     assert "torch/distributed/launcher" not in err  # no traceback of the launcher
     assert_nothing_left(here)
