@@ -308,7 +308,8 @@ def test_logs_that_cannot_be_written_end_and_delay_nothing(reader: str) -> None:
         assert answers()
         if reader == "gone":
             [info] = here.path.glob("trainmesh/serve-*/router.json")
-            admin = json.loads(info.read_text())["admin"].removeprefix("http://")
+            url: str = until(lambda: json.loads(info.read_text())["admin"])  # told last
+            admin = url.removeprefix("http://")
             lost = rb'log_dropped_total\{worker="0"\} [1-9]'
             until(lambda: re.search(lost, ask(admin, "GET", "/metrics")[1]), what="it is counted")
         process.terminate()
