@@ -107,10 +107,7 @@ class Board:
         image[: 16 + len(text)] = MAGIC + len(text).to_bytes(8, "little") + text
         if old is not None:
             _carry(old, names, memoryview(image)[start:], workers)
-        try:
-            write_atomically(path, bytes(image))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        write_atomically(path, bytes(image))
         return cls.open(path)
 
     @classmethod

@@ -136,10 +136,17 @@ class RunDir(OwnedDirectory):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` so that a reader sees the old bytes or the new ones, never a mixture."""
+    """Replace ``path`` so that a reader sees the old bytes or the new ones, never a mixture.
+
+    Raises:
+        OSError: it can't be written; its ``filename`` is ``path``, which that of a full disk lacks.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def job_slug(name: str) -> str:

@@ -420,6 +420,7 @@ def test_a_run_directory_that_is_full_ends_nothing(tmp_path: Path) -> None:
                     while file.write(bytes(4096)):
                         pass
                 until(lambda: "go on as they are" in router.log)
+                assert "snapshot.json" in router.log, "which file can't be written is not said"
                 router.rewrite({"models": {"one": model(made[1:])}})
                 until(lambda: "not used yet" in router.log, what=router.log)
                 assert [router.post(b'{"model":"one"}')[0] for _ in range(20)] == [200] * 20
