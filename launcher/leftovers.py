@@ -6,10 +6,11 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from trainmesh.errors import TrainmeshError
+from trainmesh.launcher import signals
 from trainmesh.rundir import remove_empty_logs
 
 __all__ = ["kill_workers", "log_directory"]
@@ -42,17 +43,18 @@ def log_directory(chosen: str | None, made: Callable[[str], object]) -> Iterator
     if chosen is not None:
         yield chosen
         return
-    try:
-        path = tempfile.mkdtemp(prefix="torchelastic_")
-    except OSError as error:
-        raise TrainmeshError(
-            f"torchrun needs a temporary directory: {error.strerror}; set TMPDIR, or pass --log-dir"
-        ) from error
-    made(path)
-    try:
+    with ExitStack() as stack:
+        with signals.deferring():
+            try:
+                path = tempfile.mkdtemp(prefix="torchelastic_")
+            except OSError as error:
+                raise TrainmeshError(
+                    f"torchrun needs a temporary directory: {error.strerror}; set TMPDIR, or pass "
+                    "--log-dir"
+                ) from error
+            stack.callback(remove_empty_logs, Path(path))
+            made(path)
         yield path
-    finally:
-        remove_empty_logs(Path(path))
 
 
 def _children() -> list[int]:

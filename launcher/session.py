@@ -154,15 +154,15 @@ def _run_directory(settings: LaunchSettings) -> Iterator[_ControlPlane]:
         etcd=settings.etcd or "",
         created_unix_s=time.time(),
     )
-    run_dir = RunDir.create(info)
-    try:
+    with ExitStack() as stack:
+        with signals.deferring():
+            run_dir = RunDir.create(info)
+            stack.callback(run_dir.remove)
         url, started = services(settings, run_dir)
         run_dir.publish(structs.replace(info, etcd=url))
         troubles = Troubles(run_dir.troubles, say)
         supervisor = Supervisor(started, sweep, troubles, lambda: _restore(run_dir, troubles))
         yield _ControlPlane(run_dir, supervisor, troubles)
-    finally:
-        run_dir.remove()
 
 
 def _restore(run_dir: RunDir, troubles: Troubles) -> bool:

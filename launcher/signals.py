@@ -15,6 +15,7 @@ __all__ = [
     "ALL_ENDING",
     "Ended",
     "check",
+    "deferring",
     "end_by",
     "end_undisturbed",
     "exiting",
@@ -27,6 +28,8 @@ ALL_ENDING = (signal.SIGINT, *ENDING)
 AGAIN_S = 1.5
 """Longer than it takes from the exception to the clean-up."""
 _received: list[int] = []
+_deferred: list[int] | None = None
+"""What came within ``deferring``; None outside of it."""
 _timers: list[threading.Timer] = []
 
 
@@ -85,6 +88,20 @@ def raising() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextmanager
+def deferring() -> Iterator[None]:
+    """A signal that comes meanwhile raises at the end. In here something is made, and given to
+    whoever removes it: between the two, nobody would."""
+    global _deferred
+    _deferred = []
+    try:
+        yield
+    finally:
+        came, _deferred = _deferred, None
+        if came:
+            _raise(came[0], None)
+
+
 def check() -> None:
     """Raise what a signal was to raise, if that was dropped."""
     if _received:
@@ -113,7 +130,10 @@ def _is_held(number: int) -> bool:
     return signal.getsignal(number) is _nothing
 
 
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _deferred is not None:
+        _deferred.append(number)
+        return
     if _received:
         number = _received[0]  # the first one is what ends us; others come while it does
     _settle()
