@@ -45,10 +45,6 @@ def parent_parsers() -> list[ArgumentParser]:
     return [torchrun.parser()]
 
 
-class TorchrunRefuses(TrainmeshError):
-    """A value of a flag of torchrun's that it would stumble over: with its exit code, 1."""
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("trainmesh")
     add = group.add_argument
@@ -117,7 +113,7 @@ def run(args: Namespace) -> int:
     if args.report is not None:
         _make_writable(args.report, "--report", ConfigError)
     if args.log_dir not in (None, os.devnull):
-        _make_writable(Path(args.log_dir), "--log-dir", TorchrunRefuses)
+        _make_writable(Path(args.log_dir), "--log-dir", TrainmeshError)  # torchrun's code
     if settings.etcd is not None:
         _claim_name(settings, settings.etcd)
         _warn_of_plain_text(settings.etcd)
