@@ -29,6 +29,7 @@ from trainmesh.compression import (
 from trainmesh.errors import ConfigError
 from trainmesh.hooks.codecs import Layouts, codec, measure_cost
 from trainmesh.hooks.context import RankContext
+from trainmesh.hooks.ending import PREFIX
 from trainmesh.types import Hello
 
 __all__ = ["ENV_COMPRESSION", "CodingCosts", "sample", "times_codecs"]
@@ -110,7 +111,7 @@ class CodingCosts:
                 self._measure()
             return
         self._started = True
-        self._thread = threading.Thread(target=self._measure, name="trainmesh costs", daemon=True)
+        self._thread = threading.Thread(target=self._measure, name=f"{PREFIX}costs", daemon=True)
         # A thread that is within torch when the interpreter ends would abort the process.
         atexit.register(self.close)
         self._thread.start()

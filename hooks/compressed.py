@@ -17,6 +17,7 @@ from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.codecs import Codec, ErrorFeedback, Gradient, GroupExchange, codec
+from trainmesh.hooks.ending import PREFIX
 from trainmesh.hooks.executor import Executor, Fabric
 from trainmesh.hooks.native import NativeExecutor
 from trainmesh.hooks.promise import Promise
@@ -56,7 +57,7 @@ class Compressed:
         self._group = group
         self._plain = GroupExchange(group)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="trainmesh codec", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}codec", daemon=True)
         self._thread.start()
 
     def reduce(self, gradient: Gradient, mark: Mark, executor: Executor) -> Future[torch.Tensor]:

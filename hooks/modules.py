@@ -15,11 +15,21 @@ from typing import Protocol
 import torch.distributed as dist
 
 from trainmesh.hooks import world
-from trainmesh.hooks.context import RankContext
+from trainmesh.hooks.context import RankContext, say_once
+from trainmesh.hooks.ending import outlive_threads
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.types import Collective
 
-__all__ = ["Hooked", "any_seen", "close_all", "join", "mark_seen", "shared_context"]
+__all__ = [
+    "Closable",
+    "Hooked",
+    "any_seen",
+    "close_all",
+    "close_at_end",
+    "join",
+    "mark_seen",
+    "shared_context",
+]
 
 
 class Hooked(Protocol):
@@ -28,10 +38,23 @@ class Hooked(Protocol):
     def finish(self) -> None: ...
 
 
+class Closable(Protocol):
+    """What has groups and threads."""
+
+    def close(self) -> None: ...
+
+
 _context: RankContext | None = None
 _num_joined = 0
 _measured: weakref.WeakSet[Hooked] = weakref.WeakSet()
+_closed_at_end: weakref.WeakSet[Closable] = weakref.WeakSet()
 _seen = False
+
+
+def close_at_end(closable: Closable) -> None:
+    """Close it as the process ends, if it still is there: who holds a group holds its store, and so
+    the file of a FileStore, which the next run would read."""
+    _closed_at_end.add(closable)
 
 
 def join(hooked: Hooked) -> int:
@@ -93,8 +116,14 @@ def any_seen() -> bool:
 
 def close_all() -> None:
     """The process ends."""
+    for closable in list(_closed_at_end):
+        try:
+            closable.close()
+        except Exception as error:  # an executor may be anybody's; the process ends all the same
+            say_once("end", f"groups and threads can't be ended: {error!r}")
     for hooked in list(_measured):
         hooked.finish()
     if _context is not None:
         _context.reporter.close()
     world.leave_all()
+    outlive_threads()

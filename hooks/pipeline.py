@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
+from trainmesh.hooks.ending import PREFIX
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
@@ -43,7 +44,8 @@ MAX_PIECE_BYTES = 512 * 1024
 """A plan of one chunk still overlaps adding with sending."""
 MAX_LAYOUTS = 64
 TAGS = 2**31
-END_S = 5.0
+END_S = 1.0
+"""For all threads together: after an error one may wait for a rank that is lost."""
 LOOK_S = 0.5
 GRACE_S = 0.3
 """After an error, for others that say more: all time out at about the same time."""
@@ -89,8 +91,9 @@ class PipelinedExecutor:
     def close(self) -> None:
         for worker in (*self._lanes.values(), self._ender):
             worker.stop()
+        until_s = time.monotonic() + END_S
         for worker in (*self._lanes.values(), self._ender):
-            worker.join()
+            worker.join(until_s)
         self._fabric.release(*self._groups)
         self._lanes, self._groups = {}, []  # a lane holds this executor and its groups
 
@@ -226,7 +229,7 @@ class _Worker(ABC):
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Bucket | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"trainmesh {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}{name}", daemon=True)
         self._thread.start()
 
     def take(self, bucket: _Bucket) -> None:
@@ -235,8 +238,8 @@ class _Worker(ABC):
     def stop(self) -> None:
         self._jobs.put(None)
 
-    def join(self) -> None:
-        self._thread.join(END_S)
+    def join(self, until_s: float) -> None:
+        self._thread.join(max(0.0, until_s - time.monotonic()))
 
     def _run(self) -> None:
         while (bucket := self._jobs.get()) is not None:

@@ -87,6 +87,7 @@ def _attach(module: DistributedDataParallel, parameters: Sequence[torch.Tensor])
         return
     _dispatchers[module.reducer] = dispatcher
     weakref.finalize(module.reducer, dispatcher.close).atexit = False
+    modules.close_at_end(dispatcher)
 
 
 def _leave_alone(reason: str) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
+from trainmesh.hooks.ending import PREFIX
 from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.promise import Promise
 from trainmesh.hooks.timing import Mark
@@ -113,7 +114,7 @@ class RoundsExecutor:
         self._scratch: dict[tuple[torch.device, int], torch.Tensor] = {}
         self._error: str | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="trainmesh rounds", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}rounds", daemon=True)
         self._thread.start()
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
 import trainmesh
+from trainmesh.hooks.ending import PREFIX
 from trainmesh.hooks.groups import gloo_devices, small_gloo_group, timeout_of
 
 __all__ = ["Handshake", "World", "current", "leave_all"]
@@ -183,7 +184,7 @@ class _Connecting:
         self._is_abandoned = False
         self._world = world
         self._name = name
-        self._thread = threading.Thread(target=self._run, name="trainmesh connect", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}connect", daemon=True)
         # A thread that is within torch when the interpreter ends would abort the process.
         atexit.register(self._thread.join, CONNECT.total_seconds())
         self._thread.start()

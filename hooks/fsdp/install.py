@@ -160,6 +160,7 @@ def _of(owner: Any, group: dist.ProcessGroup) -> Reductions | None:
         modules.mark_seen()
         if made is not None:
             weakref.finalize(communication, made.close).atexit = False
+            modules.close_at_end(made)
     known = _reductions[communication]
     return known if known is not None and known.group is group else None
 

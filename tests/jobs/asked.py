@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 
+KEPT: list[nn.Module] = []
+"""To the end of the process, as by scripts without a function."""
 MICRO_STEPS, STEPS, FORWARD_S, PATIENCE_S = 3, 12, 0.04, 60.0
 
 
@@ -23,8 +25,14 @@ class Slow(nn.Module):
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group(
+        "gloo",
+        init_method=os.environ.get("INIT", "env://"),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     model = DDP(nn.Sequential(nn.Linear(8, 8), Slow()))
+    KEPT.append(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     hint = RunDir(Path(os.environ[ENV_RUN_DIR])).hint
     for step in range(STEPS):

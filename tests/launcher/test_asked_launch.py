@@ -30,6 +30,18 @@ def test_a_job_of_a_few_steps_gets_what_it_asked_for() -> None:
     assert run["split"]["compute_s"] + run["split"]["hidden_s"] >= 3 * 0.04
 
 
+def test_a_file_store_is_gone_after_the_job() -> None:
+    """The next run would read what this one has left in it, and hang: whoever has a group has the
+    store, which removes its file when the last one lets go."""
+    with place() as here:
+        store, report = here.path / "store", here.path / "report"
+        flags = ["--nproc-per-node", "2", "--plan", "tree", "--report", str(report)]
+        done = here.run(*LAUNCH, *flags, str(JOBS / "asked.py"), INIT=f"file://{store}")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((report / "report.json").read_text())["run"]["unmet"] == []
+        assert not store.exists()
+
+
 def test_a_job_that_never_had_it_says_so_in_its_last_line_and_report() -> None:
     flags = ["--nproc-per-node", "2", "--plan", "tree", "--progress", "off"]
     with place() as here:
