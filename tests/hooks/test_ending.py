@@ -20,10 +20,11 @@ class Slow:
         self.sleep(2)
 
 modules.mark_seen()
-store = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+store = dist.HashStore()
 wait = lambda: store.wait(["never"], timedelta(seconds=1))
 threading.Thread(target=wait, name=sys.argv[1], daemon=True).start()
 kept = Slow()
+time.sleep(0.3)  # until it waits
 sys.exit(17)
 """
 
