@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import msgspec
 
 from benchmarks.machine import describe, spread
+from trainmesh.launcher.arguments import file_to_write
 from trainmesh.launcher.lab import Lab, run_job, stream_gbps
-from trainmesh.launcher.output_file import output_path, write_output
+from trainmesh.launcher.output_file import write_output
 from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import CALIBRATION, choose, planners
@@ -191,7 +192,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="0: none")
     parser.add_argument("--dropping", action="store_true")
-    parser.add_argument("--json", type=output_path)
+    parser.add_argument("--json", type=file_to_write(".json"))
     args = parser.parse_args(argv)
     print(describe())
     found: list[object] = []

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.clusters import rail_cluster
 from benchmarks.growth import svg
 from benchmarks.machine import describe, spread
-from trainmesh.launcher.output_file import output_path, write_output
+from trainmesh.launcher.arguments import file_to_write
+from trainmesh.launcher.output_file import write_output
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.types import Collective
 
@@ -79,7 +80,7 @@ def on_one_core() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--draw", metavar="FILE.svg", type=output_path)
+    parser.add_argument("--draw", metavar="FILE.svg", type=file_to_write(".svg"))
     parser.add_argument("--up-to", metavar="RANKS", type=int, default=16384)
     args = parser.parse_args()
     on_one_core()

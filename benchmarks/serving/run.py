@@ -30,7 +30,8 @@ from benchmarks.serving.programs import LOAD_CPU, certificate, compiled
 from benchmarks.serving.queues import QUEUES
 from benchmarks.serving.routers import ROUTERS
 from benchmarks.serving.scenario import Bench, Scenario
-from trainmesh.launcher.output_file import output_path, write_output
+from trainmesh.launcher.arguments import file_to_write
+from trainmesh.launcher.output_file import write_output
 
 OURS = "trainmesh"
 SCENARIOS = {scenario.name: scenario for scenario in (*FAULTS, *QUEUES)}
@@ -123,7 +124,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenarios", type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, help="3 of overhead and 1 of each scenario")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=output_path)
+    parser.add_argument("--json", type=file_to_write(".json"))
     chosen = parser.parse_args()
     chosen.routers = chosen.routers or (QUICK_ROUTERS if chosen.quick else list(ROUTERS))
     chosen.scenarios = chosen.scenarios or (
