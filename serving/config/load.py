@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.errors import ConfigError, GraphError
 from trainmesh.serving.config.checks import check
 from trainmesh.serving.config.complete import complete
@@ -37,11 +38,9 @@ def load(path: Path, environ: Mapping[str, str], policies: Collection[str] | Non
             place and what may be written instead.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path}: {reason}") from error
+        data = read_bounded(path, MAX_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
     return loads(data, path, environ, policies)
 
 

@@ -52,7 +52,9 @@ class Cluster:
         self._log = log
         self._said: dict[str, frozenset[str]] = {}
         topology = config.topology
-        self._graph: LinkGraph | None = load_file(Path(topology.file)) if topology.file else None
+        self._graph: LinkGraph | None = None
+        if topology.file:
+            self._graph = load_file(Path(topology.file), pipe_s=0)  # read with each reload
         self._document = b""
         if previous is not None and previous._config.topology == topology and topology.job:
             self._graph, self._document = previous._graph, previous._document

@@ -33,7 +33,7 @@ def preflight(config: Config) -> None:
     _check_admin(config)
     if config.topology.file:
         try:
-            load_file(Path(config.topology.file))
+            load_file(Path(config.topology.file), pipe_s=0)
         except GraphError as error:
             raise ConfigError(f"topology.file: {error}") from error
     if config.telemetry.otlp:

@@ -312,7 +312,7 @@ class Service:
         told: Config | None = None
         while True:
             await asyncio.sleep(RELOAD_EVERY_S)
-            found = self._watcher.look()
+            found = await asyncio.to_thread(self._watcher.look)  # a pipe is awaited
             for line in found.lines if found is not None else ():
                 self._say(line)
             if found is not None and found.config is not None:

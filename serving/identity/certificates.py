@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.errors import ConfigError
 
-__all__ = ["FileProblem", "check_authority", "check_pair", "read_bounded"]
+__all__ = ["FileProblem", "check_authority", "check_pair"]
 
 MAX_BYTES = 4 << 20
 
@@ -42,7 +43,7 @@ def check_pair(cert: str, key: str, now: datetime | None = None) -> None:
     problem = _out_of_time(leaf, now or datetime.now(UTC))
     if problem:
         raise FileProblem("cert", f"{cert}: {problem}")
-    data = read_bounded("key", key)
+    data = _read("key", key)
     try:
         private = load_pem_private_key(data, password=None)
         public = private.public_key()
@@ -66,26 +67,16 @@ def check_authority(path: str) -> None:
     _certificates("ca", path)
 
 
-def read_bounded(field: str, path: str) -> bytes:
-    """The bytes of a file of at most 4 MiB.
-
-    Raises:
-        FileProblem: it can't be read or is larger.
-    """
+def _read(field: str, path: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FileProblem(field, f"{path}: {reason}") from error
-    if len(data) > MAX_BYTES:
-        raise FileProblem(field, f"{path}: larger than {MAX_BYTES >> 20} MiB")
-    return data
+        return read_bounded(Path(path), MAX_BYTES, pipe_s=0)  # OpenSSL opens it once more
+    except OSError as error:
+        raise FileProblem(field, f"{path}: {error.strerror}") from error
 
 
 def _certificates(field: str, path: str) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(read_bounded(field, path))
+        return x509.load_pem_x509_certificates(_read(field, path))
     except ValueError as error:
         raise FileProblem(field, f"{path}: holds no certificate in PEM") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 from msgspec import Struct
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.errors import ConfigError, TrainmeshError, WireError
 from trainmesh.serving.config.addresses import parse_url
 from trainmesh.serving.config.types import JwtConfig
@@ -125,7 +126,6 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
 
 def _read_file(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise WireError(f"{path}: {error}") from error
+        return read_bounded(path, MAX_BYTES)
+    except OSError as error:
+        raise WireError(f"{path}: {error.strerror}") from error

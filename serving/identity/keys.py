@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.errors import ConfigError
 
 __all__ = ["digest", "read_digests", "read_key"]
@@ -63,15 +64,11 @@ def read_key(name: str, environ: Mapping[str, str]) -> str:
 
 def _keys_of_file(path: Path) -> list[str]:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        lines = data.decode("ascii").split("\n")
+        lines = read_bounded(path, MAX_FILE_BYTES).decode("ascii").split("\n")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not a file of ASCII text, one key a line") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES // 1024} KiB")
     keys = [
         _checked(line.strip(), f"{path}, line {number}")
         for number, line in enumerate(lines, 1)

@@ -326,7 +326,7 @@ class Exchange:
             name = upstream.attempt.endpoint.name
             reason = upstream.error or "the connection ended"
             event = interrupted_event(f"the stream from {name} broke off: {reason}")
-            client.write(self, b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event))
+            client.write(self, upstream.told_last(event))
         self._finish(upstream.answer.status, now_s, close=not told)
 
     def _fail(self, upstream: Upstream, now_s: float) -> None:

@@ -373,8 +373,8 @@ class Upstream(asyncio.Protocol):
         """Tell the client of a stream whose head is there before its first event, which takes long:
         comments can follow. False if that can't be. No other endpoint can be asked from then on."""
         answer = self.answer
-        tellable = answer.status == 200 and answer.event_stream and answer.chunked
-        if self._in_head or self._on_hold or self._decoding or not tellable:
+        is_stream = answer.status == 200 and answer.event_stream and answer.content_length is None
+        if self._in_head or self._on_hold or self.request.inbound is not None or not is_stream:
             return False
         self._unjudged, self._first = False, b""
         self.awaits_byte = True
@@ -500,16 +500,30 @@ class Upstream(asyncio.Protocol):
     def takes_events(self) -> bool:
         """An event of ours can follow what was forwarded: it ends with a whole event and where
         another chunk may begin."""
-        between_chunks = self.rechunk or (self.answer.chunked and self.whole and not self._decoding)
+        whole_chunks = self.answer.chunked and self.whole and not self._decoding
+        between_chunks = self.rechunk or self._is_bare or whole_chunks
         between_events = not self.nbytes or self._last.endswith(EVENT_ENDS)
         return self.streams_events and between_chunks and between_events
+
+    @property
+    def _is_bare(self) -> bool:
+        """The client, of HTTP/1.0, gets the body without framing, up to the connection's end."""
+        return self._decoding and not self.rechunk and self.answer.content_length is None
+
+    def told(self, event: bytes) -> bytes:
+        """``event``, of ours, as it goes to the client."""
+        return event if self._is_bare else b"%x\r\n%s\r\n" % (len(event), event)
+
+    def told_last(self, event: bytes) -> bytes:
+        """The same with the end of the answer."""
+        return event if self._is_bare else self.told(event) + b"0\r\n\r\n"
 
     def comment(self, now_s: float) -> None:
         """Tell the client that its stream goes on though it is silent: by a comment (HTML Standard,
         9.2.6), which can only stand between two events."""
         if self.takes_events:
             self.commented_s = now_s
-            cast(Client, self.client).write(b"%x\r\n%s\r\n" % (len(COMMENT), COMMENT))
+            cast(Client, self.client).write(self.told(COMMENT))
 
     @property
     def usage(self) -> Usage:

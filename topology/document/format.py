@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.errors import GraphError
 from trainmesh.topology.document.text import Value, parse
 from trainmesh.topology.document.timeline import LinkChange, read_timeline
@@ -61,17 +62,18 @@ MAX_NAMED = 3
 SWITCH = {"true": True, "false": False}
 
 
-def load_file(path: Path, *, to_plan: bool = False) -> LinkGraph:
+def load_file(path: Path, *, to_plan: bool = False, pipe_s: float | None = None) -> LinkGraph:
     """Read a topology file.
 
     Args:
         path: The file.
         to_plan: Whether its ranks must be able to do without the links in quarantine.
+        pipe_s: How long the bytes of a pipe are awaited, as by ``read_bounded``.
 
     Raises:
         GraphError: it can't be read, is not a valid document, or can't be planned with.
     """
-    return _load(_read(path), source=str(path), to_plan=to_plan)[0]
+    return _load(_read(path, pipe_s), source=str(path), to_plan=to_plan)[0]
 
 
 def load_file_with_timeline(path: Path) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
@@ -80,16 +82,12 @@ def load_file_with_timeline(path: Path) -> tuple[LinkGraph, tuple[LinkChange, ..
     Raises:
         GraphError: it can't be read, or is not a valid document.
     """
-    return _load(_read(path), source=str(path))
+    return _load(_read(path, None), source=str(path))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, pipe_s: float | None) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise GraphError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
-        return data.decode("utf-8")
+        return read_bounded(path, MAX_BYTES, pipe_s=pipe_s).decode("utf-8")
     except OSError as error:
         raise GraphError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trainmesh.bounded_read import read_bounded
 from trainmesh.clock import ManualClock
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.changes import changes
@@ -133,6 +134,24 @@ def test_a_new_key_in_a_key_file_is_found(tmp_path: Path) -> None:
     assert reload.lines == ("tenant a: keys changed",)
     assert reload.config is not None
     assert len(reload.config.tenants["a"].keys) == 2
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "keys"])
+def test_a_pipe_in_place_of_a_file_holds_nothing_up(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(read_bounded.__kwdefaults__, "pipe_s", 0.1)
+    (tmp_path / "keys").write_text("first-key-of-somebody\n")
+    watched = Watched(tmp_path, ONE + "tenants:\n  a:\n    keys: [file:keys]\n")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    found = None
+    for _ in range(2 * int(REREAD_S)):
+        found = found or watched.settled()
+    assert found is not None
+    (line,) = found.lines
+    assert f"{name}: a pipe to which nobody has written to the end" in line
+    assert line.endswith("; the configuration stays as it was")
 
 
 def test_a_watcher_begins_with_a_valid_file(tmp_path: Path) -> None:

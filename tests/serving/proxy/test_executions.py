@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 import time
 from collections.abc import Iterator
 
@@ -199,6 +201,41 @@ def test_a_stream_is_kept_open_before_its_first_event_too(
     assert waited_s < 2.4, "the head came with the first event"
     assert 2 <= count <= 5
     assert got == comment * count + body
+
+
+@pytest.mark.parametrize("head", [STREAM_HEAD, STREAM_HEAD.replace(b"Transfer", b"X-Transfer")])
+def test_a_stream_over_http_1_0_is_kept_open_and_its_break_told(
+    served: tuple[RunningRouter, list[Backend]], head: bytes
+) -> None:
+    """Its client gets no chunks, whether the endpoint sends them or not."""
+    works(served, "noted")
+    router, (backend, *_) = served
+    is_chunked = head is STREAM_HEAD
+    first = event(1)
+
+    async def breaks(_: Backend, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        await asyncio.sleep(1.5)
+        writer.write(chunked(first) if is_chunked else first)
+        await asyncio.sleep(1.5)
+        reset = struct.pack("ii", 1, 0)  # a plain end would be the end of an answer without length
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        writer.transport.abort()
+
+    backend.do(breaks)
+    with raw(router.port) as client:
+        client.send(chat("noted", stream=True, version="1.0"))
+        assert client.head()[0] == 200
+        got = client.rest()
+    before, between, after = got.partition(first)
+    assert between
+    for silence in (before, after):
+        assert silence.count(b": keep-alive\n\n") >= 1
+    assert not before.replace(b": keep-alive\n\n", b"")
+    told = after.replace(b": keep-alive\n\n", b"")
+    assert told.startswith(b"data: {")
+    assert told.endswith(b"}\n\n")
+    assert b"stream_interrupted" in told
 
 
 def test_a_comment_of_ours_is_no_first_byte(
