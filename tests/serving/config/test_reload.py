@@ -140,7 +140,7 @@ def test_a_new_key_in_a_key_file_is_found(tmp_path: Path) -> None:
 def test_a_pipe_in_place_of_a_file_holds_nothing_up(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(read_bounded.__kwdefaults__, "pipe_s", 0.1)
+    monkeypatch.setattr(read_bounded, "__kwdefaults__", {"pipe_s": 0.1})
     (tmp_path / "keys").write_text("first-key-of-somebody\n")
     watched = Watched(tmp_path, ONE + "tenants:\n  a:\n    keys: [file:keys]\n")
     (tmp_path / name).unlink()
