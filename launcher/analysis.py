@@ -52,17 +52,17 @@ Steps = Sequence[tuple[int, int, Group]]
 def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int = 0) -> RunAnalysis:
     """The numbers of what was collected from a record; ``corrupt_lines`` others were left out. Of
     the last start of the job ``num_known_steps`` are known to have been done, recorded or not."""
-    start = sample.start
+    start, main = sample.start, sample.start.main
     hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
     clocks = {hello.rank: hello.clock for hello in hellos}
     nodes = {hello.rank: hello.node for hello in hellos}
     regimes = _regimes(sample)
     steps = [
         (step, regimes.get(epoch, epoch), group)
-        for step, epoch, group in start.steps.groups()
+        for step, epoch, group in main.steps.groups()
         if step >= FIRST_STEP
     ]
-    world_size = max((hello.world_size for hello in hellos), default=0) or len(start.num_steps)
+    world_size = max((hello.world_size for hello in hellos), default=0) or len(main.num_steps)
     complete = [item for item in steps if len(item[2]) == world_size]
     is_alone = world_size == 1 or Replicas.of(start.hellos).are_single
     if is_alone:
@@ -71,7 +71,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int =
     reports = [report for _, _, group in steps for report in group.values()]
     times_s = [_step_time_s(group) for _, _, group in steps]
     plans = _plans(sample, steps, complete)
-    num_steps = max(start.num_steps.values(), default=0)
+    num_steps = main.most_steps
     asked = _asked(sample, plans)
     return RunAnalysis(
         world_size=world_size,
@@ -81,11 +81,12 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int =
         job=next((hint.job for hint in sample.hints.values()), ""),
         num_starts=sample.num_starts,
         outcome=sample.outcome,
-        num_modules=len(start.modules),
+        num_modules=start.num_modules,
+        module=main.number,
         num_steps=num_steps,
         num_known_steps=num_known_steps,
-        last_step=start.last_step,
-        duration_s=max((end - begin for begin, end in start.span_ns.values()), default=0) / 1e9,
+        last_step=main.last_step,
+        duration_s=max((end - begin for begin, end in main.span_ns.values()), default=0) / 1e9,
         step_time=Spread.of(times_s) if times_s else None,
         split=split_of(reports),
         rank_splits=_rank_splits(reports),

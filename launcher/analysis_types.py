@@ -221,9 +221,12 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     """How the launch has ended on this node; None: the record doesn't say."""
     num_modules: int
-    """DDP modules seen; only the first one is analysed."""
+    """DDP modules seen."""
+    module: int
+    """The one that is analysed, which did the most steps, in the order in which they first
+    communicated, from 0."""
     num_steps: int
-    """Steps of the main module that were recorded."""
+    """Steps of that module that were recorded."""
     num_known_steps: int = 0
     """Steps that the job was last known to have done in its newest start, recorded or not."""
     last_step: int

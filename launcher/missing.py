@@ -10,7 +10,7 @@ from trainmesh.decisions.replicas import Replicas
 from trainmesh.decisions.settings import Settings
 from trainmesh.format import count
 from trainmesh.launcher.analysis_types import PlanOutcome
-from trainmesh.launcher.run_sample import RunSample
+from trainmesh.launcher.run_sample import RunSample, Start
 from trainmesh.measure import FIRST_STEP, MeasuredStep
 from trainmesh.types import Algorithm, StepReport
 
@@ -47,6 +47,7 @@ def missing_words(sample: RunSample, held: Held) -> tuple[str, ...]:
             "out (a job that is killed may leave its last line unfinished)."
         )
     found += _lost_steps(sample, held.num_known_steps)
+    found += _other_modules(sample.start)
     found += _missing_steps(sample, held)
     ends = sum(event.kind == "process" for event in sample.events)
     if ends:
@@ -97,14 +98,26 @@ def _why_no_choice(sample: RunSample, measured: Sequence[MeasuredStep]) -> str:
 
 def _lost_steps(sample: RunSample, num_known_steps: int) -> list[str]:
     """Steps that the job has done, and that its record does not hold."""
-    start = sample.start
-    recorded = start.last_step + 1 if start.num_steps else 0
+    main = sample.start.main
+    recorded = main.last_step + 1 if main.num_steps else 0
     if num_known_steps <= (recorded and recorded + MAX_STRIDE):
         return []
-    held = f"the last one in it is step {start.last_step}" if recorded else "it holds none"
+    held = f"the last one in it is step {main.last_step}" if recorded else "it holds none"
     return [
         f"The job did {count(num_known_steps, 'step')} at least, which the record doesn't hold: "
         f"{held}{_trouble_words(sample)}."
+    ]
+
+
+def _other_modules(start: Start) -> list[str]:
+    main, first = start.main, start.first
+    if not main.number:
+        return []
+    did = count(first.most_steps, "step") if first is not None else "fewer"
+    return [
+        f"The figures are of DDP module {main.number + 1} of {start.num_modules} (in the order in "
+        "which they first communicated), which did the most steps. Plans are made by the steps of "
+        f"the first one, which did {did}."
     ]
 
 
@@ -114,10 +127,10 @@ def _trouble_words(sample: RunSample) -> str:
 
 
 def _missing_steps(sample: RunSample, held: Held) -> list[str]:
-    start, world_size = sample.start, held.world_size
-    if not start.num_steps and held.num_known_steps:
+    start, main, world_size = sample.start, sample.start.main, held.world_size
+    if not main.num_steps and held.num_known_steps:
         return []  # they are lost, which is said
-    if not start.num_steps:
+    if not main.num_steps:
         trouble = _trouble_words(sample)
         lost = f", or what was measured is lost{trouble}" if trouble else ""
         return [
@@ -138,7 +151,7 @@ def _missing_steps(sample: RunSample, held: Held) -> list[str]:
         ]
     if not any(report.buckets for report in held.reports):
         return ["No bucket times were recorded: a built-in C++ communication hook hides them."]
-    silent = sorted(set(range(world_size)) - set(start.num_steps))
+    silent = sorted(set(range(world_size)) - set(main.num_steps))
     if silent:
         names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
         return [

@@ -117,7 +117,7 @@ def _header(run: RunAnalysis) -> str:
     facts += [fact for fact in (run.backend, run.device) if fact]
     facts.append(f"{count(run.num_steps, 'step')} in {duration(run.duration_s)}")
     if run.num_modules > 1:
-        facts.append(f"{run.num_modules} DDP modules, the first one shown")
+        facts.append(f"DDP module {run.module + 1} of {run.num_modules}")
     name = escape(f"trainmesh · {run.job}" if run.job else "trainmesh")
     return f'<header><b>{name}</b><span class="soft">{escape(" · ".join(facts))}</span></header>'
 

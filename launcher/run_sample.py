@@ -30,6 +30,8 @@ __all__ = ["MAX_EVENTS", "RunSample", "Start", "StepSample", "collect"]
 MAX_TIMINGS = 200_000
 MAX_EVENTS = 1_000
 MAX_EPOCHS = 1_000
+MAX_MODULES = 8
+"""Of which steps are kept: a script trains one, or a few side by side."""
 
 Group = dict[int, StepReport]
 """Reports of one step by rank."""
@@ -92,27 +94,69 @@ class StepSample:
 
 
 @dataclass
-class Start:
-    """One start of the job's processes."""
+class ModuleSteps:
+    """What one DDP module did."""
 
-    hellos: dict[int, Hello] = field(default_factory=dict)
+    number: int = 0
+    """In the order in which the modules first communicated."""
     steps: StepSample = field(default_factory=StepSample)
     num_steps: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    """Recorded steps of the main module by rank."""
+    """Recorded steps by rank."""
     span_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
     """First begin and last end by rank."""
     last_step: int = 0
-    modules: set[int] = field(default_factory=set)
+
+    @property
+    def most_steps(self) -> int:
+        """Of any rank."""
+        return max(self.num_steps.values(), default=0)
 
     def add(self, report: StepReport) -> None:
-        self.modules.add(report.module)
-        if report.module:
-            return
         self.steps.add(report)
         self.num_steps[report.rank] += 1
         self.last_step = max(self.last_step, report.step)
         begin_ns, end_ns = self.span_ns.get(report.rank, (report.begin_ns, report.end_ns))
         self.span_ns[report.rank] = (min(begin_ns, report.begin_ns), max(end_ns, report.end_ns))
+
+
+@dataclass
+class Start:
+    """One start of the job's processes."""
+
+    hellos: dict[int, Hello] = field(default_factory=dict)
+    num_modules: int = 0
+    """DDP modules that were seen."""
+    _modules: dict[int, ModuleSteps] = field(default_factory=lambda: {0: ModuleSteps()})
+    _forgotten: set[int] = field(default_factory=set)
+
+    @property
+    def main(self) -> ModuleSteps:
+        """The module that did the most steps; of equals the first."""
+        return max(self._modules.values(), key=lambda module: (module.most_steps, -module.number))
+
+    @property
+    def first(self) -> ModuleSteps | None:
+        """The module that plans are made for; None if others did so many more steps that it was
+        let go."""
+        return self._modules.get(0)
+
+    def add(self, report: StepReport) -> None:
+        self.num_modules = max(self.num_modules, report.module + 1)
+        if report.module in self._forgotten:
+            return
+        module = self._modules.get(report.module)
+        if module is None:
+            module = self._modules[report.module] = ModuleSteps(report.module)
+            self._forget_one()
+        module.add(report)
+
+    def _forget_one(self) -> None:
+        """Of too many modules the one with the fewest steps is let go, but not the newest."""
+        if len(self._modules) > MAX_MODULES:
+            *others, _ = self._modules.values()
+            fewest = min(others, key=lambda module: (module.most_steps, -module.number))
+            self._forgotten.add(fewest.number)
+            del self._modules[fewest.number]
 
 
 @dataclass
@@ -190,7 +234,7 @@ class _Collector:
         if not self._newest.hellos:
             self.sample.num_starts += 1
         self._newest.hellos[hello.rank] = hello
-        if not self.sample.start.num_steps:
+        if not self.sample.start.num_modules:
             self.sample.start = self._newest
 
     def _log(self, event: Event) -> None:

@@ -150,6 +150,33 @@ def test_the_series_holds_each_step_and_the_mean_loss() -> None:
     assert series[0].loss == pytest.approx(4.0 - 0.2 + 1.5)
 
 
+def of_module(number: int, num_steps: int) -> list[RecordLine]:
+    """The steps of ``lines()`` as those of another module."""
+    found = [line.step for line in lines() if line.step is not None and line.step.step < num_steps]
+    return [RecordLine(step=replace(step, module=number)) for step in found]
+
+
+def test_the_module_that_did_the_most_steps_is_analysed() -> None:
+    """A script may have warmed up with another one."""
+    hellos = [line for line in lines() if line.step is None]
+    run = analysed([*hellos, *of_module(0, 1), *of_module(1, NUM_STEPS), *of_module(2, 3)])
+    assert (run.module, run.num_modules, run.num_steps) == (1, 3, NUM_STEPS)
+    assert run.step_time == analysed(lines()).step_time
+    words = "module 2 of 3 (in the order in which they first communicated)"
+    (sentence,) = [each for each in run.missing if words in each]
+    assert sentence.endswith("the first one, which did 1 step.")
+
+
+def test_of_many_modules_the_largest_are_known() -> None:
+    """K folds, each of a model of its own, and one that is trained to the end."""
+    hellos = [line for line in lines() if line.step is None]
+    folds = [line for number in range(40) for line in of_module(number, 3 + number % 2)]
+    run = analysed([*hellos, *folds, *of_module(40, NUM_STEPS)])
+    assert (run.module, run.num_modules, run.num_steps) == (40, 41, NUM_STEPS)
+    run = analysed([*hellos, *of_module(0, 9), *folds, *of_module(40, 8), *of_module(6, 10)])
+    assert (run.module, run.num_steps) == (0, 9 + 3)
+
+
 def test_other_modules_are_counted_only() -> None:
     others = [RecordLine(step=report(rank, 5, module=1)) for rank in range(4)]
     assert replace(analysed([*lines(), *others]), num_modules=1, lines=0) == replace(
