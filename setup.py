@@ -11,12 +11,16 @@ import os
 from setuptools import Extension, setup
 
 COMPILED = {
-    "decide": "admission affinity books budget choice client_errors cost demand endpoint "
-    "estimate extras forecast guard health histogram hybrid line noted outliers "
-    "pool prefix quota reuse roster scorers shadow shared token_ratio trend types",
+    "observe": "durations",
+    "decide": "books budget choice client_errors demand endpoint extras health noted pool roster "
+    "shared types",
+    "decide/admission": "admission line quota",
+    "decide/learn": "estimate forecast histogram outliers prefix reuse token_ratio trend",
+    "decide/policies": "affinity cost guard hybrid scorers shadow",
     "identity": "access gate keys refused",
-    "proxy": "answer answers api call catalogue client cors exchange first_event framing headers "
-    "local prompt recorder request_ids route router server upgrade upstream usage",
+    "proxy": "answer call client exchange framing recorder route router server upstream",
+    "proxy/reading": "api first_event headers prompt request_ids upgrade usage",
+    "proxy/replies": "answers catalogue cors local",
 }
 """No module with a msgspec Struct: mypyc would drop its options."""
 
@@ -27,9 +31,11 @@ def extensions() -> list[Extension]:
         return []
     from mypyc.build import mypycify
 
-    files = ["trainmesh/serving/durations.py"]
-    for folder, names in COMPILED.items():
-        files += [f"trainmesh/serving/{folder}/{name}.py" for name in names.split()]
+    files = [
+        f"trainmesh/serving/{folder}/{name}.py"
+        for folder, names in COMPILED.items()
+        for name in names.split()
+    ]
     options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
     return list(mypycify([*options, *files], opt_level="2", debug_level="0"))
 

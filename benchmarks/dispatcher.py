@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from benchmarks.machine import describe, spread
-from trainmesh.hooks.registration import wrap_ddp
+from trainmesh.hooks.ddp.registration import wrap_ddp
 from trainmesh.hooks.timing import StepTimer
 
 LAYERS = 16

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from msgspec.structs import replace
 
-from trainmesh.client import HintFile, NullReporter, Reporter, connect
+from trainmesh.agent.rank import HintFile, NullReporter, Reporter, connect
 from trainmesh.hooks.launched import Worker, unmeasured_reason
 from trainmesh.types import Collective, Hello, Hint, Note
 

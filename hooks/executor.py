@@ -94,8 +94,8 @@ class Executor(Protocol):
 
 def over_trees(plan: Plan, fabric: Fabric) -> Executor:
     """The executor of any plan by messages between ranks."""
-    from trainmesh.hooks.pipeline import PipelinedExecutor
-    from trainmesh.hooks.rounds import RoundsExecutor
+    from trainmesh.hooks.executors.pipeline import PipelinedExecutor
+    from trainmesh.hooks.executors.rounds import RoundsExecutor
 
     made = PipelinedExecutor if fabric.backend == "gloo" else RoundsExecutor
     return made(plan, fabric)
@@ -107,8 +107,8 @@ def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
     Raises:
         PlanError: none is registered, or it can't be imported.
     """
-    from trainmesh.hooks.native import NativeExecutor
-    from trainmesh.hooks.ring import ring
+    from trainmesh.hooks.executors.native import NativeExecutor
+    from trainmesh.hooks.executors.ring import ring
 
     built_in: dict[str, Callable[[Plan, Fabric], Executor]] = {
         Algorithm.NATIVE: NativeExecutor,

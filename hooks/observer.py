@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from trainmesh.hooks import loss
-from trainmesh.hooks.coding_cost import CodingCosts, times_codecs
 from trainmesh.hooks.context import RankContext, say, say_once
+from trainmesh.hooks.route.coding_cost import CodingCosts, times_codecs
 from trainmesh.hooks.timing import CudaMarks, HostMarks, Mark, NoMark, StepTimer
 from trainmesh.types import Hint, PairTime
 

@@ -111,8 +111,8 @@ def _fsdp_imported() -> None:
 
 
 def _wrap_ddp() -> None:
-    from trainmesh.hooks import native, pipeline, ring, rounds  # noqa: F401 - while it is possible
-    from trainmesh.hooks.registration import wrap_ddp
+    from trainmesh.hooks.ddp.registration import wrap_ddp
+    from trainmesh.hooks.executors import rounds  # noqa: F401 - while it is possible
 
     wrap_ddp()
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from trainmesh.console import clean, write_error
 from trainmesh.errors import ConfigError
-from trainmesh.etcd_address import parse_url
+from trainmesh.store.address import parse_url
 
 __all__ = ["Parser", "add_etcd", "etcd_url", "file_path", "file_to_write"]
 

@@ -18,8 +18,9 @@ from typing import Any
 from trainmesh import __version__
 from trainmesh.console import clean, say, write_error
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher import signals, standard_output
+from trainmesh.launcher import standard_output
 from trainmesh.launcher.arguments import Parser
+from trainmesh.launcher.run import signals
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -114,4 +115,4 @@ def _flush_output() -> bool:
 
 
 def _load(command: str) -> ModuleType:
-    return importlib.import_module(f"trainmesh.launcher.cmd_{command}")
+    return importlib.import_module(f"trainmesh.launcher.commands.{command}")

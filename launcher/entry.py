@@ -34,7 +34,8 @@ def main() -> NoReturn:
 
     own_modules.come_first()
 
-    from trainmesh.launcher import cli, signals, standard_output
+    from trainmesh.launcher import cli, standard_output
+    from trainmesh.launcher.run import signals
 
     standard_output.install()
     if interrupt is signal.default_int_handler:

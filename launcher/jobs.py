@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from trainmesh.console import say
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
-from trainmesh.launcher.troubles import read_told
+from trainmesh.launcher.run.troubles import read_told
 from trainmesh.places import unreadable_words
 from trainmesh.rundir import RunDir, RunInfo, live_runs
-from trainmesh.store import Entry, Store, job_prefix
+from trainmesh.store.base import Entry, Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
 from trainmesh.wire import decode
 
@@ -245,8 +245,8 @@ def _with_leader(status: JobStatus, keys: Sequence[str]) -> JobStatus:
 
 
 def _connect(url: str, insecure: bool) -> Store:
-    from trainmesh.etcd import check, connect
-    from trainmesh.etcd_address import security_from_environment
+    from trainmesh.store.address import security_from_environment
+    from trainmesh.store.etcd import check, connect
 
     store = connect(url, insecure=insecure, **security_from_environment())
     try:

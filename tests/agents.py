@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 from tests.launchjob import Place, wait_for
-from trainmesh.etcd import EtcdStore
-from trainmesh.store import job_prefix
+from trainmesh.store.base import job_prefix
+from trainmesh.store.etcd import EtcdStore
 from trainmesh.topology.document import dump
 from trainmesh.topology.graph import host_graph
 from trainmesh.types import JobStatus, RankStatus
@@ -22,7 +22,7 @@ def start_agent(
         *before,
         sys.executable,
         "-m",
-        "trainmesh.agent",
+        "trainmesh.agent.process",
         TRAINMESH_RUN_DIR=str(run),
         TRAINMESH_JOB=job,
         TRAINMESH_NODE=node,

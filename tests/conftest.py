@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from trainmesh.embedded_etcd import EmbeddedEtcd
+from trainmesh.store.embedded import EmbeddedEtcd
 
 # How long an example takes says how busy the machine is, not that something is wrong.
 settings.register_profile(

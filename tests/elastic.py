@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from trainmesh.coordinator import Coordinator
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.coordinator import Coordinator
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import (
     BucketTiming,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from trainmesh.coordinator import Coordinator
-from trainmesh.decisions.regime import Regime, grouped
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.coordinator import Coordinator
+from trainmesh.coordinator.tuning.comm_config import Regime, grouped
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.probing import rounds
+from trainmesh.topology.measure.probing import rounds
 from trainmesh.topology.request import LIVE
 from trainmesh.types import (
     BucketTiming,

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-import trainmesh.agent as agent_module
+import trainmesh.agent.process as agent_module
 from tests.launchjob import wait_for
-from trainmesh.agent import MAX_WAITING_REPORTS, Inbox, Uplink
-from trainmesh.claim import new_claim
-from trainmesh.control import ControlEnvironment, Stop
+from trainmesh.agent.process import MAX_WAITING_REPORTS, Inbox, Uplink
+from trainmesh.coordinator.claim import new_claim
 from trainmesh.errors import StoreError
-from trainmesh.health import HealthReporter
-from trainmesh.memory_store import MemoryStore
+from trainmesh.process import ControlEnvironment, Stop
+from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
-from trainmesh.store import Change, Entry, Watch, WatchCallback, job_prefix
+from trainmesh.store.base import Change, Entry, Watch, WatchCallback, job_prefix
+from trainmesh.store.memory import MemoryStore
 from trainmesh.types import Hint, NodeReport, Note, Plan, RankReport
 from trainmesh.wire import decode, encode
 

@@ -1,7 +1,7 @@
 """What an agent publishes: not every bucket time of busy reports, and introductions at once."""
 
 from tests.launcher.records import hello
-from trainmesh.agent import Inbox, thin
+from trainmesh.agent.process import Inbox, thin
 from trainmesh.types import BucketTiming, Note, PairTime, RankReport, StepReport
 
 

@@ -7,10 +7,10 @@ from msgspec.structs import replace
 
 from tests.launcher.records import hello, report
 from tests.topology.graphs import racks
-from trainmesh.coordinator import Coordinator, Effects
-from trainmesh.decisions.settings import Settings
-from trainmesh.launcher.asked import unmet_lines
-from trainmesh.launcher.settings import LaunchSettings
+from trainmesh.coordinator.coordinator import Coordinator, Effects
+from trainmesh.coordinator.tuning.settings import Settings
+from trainmesh.launcher.run.asked import unmet_lines
+from trainmesh.launcher.run.settings import LaunchSettings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Collective, Hello, NodeReport, Note, PairTime, RankReport, StepReport
 from trainmesh.wire import encode

@@ -10,15 +10,15 @@ import pytest
 from msgspec import structs
 
 from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
-from trainmesh.claim import Claim, Meeting, is_dead, new_claim
-from trainmesh.claiming import hold
+from trainmesh.coordinator.claim import Claim, Meeting, is_dead, new_claim
+from trainmesh.coordinator.claiming import hold
 from trainmesh.errors import FencedOut, JobTaken
-from trainmesh.etcd import EtcdStore, connect
-from trainmesh.etcd_rpc import prefix_end, rpc
-from trainmesh.launcher.meeting import meeting_of
+from trainmesh.launcher.run.meeting import meeting_of
 from trainmesh.rundir import process_start_ticks
-from trainmesh.serving.control.verdicts import QUARANTINE, Kind, Verdict, judge, read_verdicts
-from trainmesh.store import claim_prefix, job_prefix
+from trainmesh.serving.cluster.verdicts import QUARANTINE, Kind, Verdict, judge, read_verdicts
+from trainmesh.store.base import claim_prefix, job_prefix
+from trainmesh.store.etcd import EtcdStore, connect
+from trainmesh.store.rpc import prefix_end, rpc
 from trainmesh.wire import decode
 
 PATIENCE_S = 20

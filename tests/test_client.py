@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.client import MAX_WAITING_STEPS, HintFile, SocketReporter
+from trainmesh.agent.rank import MAX_WAITING_STEPS, HintFile, SocketReporter
 from trainmesh.rundir import write_atomically
 from trainmesh.types import BucketTiming, Hello, Hint, Note, Plan, RankReport, StepReport
 from trainmesh.wire import decode, encode

@@ -4,7 +4,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.topology.graphs import racks
-from trainmesh.coordinator import Coordinator, Effects, Settings
+from trainmesh.coordinator.coordinator import Coordinator, Effects, Settings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import (
     BucketTiming,

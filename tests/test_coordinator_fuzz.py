@@ -5,8 +5,8 @@ import random
 import pytest
 from msgspec import structs
 
-from trainmesh.coordinator import Coordinator
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.coordinator import Coordinator
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.errors import WireError
 from trainmesh.topology.graph import host_graph
 from trainmesh.types import (

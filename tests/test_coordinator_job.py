@@ -7,8 +7,8 @@ import pytest
 
 from tests.simulated import MB, SimulatedJob
 from tests.topology.graphs import star
-from trainmesh.coordinator import Coordinator
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.coordinator import Coordinator
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Note, RankReport
 

@@ -10,17 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.topology.graphs import racks, star
-from trainmesh.compression import CodecCost, codec_cost
-from trainmesh.decisions.calibration import LEAST, MOST, Calibration
-from trainmesh.decisions.compression import Sending, advice, better_codec
-from trainmesh.decisions.fusion_size import Overhead, fusion_size, overhead, waiting_s
-from trainmesh.decisions.judging import delivers, harm, quicker
-from trainmesh.decisions.links import Links
-from trainmesh.decisions.noticing import baseline, change, gap_s, probe_bytes, probe_s
-from trainmesh.decisions.planning import predicted_s, replan
-from trainmesh.decisions.regime import Regime, grouped, same_way
-from trainmesh.decisions.settings import Settings
-from trainmesh.measure import MeasuredStep
+from trainmesh.coordinator.measure import MeasuredStep
+from trainmesh.coordinator.tuning.acceptance import delivers, harm, quicker
+from trainmesh.coordinator.tuning.calibration import LEAST, MOST, Calibration
+from trainmesh.coordinator.tuning.change_detection import (
+    baseline,
+    change,
+    gap_s,
+    probe_bytes,
+    probe_s,
+)
+from trainmesh.coordinator.tuning.codec_choice import Sending, advice, better_codec
+from trainmesh.coordinator.tuning.comm_config import Regime, grouped, same_way
+from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, overhead, waiting_s
+from trainmesh.coordinator.tuning.link_state import Links
+from trainmesh.coordinator.tuning.replan import predicted_s, replan
+from trainmesh.coordinator.tuning.settings import Settings
+from trainmesh.plan.codec_cost import CodecCost, codec_cost
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import ClassFit, Hop, LinkCost, LinkOrigin, PairTime, Plan, Tree
 

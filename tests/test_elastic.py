@@ -4,7 +4,7 @@ import pytest
 
 from tests.elastic import MB, ElasticJob
 from tests.topology.graphs import racks
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import RankReport
 

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from tests.launchjob import JOBS, LAUNCH, place, wait_for
-from trainmesh.etcd import connect
-from trainmesh.store import job_prefix
+from trainmesh.store.base import job_prefix
+from trainmesh.store.etcd import connect
 from trainmesh.types import Hint, JobStatus
 from trainmesh.wire import decode
 

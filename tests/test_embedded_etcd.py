@@ -12,12 +12,12 @@ from random import Random
 
 import pytest
 
-from trainmesh import embedded_etcd
-from trainmesh.embedded_etcd import EmbeddedEtcd, etcd_version, find_etcd
 from trainmesh.errors import StoreError
-from trainmesh.etcd import connect
-from trainmesh.etcd_exec import FALLOCATE
-from trainmesh.etcd_rpc import RpcError, rpc
+from trainmesh.store import embedded as embedded_etcd
+from trainmesh.store.embedded import EmbeddedEtcd, etcd_version, find_etcd
+from trainmesh.store.etcd import connect
+from trainmesh.store.exec import FALLOCATE
+from trainmesh.store.rpc import RpcError, rpc
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20
@@ -82,7 +82,7 @@ def test_stop_leaves_nothing(server: EmbeddedEtcd) -> None:
 
 @pytest.mark.etcd
 def test_stop_ends_one_that_hangs(server: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmesh.embedded_etcd.STOP_S", 0.2)
+    monkeypatch.setattr("trainmesh.store.embedded.STOP_S", 0.2)
     server.start()
     server.wait_ready(PATIENCE_S)
     assert server.pid is not None
@@ -114,7 +114,7 @@ def test_the_users_etcd_variables_are_not_for_it(
 def test_it_ends_with_its_owner(tmp_path: Path, how: signal.Signals) -> None:
     code = (
         "import sys, time; from pathlib import Path; "
-        "from trainmesh.embedded_etcd import EmbeddedEtcd; folder = Path(sys.argv[1]); "
+        "from trainmesh.store.embedded import EmbeddedEtcd; folder = Path(sys.argv[1]); "
         "server = EmbeddedEtcd(folder / 'data', folder / 'log'); server.start(); "
         "server.wait_ready(20); print(server.pid, flush=True); time.sleep(60)"
     )
@@ -189,7 +189,7 @@ def test_a_wrapper_script_on_path_is_passed_over(
 def test_without_any_etcd_the_way_to_one_is_told() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from trainmesh.embedded_etcd import find_etcd\n"
+        "from trainmesh.store.embedded import find_etcd\n"
         "try: find_etcd()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
@@ -269,9 +269,9 @@ def test_a_full_disk_is_said_in_plain_words(tmp_path: Path) -> None:
 IPV6_ONLY = """
 import sys
 from pathlib import Path
-from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.etcd import connect
-from trainmesh.interface import job_address
+from trainmesh.store.embedded import EmbeddedEtcd
+from trainmesh.store.etcd import connect
+from trainmesh.probe.interface import job_address
 
 server = EmbeddedEtcd(Path(sys.argv[1], "data"), Path(sys.argv[1], "log"))
 try:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from trainmesh.embedded_etcd import EmbeddedEtcd, find_etcd
 from trainmesh.errors import FencedOut, LeaseLost, StoreError
-from trainmesh.etcd import check, connect
-from trainmesh.etcd_address import parse_url
-from trainmesh.etcd_rpc import Connection, rpc
-from trainmesh.store import Change
+from trainmesh.store.address import parse_url
+from trainmesh.store.base import Change
+from trainmesh.store.embedded import EmbeddedEtcd, find_etcd
+from trainmesh.store.etcd import check, connect
+from trainmesh.store.rpc import Connection, rpc
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 20
@@ -180,7 +180,7 @@ class TestHanging:
 @pytest.mark.etcd
 def test_a_killed_leader_is_followed(etcd_url: str) -> None:
     code = (
-        "import sys, time; from trainmesh.etcd import connect; s = connect(sys.argv[1]); "
+        "import sys, time; from trainmesh.store.etcd import connect; s = connect(sys.argv[1]); "
         "s.elect('/killed/', b'old', s.lease(1), timeout_s=0); print('leads', flush=True); "
         "time.sleep(60)"
     )

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.launchjob import wait_for
-from trainmesh.etcd import EtcdStore, connect
-from trainmesh.etcd_rpc import rpc
-from trainmesh.etcd_value import LEAST_BYTES, MARK, MOST_BYTES, packed, unpacked
-from trainmesh.store import Change
+from trainmesh.store.base import Change
+from trainmesh.store.etcd import EtcdStore, connect
+from trainmesh.store.rpc import rpc
+from trainmesh.store.value import LEAST_BYTES, MARK, MOST_BYTES, packed, unpacked
 
 STATUS = json.dumps(
     {"ranks": [{"rank": n, "node": "host-a", "step": 70 + n, "skew_s": n / 7} for n in range(64)]}

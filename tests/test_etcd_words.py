@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trainmesh.etcd_words import log_reason, plain_reason
+from trainmesh.store.reasons import log_reason, plain_reason
 
 INFO = json.dumps({"level": "info", "ts": "2026-11-29", "msg": "serving client traffic"})
 FULL = json.dumps(

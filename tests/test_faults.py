@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.launchjob import JOBS, LAUNCH, TORCHRUN, Place, place, wait_for
-from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.etcd_address import parse_url
-from trainmesh.etcd_rpc import Connection, rpc
+from trainmesh.store.address import parse_url
+from trainmesh.store.embedded import EmbeddedEtcd
+from trainmesh.store.rpc import Connection, rpc
 
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
 SCRIPT = str(JOBS / "paced.py")
 WORDS = {
-    "coordinator": "trainmesh.server",
-    "agent": "trainmesh.agent",
+    "coordinator": "trainmesh.coordinator.process",
+    "agent": "trainmesh.agent.process",
     "etcd": "--listen-client-urls",
 }
 

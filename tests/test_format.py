@@ -2,7 +2,7 @@
 
 import random
 
-from trainmesh.format import duration, quotient, speedup
+from trainmesh.units import duration, quotient, speedup
 
 
 def test_a_quotient_is_that_of_the_printed_numbers() -> None:

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from trainmesh.errors import ConfigError
-from trainmesh.interface import job_address, machine_id
+from trainmesh.probe.interface import job_address, machine_id
 
 REMOTE = "http://192.0.2.1:2379"
 

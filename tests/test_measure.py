@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainmesh.measure import MAX_PARTIAL, StepWindow, exposed_s, measure
+from trainmesh.coordinator.measure import MAX_PARTIAL, StepWindow, exposed_s, measure
 from trainmesh.types import BucketTiming, StepReport
 
 MS = 1_000_000

@@ -9,15 +9,15 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launchjob import wait_for
-from trainmesh.memory_store import MemoryStore
-from trainmesh.probe_agent import Prober
-from trainmesh.probes import (
+from trainmesh.probe.agent import Prober
+from trainmesh.probe_types import (
     PairMeasure,
     ProbeAnswer,
     ProbeListener,
     ProbePair,
     ProbeRequest,
 )
+from trainmesh.store.memory import MemoryStore
 from trainmesh.wire import decode, encode
 
 PREFIX = "/trainmesh/jobs/test/"

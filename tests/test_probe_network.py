@@ -11,9 +11,9 @@ import pytest
 from tests.agents import publish, start_agent, wait_for_agents
 from tests.launchjob import Place, place, wait_for
 from tests.needs import need, need_root
-from trainmesh.embedded_etcd import find_etcd
 from trainmesh.errors import StoreError
-from trainmesh.etcd import EtcdStore, connect
+from trainmesh.store.embedded import find_etcd
+from trainmesh.store.etcd import EtcdStore, connect
 
 pytestmark = [pytest.mark.root, pytest.mark.etcd]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
-from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.etcd import connect
+from trainmesh.store.embedded import EmbeddedEtcd
+from trainmesh.store.etcd import connect
 
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 

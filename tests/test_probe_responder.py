@@ -10,10 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError
-from trainmesh.probe_channel import Channel, Op, ask, prove
-from trainmesh.probe_pair import measure_pair
-from trainmesh.probe_responder import MAX_CONNECTIONS, Responder
-from trainmesh.probes import PairMeasure, ProbePair, ProbeRequest
+from trainmesh.probe.channel import Channel, Op, ask, prove
+from trainmesh.probe.pair import measure_pair
+from trainmesh.probe.responder import MAX_CONNECTIONS, Responder
+from trainmesh.probe_types import PairMeasure, ProbePair, ProbeRequest
 
 HOST = "127.0.0.1"
 TOKEN = "ab" * 32

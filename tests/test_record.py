@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.health import HealthReporter
-from trainmesh.record import RecordWriter, is_torn
+from trainmesh.coordinator.record import RecordWriter, is_torn
+from trainmesh.process_health import HealthReporter
 from trainmesh.types import Event, RecordLine
 from trainmesh.wire import decode, encode
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from trainmesh.coordinator import Coordinator
-from trainmesh.decisions.replicas import Replicas
-from trainmesh.decisions.settings import Settings
+from trainmesh.coordinator.coordinator import Coordinator
+from trainmesh.coordinator.tuning.replicas import Replicas
+from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph, Provenance, host_graph
 from trainmesh.types import (
     BucketTiming,

@@ -11,19 +11,19 @@ from msgspec.structs import replace
 
 from tests.launcher.records import CHOICE, FIT, graph
 from tests.launchjob import wait_for
-from trainmesh import server
-from trainmesh.agent import Inbox, Uplink
-from trainmesh.claim import new_claim
-from trainmesh.control import ControlEnvironment, Stop
-from trainmesh.coordinator import Coordinator, Effects
+from trainmesh.agent.process import Inbox, Uplink
+from trainmesh.coordinator import process as server
+from trainmesh.coordinator.claim import new_claim
+from trainmesh.coordinator.coordinator import Coordinator, Effects
+from trainmesh.coordinator.process import Refusals, Shell
+from trainmesh.coordinator.record import RecordWriter
 from trainmesh.errors import StoreError
-from trainmesh.health import HealthReporter
-from trainmesh.launcher.run_sample import collect
-from trainmesh.memory_store import MemoryStore
-from trainmesh.record import RecordWriter
+from trainmesh.launcher.report.run_sample import collect
+from trainmesh.process import ControlEnvironment, Stop
+from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
-from trainmesh.server import Refusals, Shell
-from trainmesh.store import Change, Store, job_prefix
+from trainmesh.store.base import Change, Store, job_prefix
+from trainmesh.store.memory import MemoryStore
 from trainmesh.types import (
     BucketTiming,
     Event,

@@ -9,9 +9,9 @@ import pytest
 
 from trainmesh.clock import ManualClock
 from trainmesh.errors import FencedOut, LeaseLost, StoreError
-from trainmesh.etcd import connect
-from trainmesh.memory_store import KEPT_REVISIONS, MemoryStore
-from trainmesh.store import Change, Store
+from trainmesh.store.base import Change, Store
+from trainmesh.store.etcd import connect
+from trainmesh.store.memory import KEPT_REVISIONS, MemoryStore
 
 NUMBERS = itertools.count()
 TTL_S = 30

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from trainmesh.coordinator.worlds import MAX_FORMING, MAX_OVER, Worlds
 from trainmesh.types import Hello
-from trainmesh.worlds import MAX_FORMING, MAX_OVER, Worlds
 
 
 def hello(world: int, size: int, rank: int, node: str, pid: int = 0) -> Hello:

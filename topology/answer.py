@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trainmesh.errors import ConfigError
-from trainmesh.format import count, duration
 from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.explain import advice_words, candidate_name, slack_at_most
@@ -22,6 +21,7 @@ from trainmesh.topology.planner import choose
 from trainmesh.topology.planners.hierarchical import islands
 from trainmesh.topology.request import ANY
 from trainmesh.types import Choice, Collective, Plan
+from trainmesh.units import count, duration
 
 __all__ = ["Answer", "NcclAnswer", "answer"]
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from trainmesh.errors import PlanError
-from trainmesh.schedule import dimensions
+from trainmesh.plan.schedule import dimensions
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.routes import Route
 from trainmesh.types import Algorithm, Collective, Hop, Plan

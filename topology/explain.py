@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainmesh.format import count, duration, rate, size, speedup
 from trainmesh.topology.advice import Advice
 from trainmesh.topology.bounds import Bound
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Crossover, Plan
+from trainmesh.units import count, duration, rate, size, speedup
 
 __all__ = [
     "Comparison",

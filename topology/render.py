@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 
 import networkx as nx
 
-from trainmesh.format import count
 from trainmesh.topology.graph import Health, Link, LinkGraph, Node
+from trainmesh.units import count
 
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
 

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from trainmesh.errors import PlanError
-from trainmesh.plans import check_shape
-from trainmesh.schedule import Schedule, schedule
+from trainmesh.plan.schedule import Schedule, schedule
+from trainmesh.plan.shape import check_shape
 from trainmesh.topology.cost import Flow, link_loads
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan

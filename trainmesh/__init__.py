@@ -6,7 +6,7 @@ The loop is the architecture::
             (hooks)                           (topology)                        (hooks)
 
 Packages, in the order in which to read them: ``trainmesh.types`` (the vocabulary),
-``trainmesh.topology`` (graph in, plan out), ``trainmesh.coordinator`` (decisions),
+``trainmesh.topology`` (graph in, plan out), ``trainmesh.coordinator.coordinator`` (decisions),
 ``trainmesh.hooks`` (inside the training process), ``trainmesh.launcher`` (the commands).
 Importing ``trainmesh`` imports neither torch nor networkx.
 """

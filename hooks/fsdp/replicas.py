@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks import world
-from trainmesh.hooks.compressed import NO_CODEC
 from trainmesh.hooks.executor import Executor, Fabric, load
 from trainmesh.hooks.observer import Observer
-from trainmesh.hooks.route import check
+from trainmesh.hooks.route.compressed import NO_CODEC
+from trainmesh.hooks.route.route import check
 from trainmesh.hooks.switching import Switching
 from trainmesh.types import Algorithm, Hint
 

@@ -3,7 +3,7 @@
 from trainmesh.launcher.lab.job import Job, JobResult, Launcher, run_job
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host
-from trainmesh.launcher.lab.shape import Condition
+from trainmesh.launcher.lab.network.shape import Condition
 from trainmesh.launcher.lab.stream import stream_gbps
 from trainmesh.launcher.lab.timeline import Timeline
 

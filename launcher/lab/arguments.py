@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainmesh.launcher import cmd_launch, target
 from trainmesh.launcher.arguments import Parser
+from trainmesh.launcher.commands import launch as cmd_launch
+from trainmesh.launcher.run import target
 
 __all__ = ["LabArguments", "parse"]
 

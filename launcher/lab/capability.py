@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
-from trainmesh.launcher.lab.cable import Cables, Ending
-from trainmesh.launcher.lab.namespaces import CONTROL, Namespaces
+from trainmesh.launcher.lab.network.cable import Cables, Ending
+from trainmesh.launcher.lab.network.namespaces import CONTROL, Namespaces
 from trainmesh.launcher.lab.tools import find_tool, with_system_path
 
 __all__ = ["Capability", "capabilities", "missing"]

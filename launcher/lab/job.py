@@ -14,7 +14,7 @@ from typing import IO
 
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host
-from trainmesh.launcher.lab.network import CONTROL_ADDRESS
+from trainmesh.launcher.lab.network.network import CONTROL_ADDRESS
 from trainmesh.launcher.lab.timeline import Timeline
 
 __all__ = ["Job", "JobResult", "Launcher", "Line", "job_command", "run_job"]

@@ -13,8 +13,8 @@ from typing import Self
 
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.lab.layout import Host, load_layout
-from trainmesh.launcher.lab.namespaces import CONTROL, Namespaces, Stream
-from trainmesh.launcher.lab.network import (
+from trainmesh.launcher.lab.network.namespaces import CONTROL, Namespaces, Stream
+from trainmesh.launcher.lab.network.network import (
     CONTROL_ADDRESS,
     DATA_DEVICE,
     Network,
@@ -22,10 +22,10 @@ from trainmesh.launcher.lab.network import (
     data_address,
     hosts_file,
 )
-from trainmesh.launcher.lab.ready import has_input
-from trainmesh.launcher.lab.shape import Condition
+from trainmesh.launcher.lab.network.ready import has_input
+from trainmesh.launcher.lab.network.shape import Condition
 from trainmesh.launcher.lab.state import make_directory, sweep_labs
-from trainmesh.launcher.service import python_environment
+from trainmesh.launcher.run.service import python_environment
 from trainmesh.rundir import job_slug
 from trainmesh.topology.document import LinkChange
 

@@ -7,15 +7,15 @@ import threading
 
 from trainmesh.console import say
 from trainmesh.errors import ConfigError
-from trainmesh.format import duration
-from trainmesh.launcher import signals
 from trainmesh.launcher.lab.arguments import LabArguments
 from trainmesh.launcher.lab.job import Job, Launcher, job_command
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host, Layout, load_layout
 from trainmesh.launcher.lab.timeline import Timeline, words
-from trainmesh.launcher.progress import Progress
+from trainmesh.launcher.run import signals
+from trainmesh.launcher.run.progress import Progress
 from trainmesh.rundir import RunDir
+from trainmesh.units import duration
 
 __all__ = ["main"]
 

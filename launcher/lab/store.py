@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.errors import TrainmeshError
+from trainmesh.store.embedded import EmbeddedEtcd
 
 __all__ = ["main"]
 

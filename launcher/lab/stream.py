@@ -6,8 +6,8 @@ import subprocess
 
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher.lab.lab import Lab
-from trainmesh.launcher.lab.namespaces import isolated_script
-from trainmesh.launcher.lab.ready import has_input
+from trainmesh.launcher.lab.network.namespaces import isolated_script
+from trainmesh.launcher.lab.network.ready import has_input
 
 __all__ = ["DEFAULT_BYTES", "stream_gbps"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from trainmesh.format import duration
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.steps import Pace, RecordTail
 from trainmesh.topology.document import LinkChange
+from trainmesh.units import duration
 
 __all__ = ["Timeline", "due", "words"]
 

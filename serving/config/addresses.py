@@ -8,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from trainmesh.errors import ConfigError
-from trainmesh.etcd_address import is_loopback
+from trainmesh.store.address import is_loopback
 
 __all__ = [
     "OPENAI_ROOTS",

@@ -1,4 +1,4 @@
-"""What serve.yaml may say. ``trainmesh.serving.config.load`` reads and checks it.
+"""What serve.yaml may say. ``trainmesh.serving.loading.load`` reads and checks it.
 
 Everything but ``models`` has a default. Durations are seconds (``_s``), sizes bytes.
 """

@@ -12,18 +12,15 @@ from dataclasses import dataclass, field
 
 from trainmesh.errors import StoreError
 from trainmesh.rundir import live_runs
-from trainmesh.serving.config.types import Config
-from trainmesh.serving.control.cluster import Cluster
-from trainmesh.serving.control.cordons import (
+from trainmesh.serving.cluster.cluster import Cluster
+from trainmesh.serving.cluster.cordons import (
     Cordon,
     CordonState,
     cordon_prefix,
     newest,
 )
-from trainmesh.serving.control.fetch import Fetcher
-from trainmesh.serving.control.gpu_watch import GpuWatch
-from trainmesh.serving.control.mirror import Mirror
-from trainmesh.serving.control.peers import (
+from trainmesh.serving.cluster.mirror import Mirror
+from trainmesh.serving.cluster.peers import (
     Load,
     Place,
     RouterState,
@@ -33,14 +30,17 @@ from trainmesh.serving.control.peers import (
     loads_of,
     router_prefix,
 )
-from trainmesh.serving.control.probes import Prober
-from trainmesh.serving.control.pulse import Pulse
-from trainmesh.serving.control.rounds import surface
-from trainmesh.serving.control.scrape import Scraper
+from trainmesh.serving.cluster.verdicts import in_force
+from trainmesh.serving.cluster.vivaldi import Space
+from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
-from trainmesh.serving.control.verdicts import in_force
-from trainmesh.serving.control.vivaldi import Space
-from trainmesh.store import Store
+from trainmesh.serving.signals.fetch import Fetcher
+from trainmesh.serving.signals.gpu_watch import GpuWatch
+from trainmesh.serving.signals.probes import Prober
+from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.rounds import surface
+from trainmesh.serving.signals.scrape import Scraper
+from trainmesh.store.base import Store
 from trainmesh.wire import encode
 
 __all__ = ["Local", "Observer"]
@@ -277,8 +277,8 @@ def _connect(url: str, job: str) -> Store:
         StoreError: there is neither.
         ConfigError: the URL, or what the environment says of users and certificates.
     """
-    from trainmesh.etcd import connect
-    from trainmesh.etcd_address import security_from_environment
+    from trainmesh.store.address import security_from_environment
+    from trainmesh.store.etcd import connect
 
     url = url or next((info.etcd for _, info in live_runs() if info.job == job), "")
     if not url:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 from msgspec.structs import replace
 
+from trainmesh.serving.cluster.cordons import Cordon, CordonState
+from trainmesh.serving.cluster.graph import Way
+from trainmesh.serving.cluster.peers import Load
+from trainmesh.serving.cluster.verdicts import Kind, Verdict
 from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig
-from trainmesh.serving.control.cordons import Cordon, CordonState
-from trainmesh.serving.control.gpu import Derate
-from trainmesh.serving.control.graph import Way
-from trainmesh.serving.control.listing import Card, Listing, listing_of
-from trainmesh.serving.control.peers import Load
-from trainmesh.serving.control.pulse import Pulse
-from trainmesh.serving.control.scrape import Report
-from trainmesh.serving.control.verdicts import Kind, Verdict
 from trainmesh.serving.decide.types import EndpointSignal
+from trainmesh.serving.signals.gpu import Derate
+from trainmesh.serving.signals.listing import Card, Listing, listing_of
+from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.scrape import Report
 
 __all__ = ["RTT_BACK", "Observations", "Snapshot", "assemble"]
 

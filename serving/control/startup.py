@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainmesh.format import count, duration
 from trainmesh.serving.config.types import Config
-from trainmesh.serving.control.pulse import Pulse
+from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.units import count, duration
 
 __all__ = ["Startup"]
 

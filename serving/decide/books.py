@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from trainmesh.serving.decide import outliers
 from trainmesh.serving.decide.endpoint import Endpoint, Timing
-from trainmesh.serving.decide.estimate import nominal_s, work_tokens
 from trainmesh.serving.decide.extras import Extras
-from trainmesh.serving.decide.forecast import Forecast
 from trainmesh.serving.decide.health import State
-from trainmesh.serving.decide.reuse import Reuse
+from trainmesh.serving.decide.learn import outliers
+from trainmesh.serving.decide.learn.estimate import nominal_s, work_tokens
+from trainmesh.serving.decide.learn.forecast import Forecast
+from trainmesh.serving.decide.learn.reuse import Reuse
+from trainmesh.serving.decide.learn.trend import Trend
+from trainmesh.serving.decide.policies.shadow import Versus
 from trainmesh.serving.decide.roster import Roster
-from trainmesh.serving.decide.shadow import Versus
-from trainmesh.serving.decide.trend import Trend
 from trainmesh.serving.decide.types import Attempt, Context, Facts, Kind, Outcome
 
 __all__ = ["Books"]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
-from trainmesh.serving.decide.estimate import DEFAULT_S_PER_TOKEN, Speed
 from trainmesh.serving.decide.health import Health
+from trainmesh.serving.decide.learn.estimate import DEFAULT_S_PER_TOKEN, Speed
 from trainmesh.serving.decide.types import (
     NEVER_S,
     Attempt,

@@ -7,7 +7,7 @@ from typing import Final
 from trainmesh.serving.config.types import HedgeConfig, RetryConfig
 from trainmesh.serving.decide.budget import Budget
 from trainmesh.serving.decide.client_errors import ClientErrors
-from trainmesh.serving.decide.histogram import TtftQuantiles
+from trainmesh.serving.decide.learn.histogram import TtftQuantiles
 from trainmesh.serving.decide.types import Facts
 
 __all__ = ["Extras"]

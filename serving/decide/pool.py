@@ -9,21 +9,21 @@ from typing import Final
 
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.types import LimitsConfig, ModelConfig
-from trainmesh.serving.decide import outliers
 from trainmesh.serving.decide.books import Books
 from trainmesh.serving.decide.choice import Choice
-from trainmesh.serving.decide.cost import expected_ttfts_s
 from trainmesh.serving.decide.demand import Demand
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.extras import Extras
-from trainmesh.serving.decide.forecast import Forecast
-from trainmesh.serving.decide.guard import Guard
 from trainmesh.serving.decide.health import State
-from trainmesh.serving.decide.reuse import Reuse
+from trainmesh.serving.decide.learn import outliers
+from trainmesh.serving.decide.learn.forecast import Forecast
+from trainmesh.serving.decide.learn.reuse import Reuse
+from trainmesh.serving.decide.learn.trend import Trend
+from trainmesh.serving.decide.policies.cost import expected_ttfts_s
+from trainmesh.serving.decide.policies.guard import Guard
+from trainmesh.serving.decide.policies.shadow import Versus
 from trainmesh.serving.decide.roster import Roster
-from trainmesh.serving.decide.shadow import Versus
 from trainmesh.serving.decide.shared import link
-from trainmesh.serving.decide.trend import Trend
 from trainmesh.serving.decide.types import (
     HASH_BITS,
     Attempt,

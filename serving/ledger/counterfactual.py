@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from trainmesh.errors import ConfigError
-from trainmesh.serving.decide.cost import expected_ttfts_s
+from trainmesh.serving.decide.policies.cost import expected_ttfts_s
 from trainmesh.serving.decide.record import Decision, facts_of, replay
 from trainmesh.serving.decide.types import Scorer
 from trainmesh.serving.ledger.entry import Entry

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
-from trainmesh.format import count, duration
-from trainmesh.serving.decide.cost import expected_ttfts_s, network_s
+from trainmesh.serving.decide.policies.cost import expected_ttfts_s, network_s
 from trainmesh.serving.decide.record import Decision, facts_of
 from trainmesh.serving.decide.types import Context, Facts, Kind, Outcome, Row
 from trainmesh.serving.ledger.entry import Entry
+from trainmesh.units import count, duration
 
 __all__ = ["AttemptStory", "Terms", "attempts_of", "terms_of", "words"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from trainmesh.serving.adapters.types import Inbound
 from trainmesh.serving.decide.types import Outcome
-from trainmesh.serving.proxy.headers import (
+from trainmesh.serving.proxy.reading.headers import (
     CONNECTION,
     CONTENT_ENCODING,
     CONTENT_LENGTH,

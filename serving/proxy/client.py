@@ -15,13 +15,12 @@ import httptools
 
 from trainmesh.serving.config.types import HalfClosed
 from trainmesh.serving.identity.tls import peer_names
-from trainmesh.serving.log import LOGGER, log_event
+from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.proxy.answer import Client
-from trainmesh.serving.proxy.answers import Refusal
-from trainmesh.serving.proxy.api import authority_of, is_host
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.framing import answer_framing
-from trainmesh.serving.proxy.headers import (
+from trainmesh.serving.proxy.reading.api import authority_of, is_host
+from trainmesh.serving.proxy.reading.headers import (
     API_KEY,
     AUTHORIZATION,
     CONNECTION,
@@ -36,7 +35,8 @@ from trainmesh.serving.proxy.headers import (
     field,
     nominated,
 )
-from trainmesh.serving.proxy.upgrade import Continued, framing_head
+from trainmesh.serving.proxy.reading.upgrade import Continued, framing_head
+from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:

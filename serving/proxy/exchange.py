@@ -18,17 +18,17 @@ from trainmesh.serving.decide.health import FAULTS, State
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
 from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
 from trainmesh.serving.proxy.answer import Client
-from trainmesh.serving.proxy.answers import Refusal, interrupted_event
-from trainmesh.serving.proxy.headers import TRACEPARENT
+from trainmesh.serving.proxy.reading.headers import TRACEPARENT
+from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from trainmesh.serving.decide.choice import Choice
+    from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
     from trainmesh.serving.proxy.call import Call
     from trainmesh.serving.proxy.client import ClientConnection
     from trainmesh.serving.proxy.route import Route
     from trainmesh.serving.proxy.router import Router
-    from trainmesh.serving.trace import AttemptTrace, RequestTrace
 
 __all__ = ["Exchange", "NoRoom", "Trial"]
 

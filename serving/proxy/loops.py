@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainmesh.serving.proxy.answers import Refusal
+from trainmesh.serving.proxy.replies.answers import Refusal
 
 __all__ = ["Way"]
 

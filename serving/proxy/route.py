@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 from trainmesh.serving.adapters import adapter_for, rename_model, upstream_path
 from trainmesh.serving.adapters.paths import upstream_name
-from trainmesh.serving.board import Board, Row
-from trainmesh.serving.cells import state_index, status_index
 from trainmesh.serving.config.types import LimitsConfig
 from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.learn.token_ratio import TokenRatio
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.token_ratio import TokenRatio
 from trainmesh.serving.decide.types import Attempt, Kind, Outcome
+from trainmesh.serving.observe.board import Board, Row
+from trainmesh.serving.observe.cells import state_index, status_index
 from trainmesh.serving.proxy.answer import Request
-from trainmesh.serving.proxy.api import EMBEDDINGS
 from trainmesh.serving.proxy.call import Call
-from trainmesh.serving.proxy.headers import VIA
 from trainmesh.serving.proxy.loops import Way
-from trainmesh.serving.proxy.request_ids import for_endpoint
+from trainmesh.serving.proxy.reading.api import EMBEDDINGS
+from trainmesh.serving.proxy.reading.headers import VIA
+from trainmesh.serving.proxy.reading.request_ids import for_endpoint
 from trainmesh.serving.proxy.server import Server
 from trainmesh.serving.proxy.upstream import Upstream
 

@@ -12,24 +12,27 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final, cast
 
 from trainmesh.errors import WireError
-from trainmesh.serving.board import Board, Row
-from trainmesh.serving.cells import status_index
+from trainmesh.serving.control.orders import Orders
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.decide.admission import Admission, Queued, Ticket
-from trainmesh.serving.decide.admission import Refused as Full
+from trainmesh.serving.decide.admission.admission import Admission, Queued, Ticket
+from trainmesh.serving.decide.admission.admission import Refused as Full
 from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.decide.types import Facts
 from trainmesh.serving.identity.access import Access
 from trainmesh.serving.identity.gate import Gate, Tenant
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tls import ServerTls
 from trainmesh.serving.ledger.writer import LedgerWriter
-from trainmesh.serving.log import ACCESS, LOGGER, log_event
-from trainmesh.serving.orders import Orders
-from trainmesh.serving.proxy.answers import Refusal
-from trainmesh.serving.proxy.api import (
+from trainmesh.serving.observe.board import Board, Row
+from trainmesh.serving.observe.cells import status_index
+from trainmesh.serving.observe.log import ACCESS, LOGGER, log_event
+from trainmesh.serving.observe.trace import Tracer
+from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
+from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.open_files import connections_that_fit
+from trainmesh.serving.proxy.reading.api import (
     EMBEDDINGS,
     POST_PATHS,
     check_coding,
@@ -37,10 +40,7 @@ from trainmesh.serving.proxy.api import (
     prefix_blocks,
     split_target,
 )
-from trainmesh.serving.proxy.catalogue import Catalogue
-from trainmesh.serving.proxy.cors import Cors, check_origin
-from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
-from trainmesh.serving.proxy.headers import (
+from trainmesh.serving.proxy.reading.headers import (
     API_KEY,
     AUTHORIZATION,
     CONTENT_ENCODING,
@@ -48,19 +48,19 @@ from trainmesh.serving.proxy.headers import (
     TRACEPARENT,
     VIA,
 )
-from trainmesh.serving.proxy.local import (
+from trainmesh.serving.proxy.reading.request_ids import RequestIds
+from trainmesh.serving.proxy.recorder import Recorder
+from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.proxy.replies.catalogue import Catalogue
+from trainmesh.serving.proxy.replies.cors import Cors, check_origin
+from trainmesh.serving.proxy.replies.local import (
     health_answer,
     is_health_path,
     models_answer,
     unknown_path,
 )
-from trainmesh.serving.proxy.loops import Way
-from trainmesh.serving.proxy.open_files import connections_that_fit
-from trainmesh.serving.proxy.recorder import Recorder
-from trainmesh.serving.proxy.request_ids import RequestIds
 from trainmesh.serving.proxy.route import Route
 from trainmesh.serving.proxy.upstream import Upstream
-from trainmesh.serving.trace import Tracer
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.call import Call

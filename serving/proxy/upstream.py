@@ -20,8 +20,8 @@ from trainmesh.serving.proxy.answer import (
     end_of_chunks,
     excess_line_ends,
 )
-from trainmesh.serving.proxy.first_event import GOOD, error_of, status_of
-from trainmesh.serving.proxy.usage import (
+from trainmesh.serving.proxy.reading.first_event import GOOD, error_of, status_of
+from trainmesh.serving.proxy.reading.usage import (
     NO_USAGE,
     USAGE_BYTES,
     USAGE_PIECES,

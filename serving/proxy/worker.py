@@ -22,11 +22,11 @@ import uvloop
 
 from trainmesh.errors import TrainmeshError, WireError
 from trainmesh.rundir import write_atomically
-from trainmesh.serving.board import Board
+from trainmesh.serving.control.orders import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.control.rundir import ServeRun, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.log import LOGGER, Logs, log_event
-from trainmesh.serving.orders import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
+from trainmesh.serving.observe.board import Board
+from trainmesh.serving.observe.log import LOGGER, Logs, log_event
 from trainmesh.serving.proxy.client import ClientConnection
 from trainmesh.serving.proxy.loops import Way
 from trainmesh.serving.proxy.router import Router

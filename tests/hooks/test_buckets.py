@@ -7,8 +7,8 @@ import torch
 from torch._C._distributed_c10d import Reducer
 from torch.futures import Future
 
-from trainmesh.hooks.buckets import BucketOrder
-from trainmesh.hooks.fusion import Bucket, Fusion
+from trainmesh.hooks.ddp.buckets import BucketOrder
+from trainmesh.hooks.route.fusion import Bucket, Fusion
 from trainmesh.hooks.timing import Mark
 
 SIZES = [(3,), (2, 2), (5,)]

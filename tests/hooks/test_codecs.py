@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch.futures import Future
 
 from tests.hooks.ranks import ThreadFabric, run_ranks
-from trainmesh.compression import worth
 from trainmesh.errors import ConfigError
 from trainmesh.hooks.codecs import (
     CODECS,
@@ -24,6 +23,7 @@ from trainmesh.hooks.codecs import (
     codec,
     measure_cost,
 )
+from trainmesh.plan.codec_cost import worth
 
 EVERY = (
     "none",

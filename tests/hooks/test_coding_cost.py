@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from tests.launchjob import place
 from tests.torchjob import run_job
-from trainmesh.compression import codec_cost
 from trainmesh.hooks.codecs import measure_cost
-from trainmesh.hooks.coding_cost import ENV_COMPRESSION, sample, times_codecs
+from trainmesh.hooks.route.coding_cost import ENV_COMPRESSION, sample, times_codecs
+from trainmesh.plan.codec_cost import codec_cost
 from trainmesh.types import Hello
 
 HELLO = Hello(

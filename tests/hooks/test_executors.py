@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.hooks.ranks import ThreadFabric, run_ranks
 from trainmesh.hooks.executor import Executor, Fabric, load
-from trainmesh.hooks.rounds import Op, RoundsExecutor, rounds
+from trainmesh.hooks.executors.rounds import Op, RoundsExecutor, rounds
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Hop, Plan, Tree
 
@@ -230,9 +230,9 @@ def test_a_rank_that_was_gone_before_the_bucket_came_is_named(name: str) -> None
 def test_many_pieces_and_little_room_end(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lane that may hold a piece or two only, in trees that cross each other: it once waited for
     another child's turn, which waited for what this lane did not take."""
-    monkeypatch.setattr("trainmesh.hooks.pipeline.MIN_PIECE_BYTES", 512)
-    monkeypatch.setattr("trainmesh.hooks.pipeline.AHEAD_BYTES", 512)
-    monkeypatch.setattr("trainmesh.hooks.pipeline.AHEAD_PIECES", 1 + seed % 2)
+    monkeypatch.setattr("trainmesh.hooks.executors.pipeline.MIN_PIECE_BYTES", 512)
+    monkeypatch.setattr("trainmesh.hooks.executors.pipeline.AHEAD_BYTES", 512)
+    monkeypatch.setattr("trainmesh.hooks.executors.pipeline.AHEAD_PIECES", 1 + seed % 2)
     draw = random.Random(seed)
     found = []
     for _ in range(8):

@@ -15,7 +15,7 @@ from trainmesh.hooks.executor import Fabric
 from trainmesh.hooks.testing import check_codec, check_executor, example_plan
 from trainmesh.hooks.testing.__main__ import main
 from trainmesh.hooks.timing import Mark
-from trainmesh.plans import check_shape
+from trainmesh.plan.shape import check_shape
 from trainmesh.types import Algorithm, Plan
 
 pytestmark = pytest.mark.torch

@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
-from trainmesh.hooks.trees import Lane, Layout, hops, parts
-from trainmesh.schedule import trees
+from trainmesh.hooks.executors.trees import Lane, Layout, hops, parts
+from trainmesh.plan.schedule import trees
 from trainmesh.types import Hop, Plan, Tree
 
 SLOW = Plan(  # rank 3 is slow: it is next to the root of one tree, and the root of the other

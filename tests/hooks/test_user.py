@@ -8,8 +8,8 @@ import torch
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
+from trainmesh.hooks.ddp.user import UserHook
 from trainmesh.hooks.timing import Mark
-from trainmesh.hooks.user import UserHook
 
 pytestmark = pytest.mark.torch
 

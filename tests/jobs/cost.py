@@ -22,7 +22,7 @@ if HOOKED:
     from trainmesh.hooks import patch
 
     patch.install()
-    from trainmesh.hooks import registration
+    from trainmesh.hooks.ddp import registration
     from trainmesh.hooks.timing import StepTimer
 
     StepTimer.DETAIL_S = 1e9  # as if steps were short on any machine: one in 64 is timed

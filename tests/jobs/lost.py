@@ -31,7 +31,7 @@ from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
 from trainmesh.hooks import world  # noqa: E402
-from trainmesh.hooks.registration import dispatcher_of  # noqa: E402
+from trainmesh.hooks.ddp.registration import dispatcher_of  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
 from trainmesh.types import Hint  # noqa: E402
 from trainmesh.wire import decode, encode  # noqa: E402

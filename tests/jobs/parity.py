@@ -547,7 +547,7 @@ def checkpointed() -> dict[str, object]:
 def assert_counted(model: DDP, last_step: int) -> None:
     """Our dispatcher, if there is one, is between two steps, after the step of this number."""
     if os.environ.get("HOOKED"):
-        from trainmesh.hooks.registration import dispatcher_of
+        from trainmesh.hooks.ddp.registration import dispatcher_of
 
         dispatcher = dispatcher_of(model)
         assert (dispatcher._step, dispatcher._order._seen) == (last_step, 0)

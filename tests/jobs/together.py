@@ -33,13 +33,14 @@ import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel as DDP  # noqa: E402
 
-from trainmesh.client import HintFile, SocketReporter  # noqa: E402
-from trainmesh.hooks import context, loss, modules, registration, timing, world  # noqa: E402
+from trainmesh.agent.rank import HintFile, SocketReporter  # noqa: E402
+from trainmesh.hooks import context, loss, modules, timing, world  # noqa: E402
 from trainmesh.hooks.agreement import Agreement  # noqa: E402
-from trainmesh.hooks.buckets import BucketOrder  # noqa: E402
-from trainmesh.hooks.coding_cost import CodingCosts  # noqa: E402
 from trainmesh.hooks.context import RankContext  # noqa: E402
+from trainmesh.hooks.ddp import registration  # noqa: E402
+from trainmesh.hooks.ddp.buckets import BucketOrder  # noqa: E402
 from trainmesh.hooks.loss import PendingLoss  # noqa: E402
+from trainmesh.hooks.route.coding_cost import CodingCosts  # noqa: E402
 from trainmesh.hooks.timing import HostMarks, StepTimer  # noqa: E402
 from trainmesh.rundir import write_atomically  # noqa: E402
 from trainmesh.types import Hint, Plan  # noqa: E402

@@ -10,9 +10,9 @@ Four ranks on two hosts whose clocks are 1000 s apart. In every step, times in m
 
 from collections.abc import Iterator, Sequence
 
-from trainmesh.launcher.analysis import analyse
-from trainmesh.launcher.analysis_types import RunAnalysis
-from trainmesh.launcher.run_sample import collect
+from trainmesh.launcher.report.analysis import analyse
+from trainmesh.launcher.report.analysis_types import RunAnalysis
+from trainmesh.launcher.report.run_sample import collect
 from trainmesh.types import (
     BucketTiming,
     Choice,

@@ -21,10 +21,10 @@ from tests.launcher.records import (
     report,
     steps,
 )
-from trainmesh.launcher.analysis import analyse, split_of
-from trainmesh.launcher.analysis_types import RankSkew, Spread
-from trainmesh.launcher.findings import Tone, headline
-from trainmesh.launcher.run_sample import MAX_EVENTS, StepSample, collect
+from trainmesh.launcher.report.analysis import analyse, split_of
+from trainmesh.launcher.report.analysis_types import RankSkew, Spread
+from trainmesh.launcher.report.findings import Tone, headline
+from trainmesh.launcher.report.run_sample import MAX_EVENTS, StepSample, collect
 from trainmesh.types import Asked, BucketTiming, Collective, LinkOrigin, RecordLine, StepReport
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.launcher import signals
-from trainmesh.launcher.leftovers import log_directory
+from trainmesh.launcher.run import signals
+from trainmesh.launcher.run.leftovers import log_directory
 
 
 def test_it_raises_at_the_end() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.launcher import doctor
 from trainmesh.launcher.cli import main
-from trainmesh.launcher.doctor import Check, State
-from trainmesh.launcher.interfaces import Interface, Reach
+from trainmesh.launcher.doctor import checks as doctor
+from trainmesh.launcher.doctor.checks import Check, State
+from trainmesh.launcher.doctor.interfaces import Interface, Reach
 
 GOOD = {"torch": "2.13.0+cpu", "gloo": True, "nccl": False, "cuda_devices": 0, "hooked_buckets": 1}
 

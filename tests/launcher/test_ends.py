@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.etcd]
 
 WAITS = str(JOBS / "waits.py")
 WORKER = f"-u {WAITS}"
-CONTROL = ("etcd", "trainmesh.server", "trainmesh.agent")
+CONTROL = ("etcd", "trainmesh.coordinator.process", "trainmesh.agent.process")
 
 
 def start(here: Place, *flags: str) -> subprocess.Popen[str]:
@@ -34,7 +34,7 @@ def run_directory_made(here: Place, process: subprocess.Popen[str]) -> object:
 
 
 def control_plane_starting(here: Place, process: subprocess.Popen[str]) -> object:
-    return here.processes("trainmesh.agent")
+    return here.processes("trainmesh.agent.process")
 
 
 def workers_starting(here: Place, process: subprocess.Popen[str]) -> object:
@@ -151,6 +151,8 @@ def test_a_killed_control_process_is_started_again_and_workers_go_on(
     assert len(here.processes(WORKER)) == 2
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    name = {"trainmesh.server": "coordinator", "trainmesh.agent": "agent"}.get(word, word)
+    name = {"trainmesh.coordinator.process": "coordinator", "trainmesh.agent.process": "agent"}.get(
+        word, word
+    )
     assert f"trainmesh: the {name} ended with signal 9 and is started again" in err
     assert_nothing_left(here)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from trainmesh.errors import ConfigError
-from trainmesh.launcher import import_topology
+from trainmesh.launcher.commands import topology_import as import_topology
 from trainmesh.topology.document import load, load_file
 from trainmesh.topology.graph import LinkGraph, Provenance
 

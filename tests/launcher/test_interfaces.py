@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.launcher.interfaces import Interface, Reach, describe, look, others, suggested
+from trainmesh.launcher.doctor.interfaces import Interface, Reach, describe, look, others, suggested
 
 UP, DOWN = "0x1003", "0x1002"
 
@@ -201,7 +201,7 @@ def test_the_kernels_own_virtual_interfaces() -> None:
         "ip tuntap add dev x4 mode tun || true",
         "for i in x0 x1 x2 x3 x4; do ip link set $i up && ip address add 10.9.8.7/24 dev $i || "
         "true; done",
-        "python -c 'import trainmesh.launcher.interfaces as i; f = i.look(); "
+        "python -c 'import trainmesh.launcher.doctor.interfaces as i; f = i.look(); "
         'print(i.describe(i.suggested(f)) + "; not " + "/".join(o.name for o in i.others(f)))\'',
     ]
     words = ["unshare", "--net", "--mount", "sh", "-ec", "\n".join(script)]

@@ -12,11 +12,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from tests.launcher.records import analysed, lines
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher.findings import Tone, headline
-from trainmesh.launcher.outcome import ATTEMPT_FAILED, Ending, first_signal
-from trainmesh.launcher.outcome_words import attempts_words, outcome_title
-from trainmesh.launcher.signals import Ended
-from trainmesh.launcher.torchrun import stopped
+from trainmesh.launcher.report.findings import Tone, headline
+from trainmesh.launcher.run.outcome import ATTEMPT_FAILED, Ending, first_signal
+from trainmesh.launcher.run.outcome_words import attempts_words, outcome_title
+from trainmesh.launcher.run.signals import Ended
+from trainmesh.launcher.run.torchrun import stopped
 from trainmesh.types import Failure, Outcome, RecordLine
 from trainmesh.wire import decode
 

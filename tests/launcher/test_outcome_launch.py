@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launchjob import JOBS, LAUNCH, Place
-from trainmesh.launcher.report import load_report
+from trainmesh.launcher.report.report import load_report
 from trainmesh.types import Failure, Outcome
 
 pytestmark = [pytest.mark.torch, pytest.mark.etcd]

@@ -14,10 +14,10 @@ import pytest
 
 from tests.agents import keys, publish, start_agent, wait_for_agents
 from tests.launchjob import Place, wait_for
-from trainmesh.etcd import EtcdStore, connect
 from trainmesh.launcher.cli import main
-from trainmesh.probes import ProbeRequest
-from trainmesh.store import job_prefix
+from trainmesh.probe_types import ProbeRequest
+from trainmesh.store.base import job_prefix
+from trainmesh.store.etcd import EtcdStore, connect
 from trainmesh.topology.document import load_file
 from trainmesh.topology.graph import Provenance
 from trainmesh.wire import decode

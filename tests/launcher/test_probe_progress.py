@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainmesh.launcher.probe_progress import shown
+from trainmesh.launcher.probe.progress import shown
 
 PAIRS = [("a\x1b[2J", "b"), *((f"n{number}", "x") for number in range(5))]
 

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.launcher.records import RING
-from trainmesh.launcher.progress import Progress, event_line, new_events, status_line
+from trainmesh.launcher.run.progress import Progress, event_line, new_events, status_line
 from trainmesh.rundir import RunDir, write_atomically
 from trainmesh.types import Event, JobStatus
 from trainmesh.wire import encode

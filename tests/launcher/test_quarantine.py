@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.serving.signals.test_graph import fabric
-from trainmesh.etcd import EtcdStore, connect
 from trainmesh.launcher.cli import main
-from trainmesh.launcher.cmd_quarantine import duration_s
-from trainmesh.serving.control.peers import Place, RouterState, router_prefix
+from trainmesh.launcher.commands.quarantine import duration_s
+from trainmesh.serving.cluster.peers import Place, RouterState, router_prefix
+from trainmesh.serving.cluster.verdicts import QUARANTINE
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun
-from trainmesh.serving.control.verdicts import QUARANTINE
-from trainmesh.store import job_prefix
+from trainmesh.store.base import job_prefix
+from trainmesh.store.etcd import EtcdStore, connect
 from trainmesh.topology.document import dump
 from trainmesh.wire import encode
 

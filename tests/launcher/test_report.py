@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tests.launcher.records import CHOICE, HINT, RING, analysed, event, hello, lines, report, steps
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
-from trainmesh.launcher.report import SCHEMA, load_report, write_report
+from trainmesh.launcher.report.report import SCHEMA, load_report, write_report
 from trainmesh.types import Event, Outcome, RecordLine
 from trainmesh.wire import encode
 
@@ -130,7 +130,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path: Path, tail: bytes) -> 
 
 
 def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainmesh.launcher.report.MAX_LINE_BYTES", 4_096)
+    monkeypatch.setattr("trainmesh.launcher.report.report.MAX_LINE_BYTES", 4_096)
     record = write(tmp_path / "r", lines())
     record.write_bytes(b"x" * 10_000 + b"\n" + record.read_bytes())
     write_report(record, tmp_path)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import trainmesh
-from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.launcher.service import NICENESS, python_environment
-from trainmesh.launcher.settings import (
+from trainmesh.launcher.run.service import NICENESS, python_environment
+from trainmesh.launcher.run.settings import (
     LaunchSettings,
     job_name,
     node_name,
@@ -21,6 +20,7 @@ from trainmesh.launcher.settings import (
     worker_environment,
 )
 from trainmesh.rundir import RunDir
+from trainmesh.store.embedded import EmbeddedEtcd
 
 BASE = {
     "job": None,

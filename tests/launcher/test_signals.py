@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.launcher import signals
+from trainmesh.launcher.run import signals
 
 
 class Thing:

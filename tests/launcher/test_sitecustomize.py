@@ -98,7 +98,7 @@ def test_a_folder_without_init_is_the_scripts_own(tmp_path: Path, first: str) ->
     (tmp_path / "trainmesh" / "data.py").write_text("OWN = True")
     (tmp_path / "s.py").write_text(FOLDER.format(first=first))
     done = run(str(tmp_path / "s.py"), path=[SITE], RANK="0", TRAINMESH_RUN_DIR=str(tmp_path))
-    assert done.stdout.splitlines() == ["trainmesh.hooks.dispatcher", "True"], done.stderr
+    assert done.stdout.splitlines() == ["trainmesh.hooks.ddp.dispatcher", "True"], done.stderr
     assert done.stderr == ""
 
 
@@ -128,7 +128,7 @@ def test_modules_beside_the_script_neither_hide_ours_nor_are_hidden(
     (tmp_path / "s.py").write_text(HIDES.format(first=first))
     done = run(str(tmp_path / "s.py"), path=[SITE], RANK="0", TRAINMESH_RUN_DIR=str(tmp_path))
     assert done.stdout.splitlines() == [
-        "trainmesh.hooks.dispatcher",
+        "trainmesh.hooks.ddp.dispatcher",
         "trainmesh msgspec statistics",
     ], done.stderr
     assert done.stderr == ""

@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from tests.launcher.records import CHOICE, FIT, HINT, RING, graph
 from tests.needs import need_root
-from trainmesh.embedded_etcd import EmbeddedEtcd
-from trainmesh.etcd import connect
 from trainmesh.launcher.cli import main
-from trainmesh.launcher.troubles import Told, Troubles
+from trainmesh.launcher.run.troubles import Told, Troubles
 from trainmesh.rundir import RunDir, RunInfo, write_atomically
-from trainmesh.store import job_prefix
+from trainmesh.store.base import job_prefix
+from trainmesh.store.embedded import EmbeddedEtcd
+from trainmesh.store.etcd import connect
 from trainmesh.types import Event, Failure, JobStatus, Outcome, RankStatus
 from trainmesh.wire import encode
 

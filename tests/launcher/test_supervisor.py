@@ -15,8 +15,7 @@ import pytest
 from tests.launchjob import ROOT, wait_for
 from tests.needs import need_root
 from trainmesh.console import note, say
-from trainmesh.health import Health, HealthReporter
-from trainmesh.launcher.service import (
+from trainmesh.launcher.run.service import (
     MAX_RESTARTS,
     NICENESS,
     PythonProcess,
@@ -24,8 +23,9 @@ from trainmesh.launcher.service import (
     restart_delay_s,
     why_ended,
 )
-from trainmesh.launcher.supervisor import Keeper, Supervisor
-from trainmesh.launcher.troubles import Troubles, read_told
+from trainmesh.launcher.run.supervisor import Keeper, Supervisor
+from trainmesh.launcher.run.troubles import Troubles, read_told
+from trainmesh.process_health import Health, HealthReporter
 from trainmesh.wire import decode, encode
 
 

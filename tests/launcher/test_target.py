@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.launcher.target import NothingToRun, check_module, check_program, check_script
+from trainmesh.launcher.run.target import NothingToRun, check_module, check_program, check_script
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.topology.graphs import GB, direct, racks, star
 from tests.topology.requests import PLAIN
-from trainmesh.schedule import schedule
+from trainmesh.plan.schedule import schedule
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import PlanCost, plan_cost, predict
 from trainmesh.topology.crossover import crossovers

@@ -6,8 +6,8 @@ from tests.topology.graphs import racks, star
 from tests.topology.requests import PLAIN
 from trainmesh.errors import GraphError
 from trainmesh.topology.cost import predict
-from trainmesh.topology.fit import fit_class, fit_line
 from trainmesh.topology.graph import Link, LinkGraph, Provenance, host_graph
+from trainmesh.topology.measure.fit import fit_class, fit_line
 from trainmesh.topology.planners import native
 from trainmesh.topology.request import Request
 from trainmesh.types import LinkCost

@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmesh.probes import CostFit, PairMeasure, RoundTrips
+from trainmesh.probe_types import CostFit, PairMeasure, RoundTrips
 from trainmesh.topology.document import dump, load
 from trainmesh.topology.graph import LinkGraph, Provenance, host_graph
-from trainmesh.topology.measured import Between, expected, not_tcp, with_measures, with_pair_times
-from trainmesh.topology.probing import rounds
+from trainmesh.topology.measure.measured import (
+    Between,
+    expected,
+    not_tcp,
+    with_measures,
+    with_pair_times,
+)
+from trainmesh.topology.measure.probing import rounds
 from trainmesh.types import LinkCost, PairTime
 from trainmesh.wire import encode
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmesh.topology.probing import (
+from trainmesh.topology.measure.probing import (
     LEAST_BYTES,
     SWEEPS,
     exchanged,

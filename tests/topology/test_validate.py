@@ -6,7 +6,7 @@ import pytest
 
 from tests.topology.graphs import both_ways, direct, racks, star
 from trainmesh.errors import PlanError
-from trainmesh.schedule import Message, Schedule, schedule
+from trainmesh.plan.schedule import Message, Schedule, schedule
 from trainmesh.topology.cost import link_loads, plan_cost
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN

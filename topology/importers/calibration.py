@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trainmesh.errors import GraphError
 from trainmesh.topology.graph import LinkGraph, host_graph
 from trainmesh.topology.importers.nccl_tests import BUSBW_FACTOR, Run
-from trainmesh.topology.probing import fit_cost
+from trainmesh.topology.measure.probing import fit_cost
 from trainmesh.types import LinkCost
 
 __all__ = ["Calibration", "calibrate", "calibrated", "graph_of"]

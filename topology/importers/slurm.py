@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from trainmesh.errors import GraphError
-from trainmesh.format import count
 from trainmesh.topology.importers.hostfile import in_order
 from trainmesh.types import MAX_RANKS
+from trainmesh.units import count
 
 __all__ = ["Allocation", "expand", "from_environment", "in_job", "task_counts"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from trainmesh.schedule import dimensions
+from trainmesh.plan.schedule import dimensions
 from trainmesh.topology.clusters import clustered_ranks, divisions
 from trainmesh.topology.cost import Flow, busiest, link_loads, predict
 from trainmesh.topology.graph import Kind, LinkGraph

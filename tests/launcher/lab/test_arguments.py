@@ -11,8 +11,8 @@ from tests.needs import need_open_files
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.lab import tools
 from trainmesh.launcher.lab.arguments import parse
-from trainmesh.launcher.lab.ready import has_input
-from trainmesh.launcher.target import NothingToRun
+from trainmesh.launcher.lab.network.ready import has_input
+from trainmesh.launcher.run.target import NothingToRun
 
 SCRIPT = str(Path(__file__).parents[2] / "jobs" / "paced.py")
 Star = Callable[..., Path]

@@ -6,7 +6,7 @@ import pytest
 
 from trainmesh.errors import GraphError
 from trainmesh.launcher.lab.layout import Layout, lay_out, load_layout
-from trainmesh.launcher.lab.shape import Condition, change_commands, first_commands
+from trainmesh.launcher.lab.network.shape import Condition, change_commands, first_commands
 from trainmesh.topology.document import load
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "lab").glob("*.yaml"))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmesh.serving.proxy.answers import Refusal
-from trainmesh.serving.proxy.api import Body, parse_body
+from trainmesh.serving.proxy.reading.api import Body, parse_body
+from trainmesh.serving.proxy.replies.answers import Refusal
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),

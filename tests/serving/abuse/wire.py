@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 from trainmesh.serving.config.types import Config, EndpointConfig, LimitsConfig, ModelConfig
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.proxy.answer import Client, Request
-from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.client import ClientConnection
+from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:

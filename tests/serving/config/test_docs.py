@@ -10,11 +10,11 @@ import yaml
 from tests.serving.identity.certs import Authority
 from trainmesh.serving.config import types
 from trainmesh.serving.config.changes import RESTART
-from trainmesh.serving.config.load import load
-from trainmesh.serving.config.reload import REREAD_S
 from trainmesh.serving.identity.access import MAX_GROUPS
 from trainmesh.serving.identity.keys import MAX_KEY, MIN_KEY
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, TENANT
+from trainmesh.serving.loading.load import load
+from trainmesh.serving.loading.reload import REREAD_S
 
 TEXT = (Path(__file__).parents[3] / "docs" / "serve_config.md").read_text()
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainmesh.errors import ConfigError
-from trainmesh.serving.config.load import loads
 from trainmesh.serving.config.types import Config
+from trainmesh.serving.loading.load import loads
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "serve.yaml"

@@ -8,8 +8,8 @@ import pytest
 import trustme
 
 from trainmesh.errors import ConfigError
-from trainmesh.serving.config.load import MAX_BYTES, load
 from trainmesh.serving.config.types import Config, Runtime, TrafficClass
+from trainmesh.serving.loading.load import MAX_BYTES, load
 
 SMALLEST = """\
 version: 1

@@ -12,7 +12,7 @@ from trainmesh import places
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.addresses import parse_listener
 from trainmesh.serving.config.types import Config, LedgerConfig
-from trainmesh.serving.control import preflight
+from trainmesh.serving.loading import preflight
 
 SERVE = ("-m", "trainmesh", "serve", "--config", "serve.yaml")
 

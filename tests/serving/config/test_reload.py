@@ -9,8 +9,8 @@ from trainmesh.bounded_read import read_bounded
 from trainmesh.clock import ManualClock
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.changes import changes
-from trainmesh.serving.config.load import load
-from trainmesh.serving.config.reload import REREAD_S, Reload, Watcher
+from trainmesh.serving.loading.load import load
+from trainmesh.serving.loading.reload import REREAD_S, Reload, Watcher
 
 ONE = """\
 version: 1

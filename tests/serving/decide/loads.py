@@ -8,8 +8,8 @@ from typing import Any
 
 from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
 from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.decide.simulate import Request, Result, Server, Simulation
 from trainmesh.serving.decide.types import (
     Candidate,

@@ -14,7 +14,13 @@ from trainmesh.serving.config.types import (
     ModelConfig,
     TenantConfig,
 )
-from trainmesh.serving.decide.admission import Admission, Admitted, Queued, Refused, Ticket
+from trainmesh.serving.decide.admission.admission import (
+    Admission,
+    Admitted,
+    Queued,
+    Refused,
+    Ticket,
+)
 from trainmesh.serving.decide.pool import Pool
 
 

@@ -10,7 +10,7 @@ from trainmesh.serving.config.types import (
     LimitsConfig,
     ShadowConfig,
 )
-from trainmesh.serving.decide.scorers import load_scorers
+from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.types import (
     Kind,
     Outcome,

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
 from trainmesh.serving.decide.budget import Budget
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.estimate import Shape, Speed, nominal_s
-from trainmesh.serving.decide.forecast import Forecast
-from trainmesh.serving.decide.histogram import Histogram
-from trainmesh.serving.decide.prefix import PrefixIndex
-from trainmesh.serving.decide.reuse import Reuse
+from trainmesh.serving.decide.learn.estimate import Shape, Speed, nominal_s
+from trainmesh.serving.decide.learn.forecast import Forecast
+from trainmesh.serving.decide.learn.histogram import Histogram
+from trainmesh.serving.decide.learn.prefix import PrefixIndex
+from trainmesh.serving.decide.learn.reuse import Reuse
 from trainmesh.serving.decide.types import EndpointSignal
 
 

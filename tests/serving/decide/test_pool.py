@@ -17,9 +17,9 @@ from trainmesh.serving.config.types import (
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.noted import decision_of
+from trainmesh.serving.decide.policies.scorers import BUILT_IN
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision, replay
-from trainmesh.serving.decide.scorers import BUILT_IN
 from trainmesh.serving.decide.types import (
     Attempt,
     Kind,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.decide.loads import facts
-from trainmesh.serving.decide.affinity import home
-from trainmesh.serving.decide.cost import expected_ttfts_s
-from trainmesh.serving.decide.scorers import BUILT_IN, load_scorers
+from trainmesh.serving.decide.policies.affinity import home
+from trainmesh.serving.decide.policies.cost import expected_ttfts_s
+from trainmesh.serving.decide.policies.scorers import BUILT_IN, load_scorers
 from trainmesh.serving.decide.types import NEVER_S, Context, Facts, Row, stable_hash
 
 CONTEXT = Context()
@@ -265,7 +265,7 @@ def test_plug_ins_are_found_and_broken_ones_are_named(
 
 
 def test_the_entry_point_type_is_what_we_think() -> None:
-    point = EntryPoint("x", "trainmesh.serving.decide.hybrid:Hybrid", "trainmesh.scorers")
+    point = EntryPoint("x", "trainmesh.serving.decide.policies.hybrid:Hybrid", "trainmesh.scorers")
     assert point.load()().name == "hybrid"
 
 

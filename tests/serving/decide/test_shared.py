@@ -5,8 +5,8 @@ import random
 from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.health import State
+from trainmesh.serving.decide.policies.scorers import BUILT_IN
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.scorers import BUILT_IN
 from trainmesh.serving.decide.types import Facts, Kind, Outcome
 
 FACTS = Facts(request_id="1", model="m", prompt_tokens=100, output_tokens=10)

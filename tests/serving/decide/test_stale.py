@@ -3,8 +3,8 @@
 import random
 
 from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
+from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.scorers import load_scorers
 from trainmesh.serving.decide.types import Facts, Kind, Outcome
 
 

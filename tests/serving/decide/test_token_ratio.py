@@ -2,7 +2,12 @@
 
 import pytest
 
-from trainmesh.serving.decide.token_ratio import LEAST_TOKENS, MEDIA_WITHIN, TEXT_WITHIN, TokenRatio
+from trainmesh.serving.decide.learn.token_ratio import (
+    LEAST_TOKENS,
+    MEDIA_WITHIN,
+    TEXT_WITHIN,
+    TokenRatio,
+)
 
 
 def learned(*samples: tuple[int, int, int, int], times: int = 300) -> TokenRatio:

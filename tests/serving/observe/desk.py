@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainmesh.serving.board import Board
-from trainmesh.serving.cells import names_of
+from trainmesh.serving.cluster.cordons import Cordon, CordonState
 from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig, ShadowConfig
-from trainmesh.serving.control.cordons import Cordon, CordonState
 from trainmesh.serving.control.rundir import RouterInfo, WorkerWords
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
 from trainmesh.serving.identity.audit import AuditLog
 from trainmesh.serving.identity.gate import Gate
 from trainmesh.serving.identity.keys import digest
 from trainmesh.serving.identity.refused import Refused
+from trainmesh.serving.observe.board import Board
+from trainmesh.serving.observe.cells import names_of
 
 TOKEN = "the-admins-key"
 
@@ -34,7 +34,7 @@ CONFIG = Config(
 
 
 class Desk:
-    """Implements ``trainmesh.serving.control.admin.Control``."""
+    """Implements ``trainmesh.serving.admin.admin.Control``."""
 
     def __init__(self, folder: Path, config: Config = CONFIG) -> None:
         self.config = config

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.observe.desk import CONFIG, TOKEN, Desk
 from trainmesh.errors import ConfigError
+from trainmesh.serving.admin.admin import Admin
+from trainmesh.serving.admin.views import Overview
 from trainmesh.serving.config.types import LimitsConfig
-from trainmesh.serving.control.admin import Admin
-from trainmesh.serving.control.views import Overview
 from trainmesh.serving.ledger.segments import Segment
 
 KEY = {"Authorization": f"Bearer {TOKEN}"}

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmesh.errors import WireError
-from trainmesh.serving.board import Board, Row
-from trainmesh.serving.cells import (
+from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig, TenantConfig
+from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.observe.board import Board, Row
+from trainmesh.serving.observe.cells import (
     BOUNDS_S,
     OTHER,
     STATUSES,
@@ -26,8 +28,6 @@ from trainmesh.serving.cells import (
     names_of,
     status_index,
 )
-from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig, TenantConfig
-from trainmesh.serving.decide.types import Outcome
 
 NAMES = Names(models=(("m", ("a", "b")), ("n", ("a",))), tenants=("gold", OTHER))
 
@@ -66,7 +66,7 @@ def test_another_process_sees_what_is_counted_and_the_other_way_round(board: Boa
     cells = board.layout.models["m"]
     board.row(0).cells[cells.requests] = 41
     script = (
-        "import sys; from pathlib import Path; from trainmesh.serving.board import Board\n"
+        "import sys; from pathlib import Path; from trainmesh.serving.observe.board import Board\n"
         "board = Board.open(Path(sys.argv[1])); cells = board.layout.models['m']\n"
         "board.row(1).cells[cells.requests] = board.row(0).cells[cells.requests] + 1\n"
     )

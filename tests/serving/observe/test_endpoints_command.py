@@ -11,11 +11,11 @@ import pytest
 
 from tests.serving.observe.desk import TOKEN, Desk
 from trainmesh.launcher.cli import main
-from trainmesh.serving.control.admin import Admin
-from trainmesh.serving.control.pulse import Pulse
+from trainmesh.serving.admin.admin import Admin
 from trainmesh.serving.control.rundir import ServeRun
 from trainmesh.serving.control.snapshot import Observations
 from trainmesh.serving.identity import admin_token
+from trainmesh.serving.signals.pulse import Pulse
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from trainmesh.serving import log
-from trainmesh.serving.log import ACCESS, BURST, CONTROL, LOGGER, Logs, RateLimit, log_event
+from trainmesh.serving.observe import log
+from trainmesh.serving.observe.log import ACCESS, BURST, CONTROL, LOGGER, Logs, RateLimit, log_event
 
 
 def test_an_event_is_one_line_of_json() -> None:

@@ -12,8 +12,16 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.observe.desk import Desk
-from trainmesh.serving.board import Board
-from trainmesh.serving.cells import (
+from trainmesh.serving.admin import metric_names
+from trainmesh.serving.admin.metrics import Metrics
+from trainmesh.serving.admin.overview import overview
+from trainmesh.serving.admin.views import EndpointView, ModelView, Overview
+from trainmesh.serving.cluster.cordons import Cordon, CordonState
+from trainmesh.serving.control.rundir import WorkerWords
+from trainmesh.serving.control.snapshot import Observations
+from trainmesh.serving.decide.health import State
+from trainmesh.serving.observe.board import Board
+from trainmesh.serving.observe.cells import (
     BOUNDS_S,
     STATES,
     EndpointCells,
@@ -24,15 +32,7 @@ from trainmesh.serving.cells import (
     state_index,
     status_index,
 )
-from trainmesh.serving.control import metric_names
-from trainmesh.serving.control.cordons import Cordon, CordonState
-from trainmesh.serving.control.metrics import Metrics
-from trainmesh.serving.control.overview import overview
-from trainmesh.serving.control.pulse import Pulse
-from trainmesh.serving.control.rundir import WorkerWords
-from trainmesh.serving.control.snapshot import Observations
-from trainmesh.serving.control.views import EndpointView, ModelView, Overview
-from trainmesh.serving.decide.health import State
+from trainmesh.serving.signals.pulse import Pulse
 
 ROOT = Path(__file__).parents[3]
 

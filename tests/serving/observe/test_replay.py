@@ -10,7 +10,7 @@ from tests.serving.observe.records import pool, serve, write
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.serving.config.types import ShadowConfig
-from trainmesh.serving.decide.scorers import BUILT_IN, load_scorers
+from trainmesh.serving.decide.policies.scorers import BUILT_IN, load_scorers
 from trainmesh.serving.ledger.counterfactual import compare
 from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.reader import entries

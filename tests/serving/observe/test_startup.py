@@ -1,8 +1,8 @@
 """What is said while endpoints are awaited."""
 
 from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig
-from trainmesh.serving.control.pulse import Pulse
 from trainmesh.serving.control.startup import Startup
+from trainmesh.serving.signals.pulse import Pulse
 
 
 def config(count: int) -> Config:

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from tests.serving.observe.collector import Collector, collecting
 from trainmesh.serving.config.types import TelemetryConfig
-from trainmesh.serving.trace import TraceParent, Tracer, format_traceparent, parse_traceparent
+from trainmesh.serving.observe.trace import (
+    TraceParent,
+    Tracer,
+    format_traceparent,
+    parse_traceparent,
+)
 
 PARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

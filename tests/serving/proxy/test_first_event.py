@@ -17,7 +17,7 @@ from tests.serving.proxy.backend import (
 )
 from tests.serving.proxy.raw import chat, raw
 from tests.serving.running import RunningRouter, running_router, until
-from trainmesh.serving.proxy.first_event import GOOD, error_of, status_of
+from trainmesh.serving.proxy.reading.first_event import GOOD, error_of, status_of
 
 BAD = b'{"error":{"message":"CUDA error","type":"InternalServerError","code":500}}'
 ERRORS = {

@@ -11,8 +11,8 @@ from tests.launchjob import place
 from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.running import running_router
 from tests.serving.tap import free_port
-from trainmesh.serving.proxy.answers import Refusal
 from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.replies.answers import Refusal
 
 ASK = b'{"model":"m","messages":[]}'
 MODEL = {"hedge": {"enabled": False}, "policy": "round_robin"}

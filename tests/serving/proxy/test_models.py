@@ -9,7 +9,7 @@ import pytest
 from tests.serving.proxy.backend import Backend, backends
 from tests.serving.running import RunningRouter, ask, running_router, until
 from trainmesh.serving.config.types import EndpointConfig, ModelConfig
-from trainmesh.serving.control.listing import MAX_ADAPTERS, cards_in, listing_of
+from trainmesh.serving.signals.listing import MAX_ADAPTERS, cards_in, listing_of
 
 KEYS = {"ALL": "key-of-all", "SOME": "key-of-some", "UPSTREAM": "key-upstream"}
 PERMISSION = [{"id": "modelperm-1", "object": "model_permission", "allow_view": True}]

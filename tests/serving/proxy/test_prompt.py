@@ -11,8 +11,8 @@ import pytest
 from tests.serving.proxy.backend import STREAM_HEAD as STREAM
 from tests.serving.proxy.backend import Backend, answer, backends, chunked, event
 from tests.serving.running import RunningRouter, ask, running_router, until
-from trainmesh.serving.proxy.api import parse_body, prefix_blocks
-from trainmesh.serving.proxy.prompt import (
+from trainmesh.serving.proxy.reading.api import parse_body, prefix_blocks
+from trainmesh.serving.proxy.reading.prompt import (
     AUDIO,
     FILE,
     HEAD_BYTES,
@@ -24,7 +24,7 @@ from trainmesh.serving.proxy.prompt import (
     VIDEO,
     Prompt,
 )
-from trainmesh.serving.proxy.usage import USAGE_BYTES, USAGE_PIECES, find_usage
+from trainmesh.serving.proxy.reading.usage import USAGE_BYTES, USAGE_PIECES, find_usage
 
 WORDS = "a word or two, " * 40  # 600 bytes
 PICTURE = base64.b64encode(random.Random(1).randbytes(1_425_000)).decode()  # 1.9 MB

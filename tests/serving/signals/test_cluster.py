@@ -6,12 +6,12 @@ import pytest
 
 from tests.serving.signals.builds import config
 from tests.serving.signals.test_graph import HOSTS, fabric
-from trainmesh.serving.control.cluster import TRAINING_S, Cluster
-from trainmesh.serving.control.mirror import Copy
-from trainmesh.serving.control.peers import MAX_ROUTERS, RouterState, router_prefix
-from trainmesh.serving.control.traffic import native_plan
-from trainmesh.serving.control.verdicts import Kind, Verdict, key_of
-from trainmesh.store import job_prefix
+from trainmesh.serving.cluster.cluster import TRAINING_S, Cluster
+from trainmesh.serving.cluster.mirror import Copy
+from trainmesh.serving.cluster.peers import MAX_ROUTERS, RouterState, router_prefix
+from trainmesh.serving.cluster.traffic import native_plan
+from trainmesh.serving.cluster.verdicts import Kind, Verdict, key_of
+from trainmesh.store.base import job_prefix
 from trainmesh.topology.document import dump
 from trainmesh.types import JobStatus, Plan
 from trainmesh.wire import encode

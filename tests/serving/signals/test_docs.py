@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from trainmesh.serving.config.load import loads
 from trainmesh.serving.config.types import Runtime
-from trainmesh.serving.control.probes import HEALTH_PATHS
-from trainmesh.serving.control.scrape import PAGES
+from trainmesh.serving.loading.load import loads
+from trainmesh.serving.signals.probes import HEALTH_PATHS
+from trainmesh.serving.signals.scrape import PAGES
 
 TEXT = (Path(__file__).parents[3] / "docs" / "serve_signals.md").read_text()
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.needs import need
-from trainmesh.serving.control.gpu import LEAST, Derate, GpuFacts, derate, worst
+from trainmesh.serving.signals.gpu import LEAST, Derate, GpuFacts, derate, worst
 
 ROOT = Path(__file__).parent.parent.parent.parent
 SOUND = GpuFacts(
@@ -27,7 +27,7 @@ IDLE = replace(SOUND, sm_clock_mhz=345, held_back=0x1)
 READ = """
 import dataclasses, json, sys
 from trainmesh.errors import TrainmeshError
-from trainmesh.serving.control.gpu import GpuReader
+from trainmesh.serving.signals.gpu import GpuReader
 try:
     with GpuReader() as reader:
         print(json.dumps([dataclasses.asdict(reader.read(int(i))) for i in sys.argv[1:]]))
@@ -37,7 +37,7 @@ except TrainmeshError as error:
 WATCH = """
 import asyncio, time
 from tests.serving.signals.builds import config
-from trainmesh.serving.control.gpu_watch import GpuWatch
+from trainmesh.serving.signals.gpu_watch import GpuWatch
 watch = GpuWatch(print)
 endpoints = [{"url": "http://a:1", "gpus": [0, 1]}, {"url": "http://b:1"}]
 watch.update(config(endpoints))

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from trainmesh.serving.cluster.graph import Map, Way
+from trainmesh.serving.cluster.traffic import free_share, links_in_use, native_plan
+from trainmesh.serving.cluster.verdicts import Kind as On
+from trainmesh.serving.cluster.verdicts import Verdict
 from trainmesh.serving.config.types import TrafficClass
-from trainmesh.serving.control.graph import Map, Way
-from trainmesh.serving.control.traffic import free_share, links_in_use, native_plan
-from trainmesh.serving.control.verdicts import Kind as On
-from trainmesh.serving.control.verdicts import Verdict
 from trainmesh.topology.graph import Health, Kind, Link, LinkGraph, Node
 from trainmesh.topology.planner import choose
 from trainmesh.types import LinkCost, Plan

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.embedded_etcd import EmbeddedEtcd
 from trainmesh.errors import StoreError
-from trainmesh.etcd import connect
-from trainmesh.memory_store import MemoryStore
-from trainmesh.serving.control.mirror import MAX_COPY_BYTES, Mirror
-from trainmesh.store import Store
+from trainmesh.serving.cluster.mirror import MAX_COPY_BYTES, Mirror
+from trainmesh.store.base import Store
+from trainmesh.store.embedded import EmbeddedEtcd
+from trainmesh.store.etcd import connect
+from trainmesh.store.memory import MemoryStore
 
 DEADLINE_S = 20.0
 

@@ -12,16 +12,16 @@ from msgspec.structs import replace
 from tests.serving.signals.builds import Server, config, serving, until
 from tests.serving.signals.test_graph import HOSTS, fabric
 from trainmesh.errors import GraphError
-from trainmesh.etcd import EtcdStore, connect
+from trainmesh.serving.cluster.cordons import CordonState
+from trainmesh.serving.cluster.peers import Load
+from trainmesh.serving.cluster.traffic import native_plan
+from trainmesh.serving.cluster.verdicts import Kind, Verdict, judge
 from trainmesh.serving.config.types import Config
-from trainmesh.serving.control.cordons import CordonState
 from trainmesh.serving.control.observer import Local, Observer
-from trainmesh.serving.control.peers import Load
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.control.traffic import native_plan
-from trainmesh.serving.control.verdicts import Kind, Verdict, judge
 from trainmesh.serving.decide.types import EndpointSignal
-from trainmesh.store import job_prefix
+from trainmesh.store.base import job_prefix
+from trainmesh.store.etcd import EtcdStore, connect
 from trainmesh.topology.document import dump
 from trainmesh.types import JobStatus
 from trainmesh.wire import encode

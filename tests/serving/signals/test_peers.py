@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmesh.serving.control.cordons import (
+from trainmesh.serving.cluster.cordons import (
     Cordon,
     CordonState,
     cordon_prefix,
     newest,
     read_cordons,
 )
-from trainmesh.serving.control.peers import (
+from trainmesh.serving.cluster.peers import (
     MAX_AGE_S,
     Heard,
     Load,

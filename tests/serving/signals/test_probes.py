@@ -10,9 +10,9 @@ import trustme
 
 from tests.serving.signals.builds import Server, config, serving, until
 from trainmesh.serving.config.types import EndpointConfig, Runtime
-from trainmesh.serving.control.fetch import Answer, Fetcher, root_of
-from trainmesh.serving.control.probes import HEALTH_PATHS, Prober, problem_of, tcp_rtt_s
-from trainmesh.serving.control.revisions import revision_path, revisions_in
+from trainmesh.serving.signals.fetch import Answer, Fetcher, root_of
+from trainmesh.serving.signals.probes import HEALTH_PATHS, Prober, problem_of, tcp_rtt_s
+from trainmesh.serving.signals.revisions import revision_path, revisions_in
 
 
 @pytest.mark.parametrize("runtime", list(Runtime))

@@ -11,9 +11,9 @@ import pytest
 
 from tests.serving.running import RunningRouter, running_router, until
 from tests.serving.signals.test_graph import fabric
-from trainmesh.etcd import connect
 from trainmesh.launcher.cli import main
-from trainmesh.serving.control.verdicts import QUARANTINE
+from trainmesh.serving.cluster.verdicts import QUARANTINE
+from trainmesh.store.etcd import connect
 from trainmesh.topology.document import dump
 from trainmesh.wire import encode
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.serving.signals.builds import Server, config, serving, until
 from trainmesh.serving.config.types import EndpointConfig, Runtime
-from trainmesh.serving.control.fetch import Fetcher
-from trainmesh.serving.control.scrape import (
+from trainmesh.serving.signals.fetch import Fetcher
+from trainmesh.serving.signals.scrape import (
     PAGES,
     Report,
     Scraped,

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.signals.builds import config
-from trainmesh.serving.control.cordons import Cordon, CordonState
-from trainmesh.serving.control.gpu import Derate
-from trainmesh.serving.control.graph import Way
-from trainmesh.serving.control.peers import Load
-from trainmesh.serving.control.pulse import DOWN_AFTER, Pulse
-from trainmesh.serving.control.scrape import Report
+from trainmesh.serving.cluster.cordons import Cordon, CordonState
+from trainmesh.serving.cluster.graph import Way
+from trainmesh.serving.cluster.peers import Load
+from trainmesh.serving.cluster.verdicts import Kind, Verdict
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
-from trainmesh.serving.control.verdicts import Kind, Verdict
 from trainmesh.serving.decide.types import EndpointSignal
+from trainmesh.serving.signals.gpu import Derate
+from trainmesh.serving.signals.pulse import DOWN_AFTER, Pulse
+from trainmesh.serving.signals.scrape import Report
 
 URL = "http://h:1"
 CONFIG = config([{"url": URL, "name": "a", "node": "h3", "revision": "r1"}])

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmesh.errors import StoreError
-from trainmesh.memory_store import MemoryStore
-from trainmesh.serving.control.verdicts import (
+from trainmesh.serving.cluster.verdicts import (
     AUTOMATION,
     QUARANTINE,
     Kind,
@@ -19,7 +18,8 @@ from trainmesh.serving.control.verdicts import (
     link_names,
     read_verdicts,
 )
-from trainmesh.store import Entry
+from trainmesh.store.base import Entry
+from trainmesh.store.memory import MemoryStore
 from trainmesh.wire import encode
 
 

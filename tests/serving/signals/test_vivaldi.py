@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainmesh.serving.control.vivaldi import (
+from trainmesh.serving.cluster.vivaldi import (
     MIN_HEIGHT_S,
     Coordinate,
     Space,

@@ -1,0 +1,37 @@
+"""ring: one ring is the backend's own all-reduce on a group in the plan's order, for gloo's and
+NCCL's rings follow the rank order of the group; several rings at once are trees."""
+
+from __future__ import annotations
+
+import torch
+from torch.futures import Future
+
+from trainmesh.errors import PlanError
+from trainmesh.hooks.executor import Executor, Fabric, over_trees
+from trainmesh.hooks.executors.native import all_reduce
+from trainmesh.hooks.timing import Mark
+from trainmesh.types import Plan
+
+__all__ = ["RingExecutor", "ring"]
+
+
+def ring(plan: Plan, fabric: Fabric) -> Executor:
+    """The executor of a ring plan."""
+    return over_trees(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
+
+
+class RingExecutor:
+    """The backend's all-reduce, around ``plan.order``."""
+
+    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+        group = fabric.new_group(plan.order)
+        if group is None:
+            raise PlanError(f"ring: rank {fabric.rank} is not in the order")
+        self._fabric = fabric
+        self._group = group
+
+    def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
+        return all_reduce(self._group, buffer, mark)
+
+    def close(self) -> None:
+        self._fabric.release(self._group)

@@ -1,0 +1,1 @@
+"""What happens to a step's buckets on their way: held back, compressed, summed."""

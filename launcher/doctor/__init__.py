@@ -1,0 +1,1 @@
+"""``trainmesh doctor``: what this machine has and lacks."""

@@ -1,0 +1,1 @@
+"""The lab's network: namespaces, cables and what they do to frames."""

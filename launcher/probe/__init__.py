@@ -1,0 +1,1 @@
+"""``trainmesh topology probe``: measure the links between a job's nodes."""

@@ -1,0 +1,1 @@
+"""What is learned from how requests went: times, tokens, caches, outliers."""

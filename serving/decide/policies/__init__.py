@@ -1,0 +1,1 @@
+"""Policies: which endpoint a request goes to, as a score for each."""

@@ -1,0 +1,1 @@
+"""serve.yaml is read, checked and watched."""

@@ -1,0 +1,1 @@
+"""What the router reads of requests and answers; all else passes unread."""

@@ -1,0 +1,1 @@
+"""What endpoints and their GPUs say of themselves, when they are asked."""

@@ -1,0 +1,1 @@
+"""From measurements to links: what probes and buckets say of a link graph."""

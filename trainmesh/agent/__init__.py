@@ -1,0 +1,1 @@
+"""The node's agent, and the rank's way to it."""

@@ -1,0 +1,199 @@
+"""What agent and coordinator processes share: their environment, their end, their store."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from trainmesh.console import note, write_error
+from trainmesh.coordinator.claim import Claim, claim_from
+from trainmesh.coordinator.claiming import hold
+from trainmesh.errors import ConfigError, StoreError, TrainmeshError
+from trainmesh.process_health import STORE, HealthReporter
+from trainmesh.rundir import ENV_RUN_DIR, RunDir
+from trainmesh.store.address import security_from_environment
+from trainmesh.store.base import Store
+from trainmesh.store.etcd import connect
+from trainmesh.types import MAX_INT
+
+__all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
+
+MAX_BACKOFF_S = 3.0
+CHECK_TTL_S = 5
+"""Of a lease that is given back at once."""
+LOOK_AGAIN_S = 10.0
+"""How often a process reads the hint's key although its watch says nothing: a plan must not hang on
+one event."""
+
+
+@dataclass(frozen=True)
+class ControlEnvironment:
+    """What the launcher passes to the processes it starts, by environment variables."""
+
+    run: RunDir
+    job: str
+    node: str
+    etcd: str
+    insecure_etcd: bool
+    topology: Path | None
+    plan: str | None
+    margin: float
+    fusion_bytes: int | None
+    """None: found out; 0: off."""
+    compression: str
+    claim: Claim
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> ControlEnvironment:
+        """Read and validate ``TRAINMESH_*``.
+
+        Raises:
+            ConfigError: a variable is missing or has a wrong value.
+            WireError: the claim is damaged.
+        """
+        topology = environ.get("TRAINMESH_TOPOLOGY")
+        plan = environ.get("TRAINMESH_PLAN", "auto")
+        return cls(
+            run=RunDir(Path(_required(environ, ENV_RUN_DIR))),
+            job=_required(environ, "TRAINMESH_JOB"),
+            node=_required(environ, "TRAINMESH_NODE"),
+            etcd=_required(environ, "TRAINMESH_ETCD"),
+            insecure_etcd=environ.get("TRAINMESH_INSECURE_ETCD") == "1",
+            topology=Path(topology) if topology else None,
+            plan=None if plan == "auto" else plan,
+            margin=_ratio(environ, "TRAINMESH_MARGIN", 0.05),
+            fusion_bytes=_fusion(environ),
+            compression=environ.get("TRAINMESH_COMPRESSION") or "none",
+            claim=claim_from(environ, _required(environ, "TRAINMESH_JOB")),
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    value = environ.get(name)
+    if not value:
+        raise ConfigError(f"{name} is not set; this process is started by trainmesh launch")
+    return value
+
+
+def _ratio(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, str(default))
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={text!r} must be a number from 0 to 1")
+    return value
+
+
+def _fusion(environ: Mapping[str, str]) -> int | None:
+    text = environ.get("TRAINMESH_FUSION") or "auto"
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) > MAX_INT:
+        raise ConfigError(f"TRAINMESH_FUSION={text!r} must be auto or a number of bytes")
+    return int(text)
+
+
+class Stop:
+    """The process is to end: on SIGTERM, on SIGINT, or when the launcher is gone (its end of
+    our standard input closes). A context manager; leaves the signal handlers installed."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch_stdin, name="stdin", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._event.wait(timeout_s)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.set()
+
+    def _watch_stdin(self) -> None:
+        try:
+            while os.read(0, 64):
+                pass
+        except OSError:
+            pass
+        self.set()
+
+
+def run_with_store(
+    environment: ControlEnvironment,
+    stop: Stop,
+    health: HealthReporter,
+    session: Callable[[Store], None],
+) -> None:
+    """Call ``session`` with a connected store, again with a new one whenever it fails, until
+    ``stop``. Tells the launcher while the store can't be used, and the log when that changes."""
+    backoff_s, failing = 0.1, False
+    while True:
+        try:
+            store = connect(
+                environment.etcd,
+                insecure=environment.insecure_etcd,
+                **security_from_environment(),
+            )
+            try:
+                store.lease(CHECK_TTL_S).close()  # a write: an etcd that is full still reads
+                hold(store, environment.claim)
+                if failing:
+                    note("the store answers again")
+                backoff_s, failing = 0.1, False
+                health.set(STORE, "")
+                session(store)
+            finally:
+                store.close()
+        except StoreError as error:
+            if not failing:
+                note(f"store: {error}")
+            failing = True
+            health.set(STORE, f"{error}; training goes on, without new plans")
+        if stop.wait(backoff_s * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+            return
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+
+
+def run_process(body: Callable[[ControlEnvironment, Stop, HealthReporter], None]) -> int:
+    """The life of a control process: ``body``, until the launcher ends it.
+
+    Returns:
+        The exit code. What has ended it early is one line on stderr.
+    """
+    try:
+        environment = ControlEnvironment.read()
+        with Stop() as stop:
+            body(environment, stop, HealthReporter())
+    except TrainmeshError as error:
+        write_error(f"trainmesh: error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        write_error(f"trainmesh: error: {where}{error.strerror}\n")
+        return 1
+    return 0

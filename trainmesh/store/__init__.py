@@ -1,0 +1,1 @@
+"""The store: a revisioned key-value map with leases, watches and fencing, on etcd or in memory."""
