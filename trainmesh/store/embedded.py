@@ -1,7 +1,7 @@
 """A private etcd on loopback for a job on one machine, with its state in the run directory.
 
 The server ends with the thread that started it, even if that is killed: a small wrapper asks
-the kernel for a SIGKILL on its parent's death and then becomes etcd (``etcd_exec``). Its ports
+the kernel for a SIGKILL on its parent's death and then becomes etcd (``exec``). Its ports
 stay reserved from construction to ``stop``, so its URL is good before it runs and between two
 runs.
 """

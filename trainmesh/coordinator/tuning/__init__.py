@@ -1,5 +1,5 @@
 """What the coordinator decides, as pure functions and small values: no clock, no store, no thread.
 
-``pilot`` puts them in order: one knob (plan, fusion, codec) is changed at a time and judged by
+``tuner`` puts them in order: one knob (plan, fusion, codec) is changed at a time and judged by
 what is measured afterwards.
 """
