@@ -42,6 +42,18 @@ def test_every_page_is_reached_from_the_readme_and_no_link_is_dead() -> None:
     assert set((ROOT / "docs").glob("*.md")) - reached == set()
 
 
+NAMED = re.compile(
+    r"`((?:trainmesh|hooks|launcher|serving|topology|tests|benchmarks|scripts|examples|docs)/[\w/.]*)`"
+)
+
+
+def test_files_and_folders_that_pages_name_are_there() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    named = {(page.name, name) for page in pages for name in NAMED.findall(page.read_text())}
+    assert len(named) > 60
+    assert {(page, name) for page, name in named if not (ROOT / name).exists()} == set()
+
+
 def blocks(page: str) -> list[str]:
     return PYTHON.findall((ROOT / page).read_text())
 
