@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.parent.parent.parent
 IMPORT = """
 import argparse, sys
 from trainmesh.errors import TrainmeshError
-from trainmesh.launcher import import_topology
+from trainmesh.launcher.commands import topology_import
 parser = argparse.ArgumentParser()
-import_topology.add_arguments(parser)
+topology_import.add_arguments(parser)
 try:
-    sys.exit(import_topology.run(parser.parse_args(sys.argv[1:])))
+    sys.exit(topology_import.run(parser.parse_args(sys.argv[1:])))
 except TrainmeshError as error:
     sys.exit(str(error))
 """
