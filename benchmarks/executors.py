@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.machine import describe, spread
-from trainmesh.hooks.executor import Fabric, load
+from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 

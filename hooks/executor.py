@@ -1,7 +1,7 @@
 """The plug-in surface: an executor carries out a plan, one bucket at a time.
 
-A third party adds one by the entry-point group ``trainmesh.hooks``: the name is the plan's
-``algorithm``, the value a class with this Protocol. What it must keep to:
+A third party adds one by the entry-point group ``trainmesh.hooks`` (``executors.registry``): the
+name is the plan's ``algorithm``, the value a class with this Protocol. What it must keep to:
 
 - All ranks construct it at the same step, so the constructor may be collective. If it raises on
   one rank, no rank uses it.
@@ -14,23 +14,19 @@ A third party adds one by the entry-point group ``trainmesh.hooks``: the name is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from trainmesh.errors import PlanError
 from trainmesh.hooks.groups import backend_of, fresh_names, timeout_of
 from trainmesh.hooks.timing import Mark
 from trainmesh.hooks.world import current
-from trainmesh.types import Algorithm, Plan
+from trainmesh.types import Plan
 
-__all__ = ["Executor", "Fabric", "load", "over_trees"]
-
-GROUP = "trainmesh.hooks"
+__all__ = ["Executor", "Fabric"]
 
 
 class Fabric:
@@ -90,40 +86,3 @@ class Executor(Protocol):
     def close(self) -> None:
         """Release groups and threads; nothing is in flight."""
         ...
-
-
-def over_trees(plan: Plan, fabric: Fabric) -> Executor:
-    """The executor of any plan by messages between ranks."""
-    from trainmesh.hooks.executors.pipeline import PipelinedExecutor
-    from trainmesh.hooks.executors.rounds import RoundsExecutor
-
-    made = PipelinedExecutor if fabric.backend == "gloo" else RoundsExecutor
-    return made(plan, fabric)
-
-
-def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
-    """What makes the executor registered for ``algorithm``.
-
-    Raises:
-        PlanError: none is registered, or it can't be imported.
-    """
-    from trainmesh.hooks.executors.native import NativeExecutor
-    from trainmesh.hooks.executors.ring import ring
-
-    built_in: dict[str, Callable[[Plan, Fabric], Executor]] = {
-        Algorithm.NATIVE: NativeExecutor,
-        Algorithm.RING: ring,
-        Algorithm.TREE: over_trees,
-        Algorithm.HIERARCHICAL: over_trees,
-        Algorithm.SHARDED: over_trees,
-        Algorithm.FOREST: over_trees,
-    }
-    if algorithm in built_in:
-        return built_in[algorithm]
-    for point in entry_points(group=GROUP, name=algorithm):
-        try:
-            loaded: Callable[[Plan, Fabric], Executor] = point.load()
-        except Exception as error:  # third-party code may fail in any way
-            raise PlanError(f"executor {algorithm!r} can't be loaded: {error}") from error
-        return loaded
-    raise PlanError(f"no executor is registered for algorithm {algorithm!r}")

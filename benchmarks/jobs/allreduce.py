@@ -12,7 +12,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks.executor import Fabric, load
+from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from benchmarks.jobs.steps import Training
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 

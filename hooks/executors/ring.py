@@ -7,7 +7,8 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.executor import Executor, Fabric, over_trees
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.messages import by_messages
 from trainmesh.hooks.executors.native import all_reduce
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
@@ -17,7 +18,7 @@ __all__ = ["RingExecutor", "ring"]
 
 def ring(plan: Plan, fabric: Fabric) -> Executor:
     """The executor of a ring plan."""
-    return over_trees(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
+    return by_messages(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
 
 
 class RingExecutor:

@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks import world
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.observer import Observer
 from trainmesh.hooks.route.compressed import NO_CODEC
 from trainmesh.hooks.route.route import check

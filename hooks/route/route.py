@@ -13,8 +13,9 @@ from torch.futures import Future
 
 from trainmesh.errors import ConfigError, PlanError
 from trainmesh.hooks.codecs import ErrorFeedback, Gradient, Layouts, codec
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Executor, Fabric
 from trainmesh.hooks.executors.native import NativeExecutor
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.route.compressed import NO_CODEC, Compressed
 from trainmesh.hooks.route.fusion import Bucket, Fusion
 from trainmesh.plan.shape import check_shape

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.testing.plans import example_plan
 from trainmesh.hooks.testing.spec import Failed, Spec, factory, is_place
 from trainmesh.hooks.testing.tensors import digest, random, worst_error

@@ -1,12 +1,11 @@
-"""The answer of an endpoint as it is read, and who it is for."""
+"""A request as it is sent to an endpoint, and its answer as it is read."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from trainmesh.serving.adapters.types import Inbound
-from trainmesh.serving.decide.types import Outcome
 from trainmesh.serving.proxy.reading.headers import (
     CONNECTION,
     CONTENT_ENCODING,
@@ -20,41 +19,13 @@ from trainmesh.serving.proxy.reading.headers import (
     nominated,
 )
 
-if TYPE_CHECKING:
-    from trainmesh.serving.proxy.upstream import Upstream
-
-__all__ = ["Answer", "Client", "Request", "Sink", "end_of_chunks", "excess_line_ends"]
+__all__ = ["Answer", "Client", "Request", "end_of_chunks", "excess_line_ends"]
 
 
 class Client(Protocol):
     """Where an answer's bytes go."""
 
     def write(self, data: bytes) -> None: ...
-
-
-class Sink(Protocol):
-    """Who sent a request, and hears how its answer comes along."""
-
-    def on_head(self, upstream: Upstream) -> bool:
-        """Status and header fields are known. False: the answer is not wanted any more."""
-        ...
-
-    def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
-        """The body begins (or there is none). The client to send it to, after ``upstream.lead``;
-        None: the answer is not wanted any more."""
-        ...
-
-    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
-        """The body begins, of which the client had been told before (``begin_silent``)."""
-        ...
-
-    def on_done(self, upstream: Upstream, now_s: float) -> None:
-        """The whole answer has been forwarded."""
-        ...
-
-    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
-        """No more will come."""
-        ...
 
 
 class Request:

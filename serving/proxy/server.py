@@ -16,8 +16,8 @@ from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Attempt, Outcome
 from trainmesh.serving.identity.tls import UpstreamSide
 from trainmesh.serving.identity.tls_words import handshake_problem
-from trainmesh.serving.proxy.answer import Request, Sink
-from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.proxy.answer import Request
+from trainmesh.serving.proxy.upstream import Sink, Upstream
 
 __all__ = ["Server"]
 

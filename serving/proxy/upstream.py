@@ -16,7 +16,6 @@ from trainmesh.serving.proxy.answer import (
     Answer,
     Client,
     Request,
-    Sink,
     end_of_chunks,
     excess_line_ends,
 )
@@ -29,7 +28,7 @@ from trainmesh.serving.proxy.reading.usage import (
     find_usage,
 )
 
-__all__ = ["Upstream"]
+__all__ = ["Sink", "Upstream"]
 
 MAX_HEAD_BYTES: Final = 65_536
 MAX_HELD_BYTES: Final = 65_536
@@ -53,6 +52,31 @@ class Keeper(Protocol):
 
     def free(self, upstream: Upstream) -> None: ...
     def forget(self, upstream: Upstream) -> None: ...
+
+
+class Sink(Protocol):
+    """Who sent a request, and hears how its answer comes along."""
+
+    def on_head(self, upstream: Upstream) -> bool:
+        """Status and header fields are known. False: the answer is not wanted any more."""
+        ...
+
+    def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
+        """The body begins (or there is none). The client to send it to, after ``upstream.lead``;
+        None: the answer is not wanted any more."""
+        ...
+
+    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
+        """The body begins, of which the client had been told before (``begin_silent``)."""
+        ...
+
+    def on_done(self, upstream: Upstream, now_s: float) -> None:
+        """The whole answer has been forwarded."""
+        ...
+
+    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+        """No more will come."""
+        ...
 
 
 class Upstream(asyncio.Protocol):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hooks.ranks import ThreadFabric, run_ranks
-from trainmesh.hooks.executor import Executor, Fabric, load
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.executors.rounds import Op, RoundsExecutor, rounds
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Hop, Plan, Tree

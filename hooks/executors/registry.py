@@ -1,0 +1,43 @@
+"""Which executor carries out which plan: our own, and those of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from trainmesh.errors import PlanError
+from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executors.messages import by_messages
+from trainmesh.hooks.executors.native import NativeExecutor
+from trainmesh.hooks.executors.ring import ring
+from trainmesh.types import Algorithm, Plan
+
+__all__ = ["load"]
+
+GROUP = "trainmesh.hooks"
+"""The entry points of other packages."""
+BUILT_IN: dict[str, Callable[[Plan, Fabric], Executor]] = {
+    Algorithm.NATIVE: NativeExecutor,
+    Algorithm.RING: ring,
+    Algorithm.TREE: by_messages,
+    Algorithm.HIERARCHICAL: by_messages,
+    Algorithm.SHARDED: by_messages,
+    Algorithm.FOREST: by_messages,
+}
+
+
+def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
+    """What makes the executor registered for ``algorithm``.
+
+    Raises:
+        PlanError: none is registered, or it can't be imported.
+    """
+    if algorithm in BUILT_IN:
+        return BUILT_IN[algorithm]
+    for point in entry_points(group=GROUP, name=algorithm):
+        try:
+            loaded: Callable[[Plan, Fabric], Executor] = point.load()
+        except Exception as error:  # third-party code may fail in any way
+            raise PlanError(f"executor {algorithm!r} can't be loaded: {error}") from error
+        return loaded
+    raise PlanError(f"no executor is registered for algorithm {algorithm!r}")
