@@ -55,7 +55,6 @@ def test_no_folder_is_a_drawer() -> None:
 
 
 KNOWN_CIRCLES = [
-    {"decide.endpoint", "decide.health", "decide.learn.estimate", "decide.record", "decide.types"},
     {f"proxy.{name}" for name in ("client", "exchange", "replies.catalogue", "route", "router")},
 ]
 """Of ``trainmesh.serving``, still to be opened."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainmesh.serving.decide.endpoint import Endpoint, Timing
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint, Timing
 from trainmesh.serving.decide.extras import Extras
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.learn import outliers
@@ -12,7 +12,12 @@ from trainmesh.serving.decide.learn.reuse import Reuse
 from trainmesh.serving.decide.learn.trend import Trend
 from trainmesh.serving.decide.policies.shadow import Versus
 from trainmesh.serving.decide.roster import Roster
-from trainmesh.serving.decide.types import Attempt, Context, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    Context,
+    Facts,
+    Kind,
+    Outcome,
+)
 
 __all__ = ["Books"]
 

@@ -1,4 +1,4 @@
-"""One endpoint as a worker sees it: what it is, what it has in flight, what it will take."""
+"""One endpoint as a worker sees it: what it is, its attempts in flight, what it will take."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from urllib.parse import urlsplit
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
 from trainmesh.serving.decide.health import Health
 from trainmesh.serving.decide.learn.estimate import DEFAULT_S_PER_TOKEN, Speed
+from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.types import (
     NEVER_S,
-    Attempt,
     EndpointSignal,
+    Facts,
+    Kind,
     Row,
     stable_hash,
 )
 
-__all__ = ["NOT_SLOW", "Endpoint", "Limits", "Timing"]
+__all__ = ["NOT_SLOW", "Attempt", "Endpoint", "Limits", "Timing"]
 
 Limits = tuple[float, float]
 """A TTFT over the one expected of the pool: what is slow, and what is usual."""
@@ -216,3 +218,56 @@ class Endpoint:
             return self.own_inflight
         others = self.inflight - self.own_inflight
         return max(0, self.max_inflight - others)
+
+
+class Attempt:
+    """One try of a request at one endpoint; made by ``Pool.begin``."""
+
+    __slots__ = (
+        "arm",
+        "cached_tokens",
+        "confirmed",
+        "decision",
+        "endpoint",
+        "ended",
+        "facts",
+        "first_byte_s",
+        "full_work_tokens",
+        "kind",
+        "prompt_tokens",
+        "started_s",
+        "tokens",
+        "work_tokens",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        facts: Facts,
+        kind: Kind,
+        started_s: float,
+        cached_tokens: int,
+        full_work_tokens: float,
+        work_tokens: float,
+        arm: int,
+    ) -> None:
+        self.endpoint = endpoint
+        self.facts = facts
+        self.kind = kind
+        self.started_s = started_s
+        self.prompt_tokens = facts.prompt_tokens
+        self.tokens = facts.prompt_tokens + facts.output_tokens
+        self.cached_tokens = cached_tokens
+        """Of the prompt, probably in the endpoint's prefix cache."""
+        self.full_work_tokens = full_work_tokens
+        """What the endpoint had to do before this one's first byte, its own prompt included."""
+        self.work_tokens = work_tokens
+        """The same without what is cached, where going by that pays."""
+        self.arm = arm
+        """1: the policy of an A/B test chose, 0: the ordinary one."""
+        self.first_byte_s = 0.0
+        self.confirmed = False
+        """A client error: no other endpoint answers the request any better, or there is none."""
+        self.ended = False
+        self.decision: Decision | None = None
+        """Kept here by whoever writes a ledger, until the attempt has ended."""

@@ -12,7 +12,7 @@ from trainmesh.serving.config.types import LimitsConfig, ModelConfig
 from trainmesh.serving.decide.books import Books
 from trainmesh.serving.decide.choice import Choice
 from trainmesh.serving.decide.demand import Demand
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.extras import Extras
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.learn import outliers
@@ -26,7 +26,6 @@ from trainmesh.serving.decide.roster import Roster
 from trainmesh.serving.decide.shared import link
 from trainmesh.serving.decide.types import (
     HASH_BITS,
-    Attempt,
     EndpointSignal,
     Facts,
     Kind,

@@ -16,10 +16,15 @@ from itertools import count
 from math import inf
 
 from trainmesh.serving.config.types import LimitsConfig, ModelConfig
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S, Pool
-from trainmesh.serving.decide.types import Attempt, EndpointSignal, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    EndpointSignal,
+    Facts,
+    Kind,
+    Outcome,
+)
 
 __all__ = ["Done", "Fault", "Request", "Result", "Server", "Simulation"]
 

@@ -10,18 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from trainmesh.serving.decide.rows import NEVER_S, Context, EndpointSignal, Row
-
-if TYPE_CHECKING:
-    from trainmesh.serving.decide.endpoint import Endpoint
-    from trainmesh.serving.decide.record import Decision
 
 __all__ = [
     "HASH_BITS",
     "NEVER_S",
-    "Attempt",
     "Candidate",
     "Context",
     "EndpointSignal",
@@ -185,56 +180,3 @@ class Scorer(Protocol):
             draw: a random number in [0, 1), the only chance a scorer may use.
         """
         ...
-
-
-class Attempt:
-    """One try of a request at one endpoint; made by ``Pool.begin``."""
-
-    __slots__ = (
-        "arm",
-        "cached_tokens",
-        "confirmed",
-        "decision",
-        "endpoint",
-        "ended",
-        "facts",
-        "first_byte_s",
-        "full_work_tokens",
-        "kind",
-        "prompt_tokens",
-        "started_s",
-        "tokens",
-        "work_tokens",
-    )
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        facts: Facts,
-        kind: Kind,
-        started_s: float,
-        cached_tokens: int,
-        full_work_tokens: float,
-        work_tokens: float,
-        arm: int,
-    ) -> None:
-        self.endpoint = endpoint
-        self.facts = facts
-        self.kind = kind
-        self.started_s = started_s
-        self.prompt_tokens = facts.prompt_tokens
-        self.tokens = facts.prompt_tokens + facts.output_tokens
-        self.cached_tokens = cached_tokens
-        """Of the prompt, probably in the endpoint's prefix cache."""
-        self.full_work_tokens = full_work_tokens
-        """What the endpoint had to do before this one's first byte, its own prompt included."""
-        self.work_tokens = work_tokens
-        """The same without what is cached, where going by that pays."""
-        self.arm = arm
-        """1: the policy of an A/B test chose, 0: the ordinary one."""
-        self.first_byte_s = 0.0
-        self.confirmed = False
-        """A client error: no other endpoint answers the request any better, or there is none."""
-        self.ended = False
-        self.decision: Decision | None = None
-        """Kept here by whoever writes a ledger, until the attempt has ended."""

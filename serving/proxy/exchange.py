@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.client_errors import is_client_error
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.health import FAULTS, State
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
-from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    Facts,
+    Kind,
+    Outcome,
+)
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.reading.headers import TRACEPARENT
 from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event

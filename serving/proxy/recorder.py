@@ -5,8 +5,13 @@ from __future__ import annotations
 from time import time
 
 from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.noted import decision_of
-from trainmesh.serving.decide.types import Attempt, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    Facts,
+    Kind,
+    Outcome,
+)
 from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.proxy.upstream import Upstream

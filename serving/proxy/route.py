@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 from trainmesh.serving.adapters import adapter_for, rename_model, upstream_path
 from trainmesh.serving.adapters.paths import upstream_name
 from trainmesh.serving.config.types import LimitsConfig
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.learn.token_ratio import TokenRatio
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.types import Attempt, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    Kind,
+    Outcome,
+)
 from trainmesh.serving.observe.board import Board, Row
 from trainmesh.serving.observe.cells import state_index, status_index
 from trainmesh.serving.proxy.answer import Request

@@ -12,8 +12,10 @@ from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
 
-from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.types import Attempt, Outcome
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
+from trainmesh.serving.decide.types import (
+    Outcome,
+)
 from trainmesh.serving.identity.tls import UpstreamSide
 from trainmesh.serving.identity.tls_words import handshake_problem
 from trainmesh.serving.proxy.answer import Request

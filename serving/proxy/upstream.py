@@ -11,7 +11,10 @@ from typing import Final, Protocol, cast
 import httptools
 
 from trainmesh.serving.adapters.types import AdapterError
-from trainmesh.serving.decide.types import Attempt, Outcome
+from trainmesh.serving.decide.endpoint import Attempt
+from trainmesh.serving.decide.types import (
+    Outcome,
+)
 from trainmesh.serving.proxy.answer import (
     Answer,
     Client,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.learn.prefix import BLOCK_TOKENS, PrefixIndex, PrefixValue
-from trainmesh.serving.decide.types import Attempt, Facts
+from trainmesh.serving.decide.types import (
+    Facts,
+)
 
 __all__ = ["Reuse"]
 

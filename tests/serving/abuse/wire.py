@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from trainmesh.serving.config.types import Config, EndpointConfig, LimitsConfig, ModelConfig
-from trainmesh.serving.decide.types import Attempt, Outcome
+from trainmesh.serving.decide.endpoint import Attempt
+from trainmesh.serving.decide.types import (
+    Outcome,
+)
 from trainmesh.serving.proxy.answer import Client, Request
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.client import ClientConnection

@@ -14,14 +14,13 @@ from trainmesh.serving.config.types import (
     ModelConfig,
     RetryConfig,
 )
-from trainmesh.serving.decide.endpoint import Endpoint
+from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.health import State
 from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.policies.scorers import BUILT_IN
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision, replay
 from trainmesh.serving.decide.types import (
-    Attempt,
     Kind,
     Outcome,
 )

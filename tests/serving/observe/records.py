@@ -14,11 +14,17 @@ from trainmesh.serving.config.types import (
     ModelConfig,
     ShadowConfig,
 )
+from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision
-from trainmesh.serving.decide.types import Attempt, EndpointSignal, Facts, Kind, Outcome
+from trainmesh.serving.decide.types import (
+    EndpointSignal,
+    Facts,
+    Kind,
+    Outcome,
+)
 from trainmesh.serving.ledger.entry import Entry
 from trainmesh.serving.ledger.writer import LedgerWriter
 
