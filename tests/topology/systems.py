@@ -4,17 +4,33 @@ import tomllib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from tests.topology import graphs
 from tests.topology.forest.systems import DGX1V, MI250
 from trainmesh.topology.graph import LinkGraph
 
-TABLE = tomllib.loads(Path(__file__).with_name("systems.toml").read_text())["system"]
+
+class System(TypedDict):
+    """One of systems.toml, which says what the keys mean."""
+
+    name: str
+    build: str
+    args: list[float | list[float]]
+    allgather: str
+    sending: int
+    allreduce: str
+    kind: str
+    ring: NotRequired[str]
+
+
+TABLE: list[System] = tomllib.loads(Path(__file__).with_name("systems.toml").read_text())["system"]
 RING_BIT = (1, 2, 4)
 
 
-def build(system: dict) -> LinkGraph:
-    return globals()[system["build"]](*system["args"])
+def build(system: System) -> LinkGraph:
+    graph: LinkGraph = globals()[system["build"]](*system["args"])
+    return graph
 
 
 def exact(text: str) -> float:

@@ -265,6 +265,10 @@ def test_a_graph_is_the_same_from_json_and_from_yaml(graph: LinkGraph) -> None:
         assert dump(again) == document or text is texts[0]
 
 
+def numbered_lower(error: str, lines: int) -> str:
+    return re.sub(r"(?<=^x:)\d+", lambda match: str(int(match[0]) - lines), error)
+
+
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.data())
 def test_json_and_yaml_agree_on_what_is_wrong(data: st.DataObject) -> None:
@@ -279,7 +283,7 @@ def test_json_and_yaml_agree_on_what_is_wrong(data: st.DataObject) -> None:
         try:
             outcomes.append(load(content, source="x").digest)
         except GraphError as error:
-            line = re.sub(r"(?<=^x:)\d+", lambda m, n=more: str(int(m[0]) - n), str(error))
+            line = numbered_lower(str(error), more)
             outcomes.append("not valid" if "not valid" in line else line)
     assert outcomes[0] == outcomes[1]
 

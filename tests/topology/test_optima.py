@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.topology import oracles
 from tests.topology.graphs import GB, random_graphs
-from tests.topology.systems import TABLE, build
+from tests.topology.systems import TABLE, System, build, hypercube
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import predict
@@ -16,7 +16,7 @@ from trainmesh.topology.planners.ring import best_order
 from trainmesh.types import Collective, LinkCost, Plan
 
 NBYTES = 10**9
-NEAR = {"rel": 1e-6}
+NEAR = 1e-6  # relative
 ONE_WAY: dict[Collective, Callable[[LinkGraph], float]] = {
     Collective.ALLGATHER: oracles.all_gather,
     Collective.REDUCE_SCATTER: oracles.reduce_scatter,
@@ -67,14 +67,14 @@ def ring_algbw(graph: LinkGraph) -> float:
 
 
 @pytest.mark.parametrize("system", TABLE, ids=lambda system: system["name"])
-def test_reference_systems(system: dict) -> None:
+def test_reference_systems(system: System) -> None:
     """The table's figures are not only what the planner says."""
     graph = build(system)
     gather, scatter = oracles.all_gather(graph), oracles.reduce_scatter(graph)
     reduce = oracles.all_reduce(graph)
-    assert limit(graph, Collective.ALLGATHER) == pytest.approx(gather, **NEAR)
-    assert limit(graph, Collective.REDUCE_SCATTER) == pytest.approx(scatter, **NEAR)
-    assert limit(graph, Collective.ALLREDUCE) == pytest.approx(reduce, **NEAR)
+    assert limit(graph, Collective.ALLGATHER) == pytest.approx(gather, rel=NEAR)
+    assert limit(graph, Collective.REDUCE_SCATTER) == pytest.approx(scatter, rel=NEAR)
+    assert limit(graph, Collective.ALLREDUCE) == pytest.approx(reduce, rel=NEAR)
     assert ring_algbw(graph) <= gather / 2 * (1 + 1e-9)
     assert gather / 2 <= reduce * (1 + 1e-9)
 
@@ -86,7 +86,7 @@ def test_all_reduce(graph: LinkGraph) -> None:
     best = oracles.all_reduce(graph)
     found = answer(graph, Collective.ALLREDUCE, NBYTES)
     assert found.bound.exact
-    assert NBYTES / found.bound.time_s == pytest.approx(best, **NEAR)
+    assert NBYTES / found.bound.time_s == pytest.approx(best, rel=NEAR)
     assert best <= oracles.all_reduce_over_cuts(graph) * (1 + 1e-6)
     for plan in found.choice.candidates:
         assert plan.algbw_bytes_per_s <= best * (1 + 1e-6)
@@ -105,7 +105,7 @@ def test_gathers_and_scatters(collective: Collective, graph: LinkGraph) -> None:
         assert algbw == pytest.approx(oracles.all_gather_over_cuts(graph), rel=1e-9)
     assert algbw >= best * (1 - 1e-6)
     if found.bound.exact:
-        assert algbw == pytest.approx(best, **NEAR)
+        assert algbw == pytest.approx(best, rel=NEAR)
     for plan in found.choice.candidates:
         assert plan.algbw_bytes_per_s <= best * (1 + 1e-6)
     assert forest_algbw(found) >= 0.999 * best
@@ -164,7 +164,7 @@ def test_up_to_24_ranks(graph: LinkGraph) -> None:
 def test_a_ring_leaves_the_way_back_to_another_ring() -> None:
     """On a cube a ring over 8 of the 24 links and its reverse use 16; one that is as fast by itself
     but goes over ranks in between would leave no room for a second one."""
-    graph = build({"build": "hypercube", "args": []})
+    graph = hypercube()
     found = answer(graph, Collective.ALLREDUCE, NBYTES)
     [ring] = [plan for plan in found.choice.candidates if plan.algorithm == "ring"]
     assert ring.efficiency == pytest.approx(2 / 3)

@@ -1,6 +1,7 @@
 """What must hold on any graph, checked on random ones and against brute force."""
 
 from itertools import permutations
+from random import Random
 
 import networkx as nx
 import pytest
@@ -83,7 +84,7 @@ def test_every_candidate_is_proven_and_never_beats_the_bound(graph: LinkGraph) -
 @thorough
 @given(random_graphs(max_ranks=6), st.randoms(use_true_random=False))
 def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
-    graph: LinkGraph, draw
+    graph: LinkGraph, draw: Random
 ) -> None:
     numbers = list(range(graph.world_size))
     draw.shuffle(numbers)

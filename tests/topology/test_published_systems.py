@@ -18,7 +18,7 @@ from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import Collective, LinkCost, Plan
 
 NBYTES = 10**9
-NEAR = {"rel": 1e-6}
+NEAR = 1e-6  # relative
 
 
 def joined(*links: list[Link]) -> LinkGraph:
@@ -202,7 +202,7 @@ def test_what_is_derived_by_hand_is_the_optimum(name: str) -> None:
         (Collective.ALLGATHER, oracles.all_gather),
         (Collective.REDUCE_SCATTER, oracles.reduce_scatter),
     ):
-        assert optimum(system.graph) / GB == pytest.approx(system.optimum(collective), **NEAR)
+        assert optimum(system.graph) / GB == pytest.approx(system.optimum(collective), rel=NEAR)
 
 
 @every_case
@@ -212,7 +212,7 @@ def test_the_bound_is_the_optimum_where_it_says_so(name: str, collective: Collec
     algbw = NBYTES / least.time_s / GB
     assert algbw >= system.optimum(collective) * (1 - 1e-6)
     if least.exact:
-        assert algbw == pytest.approx(system.optimum(collective), **NEAR)
+        assert algbw == pytest.approx(system.optimum(collective), rel=NEAR)
     else:
         assert collective != Collective.ALLREDUCE
         assert name in ("homes", "wireless", "one-way circle")
@@ -225,7 +225,7 @@ def test_the_bound_is_the_optimum_where_it_says_so(name: str, collective: Collec
         ranks = {system.graph.rank_node(rank) for rank in range(system.graph.world_size)}
         inside, count = len(ranks & {*least.cut}), len(ranks)
         shards = {"allreduce": count, "allgather": inside, "reduce_scatter": count - inside}
-        assert algbw * GB == pytest.approx(count * leaving / shards[collective], **NEAR)
+        assert algbw * GB == pytest.approx(count * leaving / shards[collective], rel=NEAR)
     assert candidates
 
 
@@ -245,7 +245,7 @@ def test_plans_are_proven_and_as_good_as_they_can_be(name: str, collective: Coll
     assert by_name[chosen].algbw_bytes_per_s >= least * optimum
     if collective == Collective.ALLREDUCE:
         for algorithm in system.reached:
-            assert by_name[algorithm].algbw_bytes_per_s == pytest.approx(optimum, **NEAR)
+            assert by_name[algorithm].algbw_bytes_per_s == pytest.approx(optimum, rel=NEAR)
 
 
 @every_system

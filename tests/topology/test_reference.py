@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import NotRequired, TypedDict, cast
 
 import pytest
 
@@ -15,8 +16,33 @@ from trainmesh.topology.planners import hierarchical, native, ring
 from trainmesh.topology.request import Request
 from trainmesh.types import Plan
 
-TABLE = tomllib.loads(Path(__file__).with_name("reference.toml").read_text())
 NBYTES = 10**9
+NEAR = 1e-6  # relative
+
+
+class Racks(TypedDict):
+    uplink: float
+    slow_host: NotRequired[float]
+    bound: float
+    contiguous: float
+    interleaved: NotRequired[float]
+    hierarchical: NotRequired[float]
+
+
+class ByName(TypedDict):
+    uplink: float
+    by_name: float
+    ring: float
+
+
+class Table(TypedDict):
+    """reference.toml, which says what the keys mean."""
+
+    racks: list[Racks]
+    by_name: list[ByName]
+
+
+TABLE = cast(Table, tomllib.loads(Path(__file__).with_name("reference.toml").read_text()))
 
 
 def algbw(plan: Plan | None, graph: LinkGraph) -> float:
@@ -25,39 +51,38 @@ def algbw(plan: Plan | None, graph: LinkGraph) -> float:
 
 
 @pytest.mark.parametrize("case", TABLE["racks"], ids=lambda case: f"uplink {case['uplink']}")
-def test_racks(case: dict) -> None:
-    shape = {"uplink": case["uplink"], "slow_host": case.get("slow_host")}
-    contiguous = racks(range(8), **shape)
-    interleaved = racks([0, 2, 4, 6, 1, 3, 5, 7], **shape)
-    near = {"rel": 1e-6}
+def test_racks(case: Racks) -> None:
+    uplink, slow_host = case["uplink"], case.get("slow_host")
+    contiguous = racks(range(8), uplink=uplink, slow_host=slow_host)
+    interleaved = racks([0, 2, 4, 6, 1, 3, 5, 7], uplink=uplink, slow_host=slow_host)
     for graph in (contiguous, interleaved):
         limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
-        assert limit == pytest.approx(case["bound"], **near)
+        assert limit == pytest.approx(case["bound"], rel=NEAR)
         best = algbw(ring.plan(graph, Request(NBYTES, executors=PLAIN)), graph)
-        assert best == pytest.approx(case["contiguous"], **near)
+        assert best == pytest.approx(case["contiguous"], rel=NEAR)
     assert algbw(native.plan(contiguous, Request(1, executors=PLAIN)), contiguous) == pytest.approx(
-        case["contiguous"], **near
+        case["contiguous"], rel=NEAR
     )
     if "interleaved" in case:
         assert algbw(
             native.plan(interleaved, Request(1, executors=PLAIN)), interleaved
-        ) == pytest.approx(case["interleaved"], **near)
+        ) == pytest.approx(case["interleaved"], rel=NEAR)
     if "hierarchical" in case:
         plan = hierarchical.plan(interleaved, Request(NBYTES, executors=PLAIN))
-        assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], **near)
+        assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], rel=NEAR)
 
 
 @pytest.mark.parametrize("case", TABLE["by_name"], ids=lambda case: f"uplink {case['uplink']}")
-def test_rank_order_by_host_name(case: dict) -> None:
+def test_rank_order_by_host_name(case: ByName) -> None:
     """node1, node10, ... sorted as text: torchrun's rank order on 4 racks of 4 hosts."""
     hosts = [f"node{i}" for i in range(1, 17)]
     rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
     graph = racks([rank_of[host] for host in hosts], uplink=case["uplink"], nic=100)
     assert algbw(native.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
-        case["by_name"], rel=1e-6
+        case["by_name"], rel=NEAR
     )
     assert algbw(ring.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
-        case["ring"], rel=1e-6
+        case["ring"], rel=NEAR
     )
 
 

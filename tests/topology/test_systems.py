@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.topology.systems import TABLE, build, exact
+from tests.topology.systems import TABLE, System, build, exact
 from trainmesh.topology.answer import Answer, answer
 from trainmesh.topology.cost import predict
 from trainmesh.topology.planners.ring import best_order
 from trainmesh.types import Collective, Plan
 
 NBYTES = 10**9
-NEAR = {"rel": 1e-6}
+NEAR = 1e-6  # relative
 ONE_WAY = (Collective.ALLGATHER, Collective.REDUCE_SCATTER)
 
 
-def by_name(system: dict) -> str:
+def by_name(system: System) -> str:
     return system["name"]
 
 
@@ -31,10 +31,10 @@ def plans(found: Answer) -> dict[str, Plan]:
 
 @pytest.mark.parametrize("collective", ONE_WAY)
 @pytest.mark.parametrize("system", TABLE, ids=by_name)
-def test_gathers_and_scatters(system: dict, collective: Collective) -> None:
+def test_gathers_and_scatters(system: System, collective: Collective) -> None:
     graph = build(system)
     found = answer(graph, collective, NBYTES)
-    assert algbw(found) == pytest.approx(exact(system["allgather"]), **NEAR)
+    assert algbw(found) == pytest.approx(exact(system["allgather"]), rel=NEAR)
     assert found.bound.kind == "cut"
     assert found.bound.exact
     sending = {graph.rank_node(rank) for rank in range(graph.world_size)} & {*found.bound.cut}
@@ -46,10 +46,10 @@ def test_gathers_and_scatters(system: dict, collective: Collective) -> None:
 
 
 @pytest.mark.parametrize("system", TABLE, ids=by_name)
-def test_all_reduce(system: dict) -> None:
+def test_all_reduce(system: System) -> None:
     graph = build(system)
     found = answer(graph, Collective.ALLREDUCE, NBYTES)
-    assert algbw(found) == pytest.approx(exact(system["allreduce"]), **NEAR)
+    assert algbw(found) == pytest.approx(exact(system["allreduce"]), rel=NEAR)
     assert found.bound.kind == system["kind"]
     assert found.bound.exact
     assert algbw(found) >= exact(system["allgather"]) / 2 * (1 - 1e-9)
@@ -62,7 +62,7 @@ def test_all_reduce(system: dict) -> None:
     if "ring" in system:
         ring = Plan(algorithm="ring", world_size=graph.world_size, order=best_order(graph))
         assert NBYTES / predict(ring, graph, NBYTES) / 1e9 == pytest.approx(
-            exact(system["ring"]), **NEAR
+            exact(system["ring"]), rel=NEAR
         )
 
 
