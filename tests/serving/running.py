@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["RunningRouter", "ask", "running_router", "until"]
 Value = TypeVar("Value")
 
 
-def until(ask: Callable[[], Value], timeout_s: float = 20, what: str = "") -> Value:
+def until(ask: Callable[[], Value | None], timeout_s: float = 20, what: str = "") -> Value:
     """The first true answer of ``ask``."""
     deadline = time.monotonic() + timeout_s
     while not (value := ask()):
@@ -111,7 +111,11 @@ def _rss_bytes(pid: int) -> int:
 
 @contextmanager
 def running_router(
-    config: dict[str, Any], *, num_files: int | None = None, streams: str = "", **env: str
+    config: dict[str, Any],
+    *,
+    num_files: int | None = None,
+    streams: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[RunningRouter]:
     """``config`` is what serve.yaml says, but for the version and, unless it has one, the address
     (``127.0.0.1:PORT``). ``streams``: redirections of a shell."""
@@ -125,7 +129,7 @@ def running_router(
         with (here.path / "serve.log").open("wb") as log:
             process = subprocess.Popen(
                 [*shell, sys.executable, "-m", "trainmesh", "serve", "--config", str(file)],
-                env={**here.environment, "XDG_STATE_HOME": str(here.path), **env},
+                env={**here.environment, "XDG_STATE_HOME": str(here.path), **(env or {})},
                 cwd=here.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

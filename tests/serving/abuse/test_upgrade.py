@@ -86,7 +86,13 @@ def test_curl_that_offers_http2_is_answered_once(served: tuple[RunningRouter, Ba
     router, endpoint = served
     endpoint.asked.clear()
     # Twice in one call: over one connection.
-    one = ["--http2", "-d", chat_of("curl"), "-H", "Content-Type: application/json"]
+    one: list[str | bytes] = [
+        "--http2",
+        "-d",
+        chat_of("curl"),
+        "-H",
+        "Content-Type: application/json",
+    ]
     url = router.url + PATH
     done = subprocess.run(
         ["curl", "-sS", "-w", "\n%{http_code} %{num_connects}\n", *one, url, "--next",

@@ -81,6 +81,9 @@ class Caller:
         self.chunked = upstream.rechunk or (answer.chunked and not upstream.request.decode)
         return self.client
 
+    def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
+        self.events.append("first byte")
+
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         self.events.append("done")
 

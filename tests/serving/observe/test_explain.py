@@ -31,12 +31,12 @@ def test_terms_add_up_to_what_the_policies_compare() -> None:
     for each in serve(pool(), 200):
         terms = terms_of(each.decision)
         assert {each.endpoint for each in terms} == {"h1", "h2", "h4"}
-        for each in terms:
-            parts = each.rtt_s + each.transfer_s + each.waiting_s + each.own_s
-            assert math.isclose(parts, each.total_s, rel_tol=1e-9)
-            assert min(each.transfer_s, each.waiting_s, each.own_s) >= 0
-            assert (each.transfer_s > 0) == (each.endpoint == "h2"), "the only slow link"
-            assert (each.waiting_s > 0) == (each.inflight > 0)
+        for one in terms:
+            parts = one.rtt_s + one.transfer_s + one.waiting_s + one.own_s
+            assert math.isclose(parts, one.total_s, rel_tol=1e-9)
+            assert min(one.transfer_s, one.waiting_s, one.own_s) >= 0
+            assert (one.transfer_s > 0) == (one.endpoint == "h2"), "the only slow link"
+            assert (one.waiting_s > 0) == (one.inflight > 0)
         assert [each.total_s for each in terms] == sorted(each.total_s for each in terms)
         assert sum(each.chosen for each in terms) == 1
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -191,6 +192,11 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert Segment.at(tmp_path, 3, 12).path.name == "decisions-3-00000012.jsonl"
 
 
+def without_name(number: int) -> NoReturn:
+    """As in containers: an id without a name."""
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+
 def test_its_place_outlives_the_router_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     model = ModelConfig(endpoints=(EndpointConfig(url="http://127.0.0.1:1"),))
@@ -200,7 +206,7 @@ def test_its_place_outlives_the_router_unless_named(monkeypatch: pytest.MonkeyPa
     assert ledger_dir(named) == Path("/x")
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])  # as in containers: an id without a name
+    monkeypatch.setattr("pwd.getpwuid", without_name)
     assert ledger_dir(named) == Path("/x")
     with pytest.raises(ConfigError, match=r"no home .*; set XDG_STATE_HOME, or ledger\.dir"):
         ledger_dir(config)

@@ -78,12 +78,12 @@ class Observed:
         ((self.run, self.info),) = live_routers()
         self._admin = self.info.admin.partition("//")[2]
 
-    def chat(self, count: int = 1, **headers: str) -> list[tuple[str, str]]:
+    def chat(self, count: int = 1, headers: dict[str, str] | None = None) -> list[tuple[str, str]]:
         """Send chats over connections of their own; ids and endpoints of the answers."""
         found = []
         for _ in range(count):
             connection = HTTPConnection(self.router.name, timeout=20)
-            connection.request("POST", "/v1/chat/completions", CHAT, headers)
+            connection.request("POST", "/v1/chat/completions", CHAT, headers or {})
             answer = connection.getresponse()
             assert (answer.status, answer.read()) == (200, ANSWER)
             connection.close()
@@ -168,7 +168,7 @@ def test_a_cordoned_endpoint_gets_nothing(observed: Observed) -> None:
 def test_a_sampled_request_leaves_a_trace(observed: Observed, collector: Collector) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     for flags in ("00", "01"):
-        observed.chat(traceparent=f"00-{trace}-b7ad6b7169203331-{flags}")
+        observed.chat(headers={"traceparent": f"00-{trace}-b7ad6b7169203331-{flags}"})
     until(lambda: len(collector.spans()) == 2)
     request, attempt = sorted(collector.spans().values(), key=lambda span: span.kind)
     assert request.name == "POST /v1/chat/completions"
@@ -205,7 +205,8 @@ def test_a_client_hears_that_all_are_out_but_not_by_whom(observed: Observed) -> 
     until(lambda: all(observed.router.post(CHAT)[0] == 503 for _ in range(20)))  # both workers
     told = observed.router.post(CHAT)[1] + ask(observed.router.name, "GET", "/ready")[1]
     admin = observed.info.admin.partition("//")[2]
-    told += until(lambda: ask(admin, "GET", "/ready")[0] == 503 and ask(admin, "GET", "/ready")[1])
+    until(lambda: ask(admin, "GET", "/ready")[0] == 503)
+    told += ask(admin, "GET", "/ready")[1]
     assert told.count(b"cordoned") == 6, told
     assert b"sha256" not in told
     assert b" by " not in told
@@ -218,10 +219,10 @@ def test_a_client_hears_that_all_are_out_but_not_by_whom(observed: Observed) -> 
 def test_why_takes_a_clients_id_where_it_is_of_one_request(
     observed: Observed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ((alone, _),) = observed.chat(**{"x-request-id": "only-once"})
+    ((alone, _),) = observed.chat(headers={"x-request-id": "only-once"})
     until(lambda: main(["why", "only-once"]) == 0, what="the ledger never has it")
     assert f"request {alone} ('only-once' to its client): " in capsys.readouterr().out
-    several = [own for own, _ in observed.chat(3, **{"x-request-id": "same"})]
+    several = [own for own, _ in observed.chat(3, {"x-request-id": "same"})]
     until(lambda: all(main(["why", own]) == 0 for own in several))
     capsys.readouterr()
     assert main(["why", "same"]) == 1

@@ -27,7 +27,7 @@ def router() -> Iterator[RunningRouter]:
             "telemetry": {"access_log": True},
             "cors": {"origins": ["https://app.example"]},
         }
-        with running_router(config, ACME_KEY=KEY, SLOW_KEY=SLOW) as router:
+        with running_router(config, env={"ACME_KEY": KEY, "SLOW_KEY": SLOW}) as router:
             asked(router, chat(fields=f"api-key: {SLOW}\r\n"))  # all that it may for a while
             yield router
 

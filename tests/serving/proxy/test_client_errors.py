@@ -69,7 +69,7 @@ def served() -> Iterator[tuple[RunningRouter, list[Backend]]]:
         good, bad, two = made[:2], made[2:-2], made[-2:]
         for backend in good:
             backend.do(well)
-        models = {
+        models: dict[str, dict[str, object]] = {
             f"{policy}-{status}": {
                 "policy": policy,
                 "endpoints": [{"url": each.url} for each in (one, *good)],

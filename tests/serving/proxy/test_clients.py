@@ -217,7 +217,12 @@ def test_it_is_not_ready_before_an_endpoint_was_seen() -> None:
         config = {"models": {"m": {"endpoints": [{"url": backend.url}], **OPTIONS}}}
         said: list[int] = []
         with running_router(config) as router:
-            until(lambda: said.append(ask(router.name, "GET", "/ready")[0]) or said[-1] == 200)
+
+            def is_ready() -> bool:
+                said.append(ask(router.name, "GET", "/ready")[0])
+                return said[-1] == 200
+
+            until(is_ready)
         assert set(said) <= {200, 503}
 
 
@@ -229,7 +234,7 @@ def test_what_asks_whether_it_is_ready_needs_no_key() -> None:
         }
         tenants = {"t": {"keys": ["env:KEY_OF_T"]}}
         config = {"models": models, "tenants": tenants}
-        with running_router(config, KEY_OF_T="sk-" + "x" * 40) as router:
+        with running_router(config, env={"KEY_OF_T": "sk-" + "x" * 40}) as router:
             for path in ("/health", "/healthz", "/livez", "/ready", "/readyz"):
                 until(lambda path=path: ask(router.name, "GET", path)[0] == 200)  # type: ignore[misc]
                 assert ask(router.name, "HEAD", path) == (200, b"")

@@ -28,7 +28,7 @@ def router_with(
             config["tenants"] = {"t": {"keys": ["env:KEY_OF_T"]}}
         if cors is not None:
             config["cors"] = cors
-        with running_router(config, KEY_OF_T=KEY) as router:
+        with running_router(config, env={"KEY_OF_T": KEY}) as router:
             yield router, backend
 
 

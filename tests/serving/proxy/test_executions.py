@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -276,17 +277,13 @@ def test_a_stream_that_stays_silent_ends_and_its_endpoint_is_not_ejected(
         await asyncio.sleep(60)
 
     backend.do(falls_silent)
-    clients = [raw(router.port) for _ in range(4)]
-    opened = [client.__enter__() for client in clients]
-    try:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(raw(router.port)) for _ in range(4)]
         for client in opened:
             client.send(chat("one", stream=True))
         for client in opened:
             client.head()
             assert b"nothing came for 4 s" in client.until(b"\r\n0\r\n\r\n")
-    finally:
-        for client in clients:
-            client.__exit__(None, None, None)
     assert "ejected" not in router.log
     assert ask(router.name, "GET", "/health")[0] == 200
     works(served, "one")

@@ -135,7 +135,7 @@ def test_framing_without_end_ends(routed: Routed, begun: bytes, first: bytes, un
     async def script(_: Backend, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + begun + first)
-        for _ in range(2000):  # 100 MB
+        for _repeat in range(2000):  # 100 MB
             writer.write(unit)
             await writer.drain()
             sent += len(unit)

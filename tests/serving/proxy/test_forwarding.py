@@ -179,12 +179,15 @@ def test_large_bodies_pass(routed: Routed) -> None:
 def test_a_slow_client_does_not_fill_our_memory(routed: Routed) -> None:
     piece = chunked(b"data: " + b"z" * 60_000 + b"\n\n")
 
-    async def script(backend: Backend, writer: asyncio.StreamWriter) -> None:
+    written = 0
+
+    async def script(_: Backend, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
         writer.write(STREAM_HEAD)
         for number in range(500):
             writer.write(piece)
             await writer.drain()
-            backend.written = number
+            written = number
         writer.write(b"0\r\n\r\n")
 
     routed.one.do(script)
@@ -192,10 +195,10 @@ def test_a_slow_client_does_not_fill_our_memory(routed: Routed) -> None:
     with raw(routed.port) as client:
         client.send(chat("one", stream=True))
         client.head()
-        until(lambda: getattr(routed.one, "written", 0) > 5)
+        until(lambda: written > 5)
         client.silent(0.5)
         assert routed.router.rss_bytes() - before < 20_000_000
-        assert routed.one.written < 400
+        assert written < 400
         left = 500 * len(piece) + 5
         while left:
             left -= len(client.some())

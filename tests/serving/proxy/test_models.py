@@ -51,7 +51,7 @@ def served() -> Iterator[tuple[RunningRouter, list[Backend]]]:
             "all": {"keys": ["env:ALL"]},
             "some": {"keys": ["env:SOME"], "models": ["plain"]},
         }
-        with running_router({"models": models, "tenants": tenants}, **KEYS) as router:
+        with running_router({"models": models, "tenants": tenants}, env=KEYS) as router:
             until(lambda: "sql-lora" in models_of(router))
             yield router, made
 

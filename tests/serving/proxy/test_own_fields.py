@@ -35,7 +35,7 @@ def keyed() -> Iterator[tuple[RunningRouter, Backend]]:
     with backends(1) as (backend,):
         models = {"m": {"endpoints": [{"url": backend.url}], "hedge": {"enabled": False}}}
         config = {"models": models, "tenants": {"t": {"keys": ["env:KEY_OF_T"]}}}
-        with running_router(config, KEY_OF_T=KEY) as router:
+        with running_router(config, env={"KEY_OF_T": KEY}) as router:
             yield router, backend
 
 

@@ -123,7 +123,7 @@ def test_a_prefix_is_what_messages_say_not_how_it_is_written() -> None:
         {"stream": False, "seed": 4, "max_tokens": 9, "messages": [first], "model": "m"},
     ):
         for style in ({}, {"indent": 2}, {"separators": (",", ":")}):
-            found = blocks(json.dumps(changed, **style))  # type: ignore[arg-type]
+            found = blocks(json.dumps(changed, **style))
             assert found == blocks(json.dumps({"messages": [first], "model": "m"}))
             assert len(found) == 4
     other = [{"role": "user", "content": WORDS * 4}]
@@ -182,7 +182,7 @@ def served() -> Iterator[tuple[RunningRouter, Backend, str]]:
             for name in ("a", "b", "c", "d", "e")
         }
         keys = {name.upper(): f"key-of-{name}" for name in tenants}
-        with running_router({"models": models, "tenants": tenants}, **keys) as router:
+        with running_router({"models": models, "tenants": tenants}, env=keys) as router:
             yield router, backend, router.admin
 
 
