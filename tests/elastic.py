@@ -235,7 +235,10 @@ class ElasticJob:
             return None
         hint = self.draw.choice(self.history)
         epoch = hint.epoch + self.draw.choice([0, 1, 1000])
-        changed = self.draw.choice([{"world": 1}, {"job": "another"}, {"effective_step": 10**5}])
+        kinds: list[dict[str, int | str]] = [
+            {"world": 1}, {"job": "another"}, {"effective_step": 10**5}
+        ]  # fmt: skip
+        changed = self.draw.choice(kinds)
         return replace(hint, epoch=epoch, **changed) if "effective_step" not in changed else (
             replace(hint, epoch=epoch, world=2, **changed)
         )  # fmt: skip

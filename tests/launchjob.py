@@ -89,7 +89,7 @@ def place() -> Iterator[Place]:
         shutil.rmtree(here.path, ignore_errors=True)
 
 
-def wait_for(what: Callable[[], Value], *, timeout_s: float = 40) -> Value:
+def wait_for(what: Callable[[], Value | None], *, timeout_s: float = 40) -> Value:
     """The first true value of ``what``."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):

@@ -7,7 +7,7 @@ reports, notes and pair times only, as from ranks.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -99,10 +99,10 @@ class SimulatedJob:
             pid=pid + rank, clock=f"c{rank}", backend="gloo", device="cpu",
         )  # fmt: skip
 
-    def send(self, reports) -> None:
+    def send(self, reports: Iterable[RankReport]) -> None:
         self._sequence += 1
-        reports = tuple(reports)
-        report = NodeReport(node="n", sequence=self._sequence, reports=reports, dropped=0)
+        sent = tuple(reports)
+        report = NodeReport(node="n", sequence=self._sequence, reports=sent, dropped=0)
         self.coordinator.report(report, self.now_s)
 
     def train(self, until: int) -> None:
@@ -135,11 +135,13 @@ class SimulatedJob:
         if new.words != self.regime.words:
             self.plans.append((self.number, new.words))
         self.regime = new
-        note = {"kind": "switched", "text": hint.plan.algorithm, "step": self.number}
         self.send(
-            RankReport(notes=(Note(rank=rank, epoch=hint.epoch, **note),))
+            RankReport(notes=(Note(
+                kind="switched", rank=rank, text=hint.plan.algorithm, step=self.number,
+                epoch=hint.epoch,
+            ),))
             for rank in range(self.world)
-        )
+        )  # fmt: skip
         if hint.probe_bytes:
             self._probe(hint)
 

@@ -1,6 +1,7 @@
 """The agent around a store that refuses, forgets or goes back: no report and no hint is lost."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from trainmesh.errors import StoreError
 from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
-from trainmesh.store.base import Change, Entry, Watch, WatchCallback, job_prefix
+from trainmesh.store.base import Change, Entry, Lease, Watch, WatchCallback, job_prefix
 from trainmesh.store.memory import MemoryStore
 from trainmesh.types import Hint, NodeReport, Note, Plan, RankReport
 from trainmesh.wire import decode, encode
@@ -42,10 +43,14 @@ def hint(epoch: int) -> Hint:
     )  # fmt: skip
 
 
+def holds(file: Path, value: bytes) -> bool:
+    return file.exists() and file.read_bytes() == value
+
+
 class Refusing(MemoryStore):
     refuses = True
 
-    def put(self, key: str, value: bytes, lease=None) -> int:
+    def put(self, key: str, value: bytes, lease: Lease | None = None) -> int:
         if self.refuses:
             raise StoreError("database space exceeded")
         return super().put(key, value, lease)
@@ -113,7 +118,7 @@ def test_a_hint_of_which_the_watch_tells_nothing_comes_down(
         for epoch in (3, 4):
             value = encode(hint(epoch))
             store.put(f"{PREFIX}hint", value)
-            wait_for(lambda value=value: file.exists() and file.read_bytes() == value)
+            wait_for(partial(holds, file, value))
         written = file.stat().st_mtime_ns
         seen = store.looks
         wait_for(lambda: store.looks > seen + 2)

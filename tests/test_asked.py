@@ -1,6 +1,7 @@
 """What the user asked for: had from the first steps; or said why not, in status and at the end."""
 
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import pytest
 from msgspec.structs import replace
@@ -18,11 +19,17 @@ from trainmesh.wire import encode
 TWO_RACKS = racks([0, 2, 1, 3], uplink=1, nic=1, per_rack=2)
 
 
+class Asked(TypedDict, total=False):
+    only: str
+    compression: str
+    fusion_bytes: int
+
+
 class Job:
     """The coordinator of a job in which ``settings`` were asked for."""
 
-    def __init__(self, declared: LinkGraph | None = None, **settings: str | int) -> None:
-        self.coordinator = Coordinator("job", Settings(**settings), declared)  # type: ignore[arg-type]
+    def __init__(self, declared: LinkGraph | None = None, **settings: Unpack[Asked]) -> None:
+        self.coordinator = Coordinator("job", Settings(**settings), declared)
         self.lines: list[object] = []
         self._sequence = 0
 
@@ -78,7 +85,7 @@ def four(**fields: object) -> list[Hello]:
         ({"compression": "powersgd:2"}, "native, powersgd:2"),
     ],
 )
-def test_what_was_asked_for_needs_no_step(settings: dict[str, str | int], words: str) -> None:
+def test_what_was_asked_for_needs_no_step(settings: Asked, words: str) -> None:
     """It is published as soon as the ranks are complete, before the coordinator's next turn."""
     job = Job(**settings)
     job.greet(*four()[:3])
@@ -108,7 +115,7 @@ def test_unknown_links_are_measured_after_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"only": "native"}, {"compression": "auto"}])
-def test_what_a_job_begins_with_is_not_waited_for(settings: dict[str, str]) -> None:
+def test_what_a_job_begins_with_is_not_waited_for(settings: Asked) -> None:
     job = Job(**settings)
     job.greet(*four())
     assert job.decide().hint is None
@@ -144,7 +151,7 @@ NO_RING = "--plan ring was asked for and can't run here: it takes 3 ranks or mor
     ],
 )
 def test_what_can_t_be_had_is_said_once(
-    settings: dict[str, str | int], hellos: list[Hello], words: list[str]
+    settings: Asked, hellos: list[Hello], words: list[str]
 ) -> None:
     job = Job(**settings)
     job.greet(*hellos)

@@ -28,8 +28,8 @@ def test_what_it_imports_of_ours_is_there(path: Path) -> None:
         module = importlib.import_module(node.module or "")
         for name in node.names:
             try:
-                found = hasattr(module, name.name) or importlib.import_module(
-                    f"{node.module}.{name.name}"
+                found = hasattr(module, name.name) or bool(
+                    importlib.import_module(f"{node.module}.{name.name}")
                 )
             except ModuleNotFoundError:
                 found = False

@@ -80,10 +80,10 @@ def test_without_an_agent_the_oldest_steps_are_dropped_and_counted(
 def test_large_batches_are_split_below_the_datagram_limit(
     inlet: socket.socket, reporter: SocketReporter, tmp_path: Path
 ) -> None:
-    reporter._path = str(tmp_path / "absent")
+    reporter._path = tmp_path / "absent"
     for number in range(10):
         reporter.step(step(number, buckets=400))
-    reporter._path = str(tmp_path / "sock")
+    reporter._path = tmp_path / "sock"
     reporter.flush()
     seen: list[int] = []
     while len(seen) < 10:
@@ -127,14 +127,18 @@ def test_a_hint_is_read_once_when_its_file_changes(tmp_path: Path) -> None:
     assert hints.poll() == hint(2)
 
 
+def error_of(hints: HintFile) -> str | None:
+    return hints.error
+
+
 def test_a_damaged_hint_is_reported_and_a_good_one_after_it_read(tmp_path: Path) -> None:
     path = tmp_path / "hint.json"
     hints = HintFile(path)
     write_atomically(path, b'{"epoch":')
     assert hints.poll() is None
-    assert hints.error is not None
+    assert error_of(hints) is not None
     write_atomically(path, encode(hint(1)))
     assert hints.poll() == hint(1)
-    assert hints.error is None
+    assert error_of(hints) is None
     os.unlink(path)
     assert hints.poll() is None

@@ -1,5 +1,7 @@
 """The coordinator's decisions, event by event, without clock, store or processes."""
 
+from collections.abc import Iterable
+
 import pytest
 from msgspec.structs import replace
 
@@ -64,7 +66,7 @@ class Job:
     def greet(self, pid: int = 100) -> Effects:
         return self.send(RankReport(hello=hello(rank, pid)) for rank in range(WORLD))
 
-    def send(self, reports) -> Effects:
+    def send(self, reports: Iterable[RankReport]) -> Effects:
         self.sequence += 1
         report = NodeReport(node="a", sequence=self.sequence, reports=tuple(reports), dropped=0)
         return self.coordinator.report(report, self.now_s)
@@ -87,10 +89,13 @@ class Job:
 
     def switch(self, ranks: int = WORLD) -> None:
         hint = self.hints[-1]
-        note = {"kind": "switched", "text": hint.plan.algorithm, "step": self.number}
         self.send(
-            RankReport(notes=(Note(rank=rank, epoch=hint.epoch, **note),)) for rank in range(ranks)
-        )
+            RankReport(notes=(Note(
+                kind="switched", rank=rank, text=hint.plan.algorithm, step=self.number,
+                epoch=hint.epoch,
+            ),))
+            for rank in range(ranks)
+        )  # fmt: skip
         if ranks == WORLD:
             self.epoch = hint.epoch
 

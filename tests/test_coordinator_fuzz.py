@@ -139,8 +139,9 @@ class Reports:
             for _ in range(self.random.randint(0, 3))
         )
         loss = self.random.choice((None, 1.0, float("nan"), float("inf")))
-        numbers = (self.number() for _ in range(4))
-        return StepReport(self.rank(), self.random.choice((0, 1)), *numbers, loss, buckets)
+        rank, module = self.rank(), self.random.choice((0, 1))
+        step, epoch, begin, end = (self.number() for _ in range(4))
+        return StepReport(rank, module, step, epoch, begin, end, loss, buckets)
 
     def note(self) -> Note:
         kind = self.random.choice(

@@ -1,6 +1,7 @@
 """Whole jobs, simulated: what the coordinator makes of links that change, of noise, of executors
 that don't keep what was promised, of many small buckets, and of codecs."""
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from tests.topology.graphs import star
 from trainmesh.coordinator.coordinator import Coordinator
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Note, RankReport
+from trainmesh.types import Hint, Note, RankReport
 
 SMALL = (MB, 5 * MB, 5 * MB, 2 * MB)
 
@@ -29,7 +30,7 @@ def drop(step: int) -> LinkGraph:
     return BAD if 40 <= step < 120 else GOOD
 
 
-def constant(graph: LinkGraph):
+def constant(graph: LinkGraph) -> Callable[[int], LinkGraph]:
     return lambda step: graph
 
 
@@ -126,7 +127,9 @@ def test_many_small_buckets_are_fused() -> None:
     [_, (_, words)] = job.plans
     assert words.startswith("ring, fused")
     assert job.step_s[-1] < 0.6 * job.step_s[5]
-    assert job.coordinator.status(0.0).hint.fusion_bytes < sum(job.sizes)
+    hint = job.coordinator.status(0.0).hint
+    assert hint is not None
+    assert hint.fusion_bytes < sum(job.sizes)
     assert "it stays" in job.texts("fit")[-1]
 
 
@@ -168,11 +171,11 @@ def test_fusion_that_does_not_help_is_taken_back_and_not_tried_again() -> None:
     assert len(job.texts("revert")) == 1
 
 
-def coded(graph: LinkGraph, compression: str = "auto", **options) -> SimulatedJob:
+def coded(graph: LinkGraph, compression: str = "auto") -> SimulatedJob:
     job = SimulatedJob(
         constant(graph), graph, sizes=[MB, *[25 * MB] * 4, 9 * MB],
         settings=Settings(compression=compression, only="native"),
-        ratios={"bf16": 2, "int8": 4, "powersgd": 50}, coding_s_per_byte=1e-9, **options,
+        ratios={"bf16": 2, "int8": 4, "powersgd": 50}, coding_s_per_byte=1e-9,
     )  # fmt: skip
     return job
 
@@ -269,7 +272,7 @@ def test_a_new_coordinator_measures_the_links_and_leaves_a_good_plan_alone() -> 
 
 def test_a_probe_without_reports_is_given_up_with_a_warning() -> None:
     class Silent(SimulatedJob):
-        def _probe(self, hint) -> None:
+        def _probe(self, hint: Hint) -> None:
             self.probes += 1
 
     job = Silent(constant(BAD), None, sizes=SMALL)

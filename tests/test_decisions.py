@@ -1,7 +1,7 @@
 """The pure decisions one by one: tables, and properties that hold for all jobs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import permutations
 
@@ -24,7 +24,7 @@ from trainmesh.coordinator.tuning.codec_choice import Sending, advice, better_co
 from trainmesh.coordinator.tuning.comm_config import Regime, grouped, same_way
 from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, overhead, waiting_s
 from trainmesh.coordinator.tuning.link_state import Links
-from trainmesh.coordinator.tuning.replan import predicted_s, replan
+from trainmesh.coordinator.tuning.replan import Planned, predicted_s, replan
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.plan.codec_cost import CodecCost, codec_cost
 from trainmesh.topology.graph import LinkGraph
@@ -152,7 +152,7 @@ def test_a_change_is_several_steps_in_a_row(ratios: list[float], expected: float
 
 
 def test_sizes_that_were_never_seen_say_nothing() -> None:
-    assert change([step([(7, 100.0)])] * 20, {100: 1.0}, SETTINGS) is None
+    assert change([step([(7, 100.0)])] * 20, {(100,): 1.0}, SETTINGS) is None
 
 
 @given(st.floats(1e3, 1e12))
@@ -208,9 +208,20 @@ NATIVE = Regime.native(4).plan
 SIZES = [MB, 25 * MB]
 
 
-def planned(graph=INTERLEAVED, current=NATIVE, calibration=START, **options):
-    options = {"backend": "gloo", **options}
-    return replan(graph, SIZES, current, calibration, options.pop("settings", SETTINGS), **options)
+def planned(
+    graph: LinkGraph = INTERLEAVED,
+    current: Plan = NATIVE,
+    calibration: Calibration = START,
+    settings: Settings = SETTINGS,
+    *,
+    backend: str = "gloo",
+    degraded: bool = False,
+    refused: Collection[str] = (),
+) -> Planned:
+    return replan(
+        graph, SIZES, current, calibration, settings,
+        backend=backend, degraded=degraded, refused=refused,
+    )  # fmt: skip
 
 
 def test_a_plan_takes_the_place_of_native_if_it_gains_the_margin() -> None:
@@ -234,6 +245,7 @@ def test_refused_algorithms_are_left_out() -> None:
 
 def test_a_plan_that_brings_nothing_any_more_goes_back_to_native() -> None:
     plan = planned().plan
+    assert plan is not None
     even = star([1.0] * 4)
     back = planned(graph=even, current=plan)
     assert back.plan is not None
@@ -283,13 +295,20 @@ def test_the_overhead_is_the_intercept_of_the_line() -> None:
 
 def test_the_overhead_of_buckets_of_one_size() -> None:
     steps = [step([(MB, 3e-3)] * 4)] * 3
-    assert overhead(steps, None, 5e-10) == Overhead(pytest.approx(2.5e-3), 5e-10)
+    found = overhead(steps, None, 5e-10)
+    assert found is not None
+    assert found.seconds == pytest.approx(2.5e-3)
+    assert found.s_per_byte == 5e-10
     known = Overhead(1e-3, 5e-10)
-    assert overhead(steps, known, 1e-9) == Overhead(1e-3, pytest.approx(2e-9))
+    found = overhead(steps, known, 1e-9)
+    assert found is not None
+    assert found.seconds == 1e-3
+    assert found.s_per_byte == pytest.approx(2e-9)
     quick = [step([(MB, 5e-4)] * 4)] * 3
-    assert overhead(quick, known, 1e-9) == Overhead(
-        pytest.approx(1e-3 / 3), pytest.approx(5e-10 / 3)
-    )
+    found = overhead(quick, known, 1e-9)
+    assert found is not None
+    assert found.seconds == pytest.approx(1e-3 / 3)
+    assert found.s_per_byte == pytest.approx(5e-10 / 3)
     assert overhead(steps, None, 2e-9) is None  # the belief may be wrong by that much
 
 
@@ -454,6 +473,10 @@ def test_a_probe_never_makes_a_declared_link_faster_than_declared() -> None:
     assert min(speeds) < 0.05e9
 
 
+def origin(links: Links) -> LinkOrigin:
+    return links.origin
+
+
 def test_where_link_costs_come_from_is_known() -> None:
     """A probe says more than buckets' times, also of those that come later."""
     graph = star([0.1] * 4)
@@ -461,9 +484,9 @@ def test_where_link_costs_come_from_is_known() -> None:
     cost = LinkCost(alpha_s=1e-4, bandwidth_bytes_per_s=8e7)
     link_class = graph.links[0].link_class
     fit = ClassFit(link_class=link_class, measured=cost, planned=cost, num_samples=9, residual=0.1)
-    assert links.origin is LinkOrigin.GIVEN
+    assert origin(links) is LinkOrigin.GIVEN
     assert links.fit(fit)
-    assert links.origin is LinkOrigin.BUCKETS
+    assert origin(links) is LinkOrigin.BUCKETS
     pairs = [
         PairTime(1, turn, src, dst, MB, 4e-2 if 0 in (src, dst) else 1e-2, 0.0)
         for turn, (src, dst) in enumerate(permutations(range(4), 2))

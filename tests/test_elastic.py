@@ -1,6 +1,7 @@
 """The coordinator follows every change of the job's world, and a store that loses things."""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.elastic import MB, ElasticJob
 from tests.topology.graphs import racks
@@ -37,7 +38,9 @@ def assert_in_force(job: ElasticJob, *, ticks: int = 40) -> None:
 @pytest.mark.parametrize(
     "sizes", [("abcd", "ab", "abcd"), ("a", "ab", "a", "ab"), ("ab", "ac"), ("abc", "cab")]
 )
-def test_after_every_change_of_size_a_plan_is_made(settings: Settings, sizes: tuple) -> None:
+def test_after_every_change_of_size_a_plan_is_made(
+    settings: Settings, sizes: tuple[str, ...]
+) -> None:
     job = ElasticJob(1, settings)
     for names in sizes:
         job.start(names)
@@ -134,16 +137,12 @@ def test_the_last_epoch_is_said_and_nothing_breaks() -> None:
     job.start("ab")
     assert_in_force(job)
     assert job.stored is not None
-    job.store(type(job.stored)(**{**_fields(job.stored), "epoch": 2**63 - 1, "world": 1}))
+    job.store(replace(job.stored, epoch=2**63 - 1, world=1))
     job.start("abc")
     for _ in range(40):
         job.tick()
     texts = [event.text for event in job.coordinator.status(job.now_s).events]
     assert texts.count("no epoch is left for another plan") == 1
-
-
-def _fields(hint) -> dict:
-    return {name: getattr(hint, name) for name in hint.__struct_fields__}
 
 
 @pytest.mark.parametrize("declared", [None, UNEQUAL])

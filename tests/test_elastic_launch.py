@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_node_that_joins_and_leaves_is_followed_without_a_blind_step(etcd_url:
 
     with place() as here:
 
-        def launch():
+        def launch() -> subprocess.Popen[str]:
             return here.start(
                 *LAUNCH, "--nnodes", "1:2", "--nproc-per-node", "2", "--max-restarts", "20",
                 "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",

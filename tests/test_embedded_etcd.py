@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -307,6 +308,10 @@ def test_a_loopback_without_ipv4(tmp_path: Path) -> None:
 
 
 @pytest.mark.etcd
+def is_written(environ: Path) -> bool:
+    return b"PATH=" in environ.read_bytes()
+
+
 def test_its_environment_is_that_it_was_made_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,7 +322,7 @@ def test_its_environment_is_that_it_was_made_with(
         for _ in range(2):
             server.start()
             environ = Path(f"/proc/{server.pid}/environ")
-            eventually(lambda path=environ: b"PATH=" in path.read_bytes())
+            eventually(partial(is_written, environ))
             assert b"TRAINMESH_WORKERS_OF" not in environ.read_bytes()
             server.stop()
     finally:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def has_grown(values: Sized, at_least: int) -> bool:
+    return len(values) >= at_least
 
 
 @pytest.fixture
@@ -95,11 +100,9 @@ class TestRestarts:
         writer = threading.Thread(target=write)
         writer.start()
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-            count = len(written)
-            eventually(lambda at_least=count + 20: len(written) >= at_least)
+            eventually(partial(has_grown, written, len(written) + 20))
             restart(server, number)
-        count = len(written)
-        eventually(lambda: len(written) >= count + 20)
+        eventually(partial(has_grown, written, len(written) + 20))
         stop.set()
         writer.join()
         # A put whose answer was lost is sent again, so the history may hold a value twice.

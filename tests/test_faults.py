@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,9 +47,9 @@ def here() -> Iterator[Place]:
         yield found
 
 
-def status(here: Place) -> dict:
+def status(here: Place) -> dict[str, Any]:
     for path in here.path.glob("trainmesh/*/status.json"):
-        found: dict = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text())
         return found
     return {}
 

@@ -161,7 +161,7 @@ def test_a_coordinator_plans_for_the_replicas_and_waits_for_all_ranks() -> None:
     notes = [Note(kind="switched", rank=rank, text="ring", step=30, epoch=1) for rank in range(6)]
     take(coordinator, [RankReport(notes=(note,)) for note in notes[:5]], 3.0)
     assert coordinator.status(3.0).epoch == 0
-    take(coordinator, [RankReport(notes=notes[5:])], 3.0)
+    take(coordinator, [RankReport(notes=tuple(notes[5:]))], 3.0)
     status = coordinator.status(3.0)
     assert status.epoch == 1
     assert status.world_size == 6

@@ -22,7 +22,7 @@ from trainmesh.launcher.report.run_sample import collect
 from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
-from trainmesh.store.base import Change, Store, job_prefix
+from trainmesh.store.base import Change, Entry, Store, job_prefix
 from trainmesh.store.memory import MemoryStore
 from trainmesh.types import (
     BucketTiming,
@@ -109,9 +109,10 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
 
 
 @contextmanager
-def serving(shell: Shell, store: Store) -> Iterator[list[Exception]]:
+def serving(shell: Shell, store: Store) -> Iterator[list[StoreError]]:
     """Sessions one after the other, as long as they fail."""
-    stop, errors = Stop(), []
+    stop = Stop()
+    errors: list[StoreError] = []
 
     def serve() -> None:
         while not stop.is_set():
@@ -225,9 +226,11 @@ def test_who_keeps_writing_the_key_is_named_once(
     class Contested(MemoryStore):
         """Somebody writes the hint just before each compare-and-swap."""
 
-        def cas(self, key: str, value: bytes, **options) -> int | None:
+        def cas(
+            self, key: str, value: bytes, *, expected_revision: int, fence: Entry | None = None
+        ) -> int | None:
             self.put(key, b"mine")
-            return super().cas(key, value, **options)
+            return super().cas(key, value, expected_revision=expected_revision, fence=fence)
 
     store = Contested()
     ranks = Ranks(store, world=7)

@@ -1,5 +1,6 @@
 """What a newcomer's machine gets: locked versions, words for what it lacks, nothing assumed."""
 
+import os
 import re
 import resource
 import subprocess
@@ -78,7 +79,7 @@ def test_setup_names_what_is_missing_and_the_line_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(system_packages, "PACKAGES", {"libnothing": ABSENT})
-    monkeypatch.setattr(system_packages.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     system_packages.main()
     assert capsys.readouterr().err == (
         "setup: this system lacks libnothing (tests of nothing); those tests skip. "
@@ -87,7 +88,7 @@ def test_setup_names_what_is_missing_and_the_line_that_installs_it(
 
 
 def test_tests_skip_with_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(needs.PACKAGES, "libnothing", ABSENT)
+    monkeypatch.setitem(system_packages.PACKAGES, "libnothing", ABSENT)
     line = "^needs libnothing: as root, apt-get install -y libnothing1 libnothing-dev$"
     with pytest.raises(pytest.skip.Exception, match=line):
         needs.need("libnothing")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainmesh.coordinator.worlds import MAX_FORMING, MAX_OVER, Worlds
+from trainmesh.coordinator.worlds import MAX_FORMING, MAX_OVER, World, Worlds
 from trainmesh.types import Hello
 
 
@@ -82,15 +82,19 @@ def test_a_world_goes_on_while_another_one_waits_for_its_ranks() -> None:
     assert current(worlds) == (2, ["a", "b", "c"])
 
 
+def world_of(worlds: Worlds) -> World | None:
+    return worlds.current
+
+
 def test_without_a_number_another_process_or_size_is_another_world() -> None:
     worlds = Worlds()
     for rank in range(2):
         worlds.greet(hello(0, 2, rank, "a", pid=10 + rank))
     first = worlds.current
     worlds.greet(hello(0, 2, 0, "a", pid=20))
-    assert worlds.current is None
+    assert world_of(worlds) is None
     worlds.greet(hello(0, 2, 1, "a", pid=21))
-    assert worlds.current not in (None, first)
+    assert world_of(worlds) not in (None, first)
     worlds.greet(hello(0, 1, 0, "a", pid=30))
     assert worlds.current is not None
     assert worlds.current.size == 1
