@@ -12,12 +12,13 @@ from setuptools import Extension, setup
 
 COMPILED = {
     "observe": "durations",
-    "decide": "books budget choice client_errors demand endpoint extras health noted pool roster "
-    "shared types",
-    "decide/admission": "admission line quota",
-    "decide/learn": "estimate forecast histogram outliers prefix reuse token_ratio trend",
+    "decide": "attempt_tracker budget choice client_errors decision_record demand endpoint "
+    "endpoint_states health pool retry_budgets shared types",
+    "decide/admission": "admission fair_queue quota",
+    "decide/learn": "estimate forecast histogram outliers prefix prefix_cache_model token_ratio "
+    "traffic_stats",
     "decide/policies": "affinity cost guard hybrid scorers shadow",
-    "identity": "access gate keys refused",
+    "identity": "access authenticator keys refused",
     "proxy": "answer call client exchange framing recorder route router server upstream",
     "proxy/reading": "api first_event headers prompt request_ids upgrade usage",
     "proxy/replies": "answers catalogue cors local",

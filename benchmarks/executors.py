@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.machine import describe, spread
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
@@ -47,7 +47,7 @@ def seconds(executor, buffer: torch.Tensor) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    fabric = Fabric(dist.group.WORLD)
+    fabric = GroupFactory(dist.group.WORLD)
     executors = {name: load(name)(plan, fabric) for name, plan in PLANS.items()}
     if dist.get_rank() == 0:
         print(describe())

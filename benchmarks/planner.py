@@ -22,7 +22,7 @@ from benchmarks.growth import svg
 from benchmarks.machine import describe, spread
 from trainmesh.launcher.arguments import file_to_write
 from trainmesh.launcher.output_file import write_output
-from trainmesh.topology.answer import Answer, answer
+from trainmesh.topology.answer import PlanAnswer, answer
 from trainmesh.types import Collective
 
 SIZES = {64: 5, 256: 5, 1024: 5, 4096: 3, 16384: 1}
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
     wall_s: float
     cpu_s: float
-    found: Answer
+    found: PlanAnswer
 
 
 def planned(ranks: int, collective: Collective, slow_nic: float) -> Run:
@@ -97,7 +97,7 @@ def main() -> None:
         write_output(args.draw, svg(curves, AIMS_S).encode(), what="--draw")
 
 
-def _busy(found: Answer) -> float:
+def _busy(found: PlanAnswer) -> float:
     """Efficiency for very large buckets."""
     return found.chosen.bound_s / found.chosen.busy_s
 

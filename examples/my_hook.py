@@ -17,8 +17,8 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import ConfigError, PlanError
-from trainmesh.hooks.codecs import ErrorFeedback, Exchange, Gradient
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.codecs import CodecCollectives, ErrorFeedback, Gradient
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
@@ -27,7 +27,7 @@ class GatherExecutor:
     """Every rank gets all ranks' buckets and adds them up itself: N/2 times the bytes of a ring
     but one message's latency, so for small buckets; and the sum is rounded once."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         group = fabric.new_group(plan.order)  # a group of our own
         if group is None:
             raise PlanError(f"gather: rank {fabric.rank} is not in the order")
@@ -63,7 +63,7 @@ class SignCodec:
         if options:
             raise ConfigError(f"codec sign has no options, got {options!r}")
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         buffer = gradient.buffer
         # What to send: this step's gradient and what was not sent before, at least in float32.
         unsent = torch.empty_like(buffer, dtype=torch.promote_types(buffer.dtype, torch.float32))

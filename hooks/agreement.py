@@ -22,7 +22,7 @@ from trainmesh.hooks.world import World
 from trainmesh.types import Hint, PairTime
 from trainmesh.wire import hint_digest
 
-__all__ = ["Agreement", "Verdict", "is_round"]
+__all__ = ["Agreement", "AgreementResult", "is_round"]
 
 
 def is_round(step: int, cadence: int) -> bool:
@@ -32,7 +32,7 @@ def is_round(step: int, cadence: int) -> bool:
     return step % cadence == 0 or (step < cadence and step & (step - 1) == 0)
 
 
-class Verdict:
+class AgreementResult:
     """Outcome of one round. ``hint`` is set if all ranks hold it; ``split`` says that some rank
     had a hint that another one lacked or had differently."""
 
@@ -82,7 +82,7 @@ class Agreement:
         work = self._group.allreduce([vector], dist.ReduceOp.MAX)
         self._round = (work, vector, candidate)
 
-    def result(self) -> Verdict | None:
+    def result(self) -> AgreementResult | None:
         """The verdict of the round that is under way, the same on every rank; None without one.
 
         Raises:
@@ -94,8 +94,8 @@ class Agreement:
         work.wait()
         highest_epoch, highest_digest, lowest_epoch, lowest_digest = vector.tolist()
         if highest_epoch == -lowest_epoch and highest_digest == -lowest_digest:
-            return Verdict(candidate)
-        return Verdict(split=True)
+            return AgreementResult(candidate)
+        return AgreementResult(split=True)
 
     def vote(self, ready: bool) -> bool:
         """True if every rank is ready. Blocks until all have voted."""

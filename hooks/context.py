@@ -12,7 +12,7 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from trainmesh.agent.rank import HintFile, NullReporter, Reporter, connect
-from trainmesh.hooks.launched import Worker, unmeasured_reason
+from trainmesh.hooks.launched import TorchrunWorker, unmeasured_reason
 from trainmesh.types import Collective, Hello, Hint, Note
 
 __all__ = [
@@ -44,7 +44,7 @@ class RankContext:
         collective: Collective = Collective.ALLREDUCE,
         replicas: tuple[int, ...] = (),
     ) -> None:
-        rank, worker = dist.get_rank(), Worker.read()
+        rank, worker = dist.get_rank(), TorchrunWorker.read()
         self.hello = Hello(
             rank=rank,
             # Spawned ranks inherit the variables of the process that spawned them.
@@ -74,8 +74,8 @@ class RankContext:
             self.hello = replace(self.hello, world=world)
             self.reporter.greet(self.hello)
 
-    def _connect(self, worker: Worker) -> tuple[Reporter, HintFile]:
-        launched = Worker.parse(os.environ.get(ENV_WORKER))
+    def _connect(self, worker: TorchrunWorker) -> tuple[Reporter, HintFile]:
+        launched = TorchrunWorker.parse(os.environ.get(ENV_WORKER))
         reason = unmeasured_reason(launched, worker, self.hello.rank, self.hello.world_size)
         if reason is None:
             return connect(self.hello)
@@ -111,7 +111,7 @@ class RankContext:
 def say(text: str) -> None:
     """One line on stderr, from rank 0 only; never raises."""
     is_in_world = dist.is_available() and dist.is_initialized()
-    is_rank_0 = (dist.get_rank() if is_in_world else Worker.read().rank) == 0
+    is_rank_0 = (dist.get_rank() if is_in_world else TorchrunWorker.read().rank) == 0
     if is_rank_0 and sys.stderr is not None:
         try:
             print(f"trainmesh: {text}", file=sys.stderr, flush=True)

@@ -8,7 +8,8 @@ name is the plan's ``algorithm``, the value a class with this Protocol. What it 
 - ``reduce`` is called with the same buckets in the same order on every rank and returns at once;
   the future completes with the *sum* over all ranks in ``buffer`` (DDP has divided it
   already), bit for bit the same on every rank.
-- It must not use the job's default process group, only groups of its own (``Fabric.new_group``):
+- It must not use the job's default process group, only groups of its own
+  (``GroupFactory.new_group``):
   then ranks that disagree can time out but never mix their gradients.
 """
 
@@ -26,10 +27,10 @@ from trainmesh.hooks.timing import Mark
 from trainmesh.hooks.world import current
 from trainmesh.types import Plan
 
-__all__ = ["Executor", "Fabric"]
+__all__ = ["Executor", "GroupFactory"]
 
 
-class Fabric:
+class GroupFactory:
     """Makes and releases the process groups of executors.
 
     Groups have the backend and the time-out of ``parent``, the process group that DDP was
@@ -74,7 +75,7 @@ class Fabric:
 class Executor(Protocol):
     """Carries out one plan on this rank."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None: ...
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None: ...
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         """Sum ``buffer`` (1-D, or a sparse gradient; any float dtype) over all ranks, in place.

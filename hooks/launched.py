@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Worker", "unmeasured_reason"]
+__all__ = ["TorchrunWorker", "unmeasured_reason"]
 
 
 @dataclass(frozen=True)
-class Worker:
+class TorchrunWorker:
     """What torchrun's variables say in a process: whose they are."""
 
     rank: int
@@ -24,7 +24,7 @@ class Worker:
     run_id: str
 
     @classmethod
-    def read(cls, environ: Mapping[str, str] = os.environ) -> Worker:
+    def read(cls, environ: Mapping[str, str] = os.environ) -> TorchrunWorker:
         """The variables as they are; for what is missing, those of a world of one."""
 
         def number(name: str, default: int) -> int:
@@ -39,7 +39,7 @@ class Worker:
         )
 
     @classmethod
-    def parse(cls, text: str | None) -> Worker | None:
+    def parse(cls, text: str | None) -> TorchrunWorker | None:
         """What ``patch.install`` noted in the worker itself; None if it noted nothing."""
         fields = (text or "").split(",", 3)
         if len(fields) != 4 or not all(field.isdecimal() for field in fields[:3]):
@@ -49,7 +49,7 @@ class Worker:
 
 
 def unmeasured_reason(
-    launched: Worker | None, here: Worker, rank: int, world_size: int
+    launched: TorchrunWorker | None, here: TorchrunWorker, rank: int, world_size: int
 ) -> str | None:
     """Why the world that this process trains in is not measured; None: it is.
 

@@ -18,10 +18,10 @@ from trainmesh.hooks.route.coding_cost import CodingCosts, times_codecs
 from trainmesh.hooks.timing import CudaMarks, HostMarks, Mark, NoMark, StepTimer
 from trainmesh.types import Hint, PairTime
 
-__all__ = ["Observer"]
+__all__ = ["ModuleObserver"]
 
 
-class Observer:
+class ModuleObserver:
     """Of one module on one rank. ``join`` is called at its first step: the context that all
     modules share, and the module's number."""
 

@@ -14,7 +14,7 @@ from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.agreement import Agreement
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.world import Handshake, World
 from trainmesh.types import Hint
 
@@ -54,7 +54,7 @@ class Switching(Generic[Built]):
     """
 
     def __init__(
-        self, world: World | None, observer: Observer, carrier: Carrier[Built], gap: int
+        self, world: World | None, observer: ModuleObserver, carrier: Carrier[Built], gap: int
     ) -> None:
         self.epoch = 0
         self._world = world

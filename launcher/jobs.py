@@ -16,7 +16,7 @@ from trainmesh.console import say
 from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.run.troubles import read_told
-from trainmesh.places import unreadable_words
+from trainmesh.places import describe_unreadable
 from trainmesh.rundir import RunDir, RunInfo, live_runs
 from trainmesh.store.base import Entry, Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
@@ -141,7 +141,7 @@ def _where(args: argparse.Namespace) -> str:
 
 
 def _say_unreadable() -> None:
-    why = unreadable_words()
+    why = describe_unreadable()
     if why:
         say(f"warning: jobs can't be looked for in {why}")
 
@@ -168,14 +168,14 @@ def _on_this_machine() -> list[JobStatus]:
         )
     names = Counter(job for job, _ in found)
     return [
-        replace(status, troubles=(*status.troubles, _namesake_words(launchers[key])))
+        replace(status, troubles=(*status.troubles, _describe_namesake(launchers[key])))
         if names[status.job] > 1
         else status
         for key, status in found.items()
     ]
 
 
-def _namesake_words(info: RunInfo) -> str:
+def _describe_namesake(info: RunInfo) -> str:
     where = f"; --etcd {info.etcd} means it" if info.etcd else ""
     return f"another job of this name runs here; this one is of launcher {info.pid}{where}"
 

@@ -3,7 +3,7 @@
 ``trainmesh serve`` starts one control process and one or more workers::
 
     control   probes, telemetry, link graph, verdicts ---- snapshot.json ---> worker
-    worker    client -> proxy -> decide -> proxy -> endpoint ---- board (mmap) ---> control
+    worker    client -> proxy -> decide -> proxy -> endpoint ---- counters (mmap) ---> control
 
 Words: an *endpoint* is one server of a model; a *pool* is the endpoints of one model; a *request*
 is what a client sends; an *attempt* is one try of it at one endpoint (a *retry* comes after a

@@ -16,30 +16,30 @@ from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError
 from trainmesh.rundir import write_atomically
-from trainmesh.serving.admin.admin import Admin
+from trainmesh.serving.admin.admin import AdminServer
 from trainmesh.serving.cluster.cordons import CordonState
 from trainmesh.serving.cluster.peers import Load
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.observer import Local, Observer
-from trainmesh.serving.control.orders import Orders, write_orders
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords, sweep
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.control.startup import Startup
+from trainmesh.serving.control.worker_config import WorkerConfig, write_orders
 from trainmesh.serving.control.workers import Workers
 from trainmesh.serving.identity import admin_token
 from trainmesh.serving.identity.audit import AuditLog
-from trainmesh.serving.identity.gate import Gate
+from trainmesh.serving.identity.authenticator import Authenticator
 from trainmesh.serving.identity.jwks import JwksSource
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.ledger.segments import ledger_dir
 from trainmesh.serving.loading.preflight import check_free, preflight, reserve
 from trainmesh.serving.loading.reload import Watcher
-from trainmesh.serving.observe.board import Board
 from trainmesh.serving.observe.cells import names_of
+from trainmesh.serving.observe.shared_counters import SharedCounters
 from trainmesh.units import count
 from trainmesh.wire import encode
 
-__all__ = ["Service"]
+__all__ = ["RouterService"]
 
 SNAPSHOT_EVERY_S = 0.25
 RELOAD_EVERY_S = 1.0
@@ -47,7 +47,7 @@ RETRY_WRITE_S = 1.0
 """After a run directory could not be written: its disk is full, say."""
 
 
-class Service:
+class RouterService:
     """One router. ``run`` it; SIGTERM or SIGINT ends it, and no request is lost by that.
 
     ``say`` is told what an operator should see, one line each.
@@ -62,10 +62,10 @@ class Service:
         self._generation = 1
         self.config: Config = watcher.config
         self.snapshot: Snapshot | None = None
-        self.board: Board
+        self.counters: SharedCounters
         self.info: RouterInfo
         self._run: ServeRun
-        self._gate: Gate
+        self._authenticator: Authenticator
         self._audit: AuditLog
         self._workers: Workers | None = None
         self._observer: Observer
@@ -145,11 +145,11 @@ class Service:
         stack.callback(reserved.close)
         self._host, self._port = reserved.getsockname()[:2]
         self._admin_digest = admin_token.create(self._run.path)
-        self._gate = Gate(config, admin_digests=[self._admin_digest])
+        self._authenticator = Authenticator(config, admin_digests=[self._admin_digest])
         self._audit = AuditLog(Path(config.audit) if config.audit else self._run.audit)
         stack.callback(self._audit.close)
-        self.board = Board.create(
-            self._run.board(1), names_of(config), workers=config.workers, generation=1
+        self.counters = SharedCounters.create(
+            self._run.counters(1), names_of(config), workers=config.workers, generation=1
         )
         self._observer = Observer(
             config, on_change=self._changed.set, log=self._say, local=self._local
@@ -161,7 +161,7 @@ class Service:
         workers = self._workers = Workers(self._run.path, config.workers, self._say)
         stack.push_async_callback(workers.close, config.limits.drain_s)
         await workers.start()
-        admin = Admin(self)
+        admin = AdminServer(self)
         stack.push_async_callback(admin.close)
         await self._publish_info(name, await admin.start())
 
@@ -212,7 +212,9 @@ class Service:
 
     def authorize(self, authorization: str, remote: str) -> str | Refused:
         """Who may act as an admin with this ``Authorization`` header."""
-        found = self._gate.authorize_admin(authorization.encode("utf-8", "surrogateescape") or None)
+        found = self._authenticator.authorize_admin(
+            authorization.encode("utf-8", "surrogateescape") or None
+        )
         if isinstance(found, Refused):
             self._audit.refused("unknown", "authorize", "admin", remote, found.code)
             return found
@@ -233,11 +235,11 @@ class Service:
         config = self.config
         if self.ledger is not None:
             config = replace(config, ledger=replace(config.ledger, dir=str(self.ledger)))
-        orders = Orders(
+        worker_config = WorkerConfig(
             generation=self._generation, config=config, host=self._host, port=self._port,
             jwks=self._jwks,
         )  # fmt: skip
-        write_orders(self._run.config, orders)
+        write_orders(self._run.config, worker_config)
 
     def _write_snapshot(self) -> None:
         self._changed.clear()
@@ -276,23 +278,23 @@ class Service:
 
     def _take_keys(self, jwks: bytes) -> None:
         self._jwks = jwks.decode()
-        self._gate.set_keys(jwks)
+        self._authenticator.set_keys(jwks)
         self._owe_orders()
 
     def _local(self) -> Local:
         """What our workers have in flight, for other routers."""
-        board = self.board
+        counters = self.counters
         loads: dict[str, Load] = {}
         for name, model in self.config.models.items():
             for endpoint in model.endpoints:
-                cells = board.layout.endpoints[name, endpoint.name]
+                cells = counters.layout.endpoints[name, endpoint.name]
                 before = loads.get(endpoint.url, Load(inflight=0, tokens=0))
                 loads[endpoint.url] = Load(
-                    inflight=before.inflight + board.total(cells.inflight),
-                    tokens=before.tokens + board.total(cells.inflight_tokens),
+                    inflight=before.inflight + counters.total(cells.inflight),
+                    tokens=before.tokens + counters.total(cells.inflight_tokens),
                 )
         demand = {
-            name: float(board.total(board.layout.models[name].queued))
+            name: float(counters.total(counters.layout.models[name].queued))
             for name in self.config.models
         }
         return Local(loads=loads, demand=demand)
@@ -302,7 +304,7 @@ class Service:
         startup = Startup(monotonic())
         while not startup.over:
             await asyncio.sleep(SNAPSHOT_EVERY_S)
-            if line := startup.look(self.config, self._observer.pulses, monotonic()):
+            if line := startup.look(self.config, self._observer.probe_states, monotonic()):
                 self._say(line)
 
     # -- reload ----------------------------------------------------------------------------
@@ -337,15 +339,15 @@ class Service:
             OSError: the run directory can't be written now.
         """
         await self._observer.update(config)
-        old = self.board
-        self.board = Board.create(
-            self._run.board(self._generation + 1), names_of(config), workers=config.workers,
+        old = self.counters
+        self.counters = SharedCounters.create(
+            self._run.counters(self._generation + 1), names_of(config), workers=config.workers,
             generation=self._generation + 1, old=old,
         )  # fmt: skip
         self.config = config
         self._generation += 1
         old.remove()
-        self._gate = Gate(config, admin_digests=[self._admin_digest])
+        self._authenticator = Authenticator(config, admin_digests=[self._admin_digest])
         if self._jwks:
-            self._gate.set_keys(self._jwks.encode())
+            self._authenticator.set_keys(self._jwks.encode())
         self._owe_orders()

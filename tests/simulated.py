@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec.structs import replace
 
 from trainmesh.coordinator.coordinator import Coordinator
-from trainmesh.coordinator.tuning.comm_config import Regime, grouped
+from trainmesh.coordinator.tuning.comm_config import CommConfig, grouped
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph
@@ -74,10 +74,10 @@ class SimulatedJob:
         self.now_s = 1000.0
         self.number = 0
         self.epoch = 0
-        self.regime = Regime.native(self.world)
+        self.comm_config = CommConfig.native(self.world)
         self.hints: list[Hint] = []
         self.plans: list[tuple[int, str]] = []
-        """(step, regime in words) of each change."""
+        """(step, configuration in words) of each change."""
         self.step_s: list[float] = []
         self.probes = 0
         self.probing_s = 0.0
@@ -131,10 +131,10 @@ class SimulatedJob:
         if hint.effective_step > self.number:
             return
         self.epoch = hint.epoch
-        new = Regime.of(hint)
-        if new.words != self.regime.words:
+        new = CommConfig.of(hint)
+        if new.words != self.comm_config.words:
             self.plans.append((self.number, new.words))
-        self.regime = new
+        self.comm_config = new
         self.send(
             RankReport(notes=(Note(
                 kind="switched", rank=rank, text=hint.plan.algorithm, step=self.number,
@@ -179,7 +179,7 @@ class SimulatedJob:
         ]
         spans: list[tuple[float, float]] = [(0.0, 0.0)] * count
         free_s = 0.0
-        for group in grouped(self.sizes, self.regime.fusion_bytes):
+        for group in grouped(self.sizes, self.comm_config.fusion_bytes):
             arrived_s = arrivals[group[-1]]
             free_s = max(free_s, arrived_s) + self._collective_s(sum(self.sizes[i] for i in group))
             for place in group:
@@ -198,7 +198,7 @@ class SimulatedJob:
         self.number += 1
 
     def _collective_s(self, nbytes: int) -> float:
-        plan, codec = _freed(self.regime.plan), self.regime.codec
+        plan, codec = _freed(self.comm_config.plan), self.comm_config.codec
         on_wire = max(1, round(nbytes / self._ratios.get(codec, 1.0)))
         coding_s = nbytes * self._coding_s_per_byte if codec != "none" else 0.0
         cost = plan_cost(plan, self.links(self.number), LIVE.message_s)

@@ -8,7 +8,7 @@ import pytest
 
 import trainmesh.agent.process as agent_module
 from tests.launchjob import wait_for
-from trainmesh.agent.process import MAX_WAITING_REPORTS, Inbox, Uplink
+from trainmesh.agent.process import MAX_WAITING_REPORTS, AgentSession, Inbox
 from trainmesh.coordinator.claim import new_claim
 from trainmesh.errors import StoreError
 from trainmesh.process import ControlEnvironment, Stop
@@ -23,13 +23,13 @@ JOB = "job"
 PREFIX = job_prefix(JOB)
 
 
-def uplink(path: Path, inbox: Inbox) -> Uplink:
+def uplink(path: Path, inbox: Inbox) -> AgentSession:
     environment = ControlEnvironment(
         run=RunDir(path), job=JOB, node="n", etcd="http://127.0.0.1:1", insecure_etcd=False,
         topology=None, plan=None, margin=0.05, fusion_bytes=None, compression="none",
         claim=new_claim(JOB, None),
     )  # fmt: skip
-    return Uplink(environment, inbox, HealthReporter(-1))
+    return AgentSession(environment, inbox, HealthReporter(-1))
 
 
 def report(number: int) -> RankReport:

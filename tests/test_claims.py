@@ -15,7 +15,13 @@ from trainmesh.coordinator.claiming import hold
 from trainmesh.errors import FencedOut, JobTaken
 from trainmesh.launcher.run.meeting import meeting_of
 from trainmesh.rundir import process_start_ticks
-from trainmesh.serving.cluster.verdicts import QUARANTINE, Kind, Verdict, judge, read_verdicts
+from trainmesh.serving.cluster.verdicts import (
+    QUARANTINE,
+    SubjectKind,
+    Verdict,
+    judge,
+    read_verdicts,
+)
 from trainmesh.store.base import claim_prefix, job_prefix
 from trainmesh.store.etcd import EtcdStore, connect
 from trainmesh.store.rpc import prefix_end, rpc
@@ -23,7 +29,7 @@ from trainmesh.wire import decode
 
 PATIENCE_S = 20
 QUARANTINED = Verdict(
-    kind=Kind.NODE, subject="n7", reason="fans", owner="admin:ada", since_unix_s=1.0
+    kind=SubjectKind.NODE, subject="n7", reason="fans", owner="admin:ada", since_unix_s=1.0
 )
 
 

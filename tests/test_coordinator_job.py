@@ -157,9 +157,10 @@ def test_fusion_that_does_not_help_is_taken_back_and_not_tried_again() -> None:
         """Its ranks fuse, and each bucket costs its overhead all the same."""
 
         def _step(self) -> None:
-            regime, self.regime = self.regime, type(self.regime)(self.regime.plan)
+            given = self.comm_config
+            self.comm_config = type(given)(given.plan)
             super()._step()
-            self.regime = regime
+            self.comm_config = given
 
     fast = hosts(1.25, 1.25, 1.25, 1.25)
     job = Deaf(

@@ -21,7 +21,7 @@ from trainmesh.coordinator.tuning.change_detection import (
     probe_s,
 )
 from trainmesh.coordinator.tuning.codec_choice import Sending, advice, better_codec
-from trainmesh.coordinator.tuning.comm_config import Regime, grouped, same_way
+from trainmesh.coordinator.tuning.comm_config import CommConfig, grouped, same_way
 from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, overhead, waiting_s
 from trainmesh.coordinator.tuning.link_state import Links
 from trainmesh.coordinator.tuning.replan import Planned, predicted_s, replan
@@ -180,7 +180,7 @@ def test_a_probe_takes_the_sum_of_its_turns() -> None:
     assert probe_s([]) == 0
 
 
-# regimes
+# configs
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(0, 500))
@@ -198,13 +198,13 @@ def test_plans_are_the_same_if_they_move_the_same_bytes() -> None:
     other = Plan(algorithm="ring", world_size=3, order=(0, 1, 2))
     assert same_way(plan, again)
     assert not same_way(plan, other)
-    assert Regime(plan, 8 * MB, "bf16").words == "ring, fused to 8.00 MB, bf16"
+    assert CommConfig(plan, 8 * MB, "bf16").words == "ring, fused to 8.00 MB, bf16"
 
 
 # planning
 
 INTERLEAVED = racks([0, 2, 1, 3], uplink=1, nic=1, per_rack=2)
-NATIVE = Regime.native(4).plan
+NATIVE = CommConfig.native(4).plan
 SIZES = [MB, 25 * MB]
 
 

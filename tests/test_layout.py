@@ -1,11 +1,12 @@
 """The folders at the root, the links in trainmesh/ and the package table say the same."""
 
+import ast
 import importlib
 import pkgutil
 import subprocess
 import sys
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import grimp
@@ -71,6 +72,24 @@ def test_modules_import_each_other_in_no_new_circle() -> None:
     known = [{f"trainmesh.serving.{name}" for name in circle} for circle in KNOWN_CIRCLES]
     circles = [each for each in networkx.strongly_connected_components(imports) if len(each) > 1]
     assert [circle for circle in circles if circle not in known] == []
+
+
+SHARED_NAMES = {
+    "Hop": "an edge of a plan's tree, and the same while a forest is being searched for",
+    "Refused": "two refusals of the router, not yet one",
+}
+"""Names of more than one public class, and why."""
+
+
+def test_a_class_name_means_one_thing() -> None:
+    found = defaultdict(set)
+    for name in [*FOLDERS, "trainmesh"]:
+        for path in (ROOT / name).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found[node.name].add(path.resolve())
+    assert len(found) > 500
+    assert {name for name, files in found.items() if len(files) > 1} == SHARED_NAMES.keys()
 
 
 def modules() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError
-from trainmesh.probe.channel import Channel, Op, ask, prove
+from trainmesh.probe.channel import Channel, ProbeOp, ask, prove
 from trainmesh.probe.pair import measure_pair
 from trainmesh.probe.responder import MAX_CONNECTIONS, Responder
 from trainmesh.probe_types import PairMeasure, ProbePair, ProbeRequest
@@ -99,9 +99,9 @@ def test_a_peer_that_says_nothing_is_cut_off(responder: Responder) -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        struct.pack("!BQ", Op.PULL, REQUEST.nbytes + 1),
-        struct.pack("!BQ", Op.PUSH, 2**64 - 1),
-        struct.pack("!BQ", Op.ECHO, 2**40),
+        struct.pack("!BQ", ProbeOp.PULL, REQUEST.nbytes + 1),
+        struct.pack("!BQ", ProbeOp.PUSH, 2**64 - 1),
+        struct.pack("!BQ", ProbeOp.ECHO, 2**40),
         struct.pack("!BQ", 77, 0),
     ],
     ids=["pull", "push", "echo", "unknown"],
@@ -117,10 +117,10 @@ def test_too_much_or_unknown_is_refused(responder: Responder, frame: bytes) -> N
 def test_the_bytes_of_one_connection_add_up(responder: Responder) -> None:
     channel = connect(responder.port)
     prove(channel, TOKEN)
-    ask(channel, Op.PUSH, REQUEST.nbytes // 2)
-    ask(channel, Op.PULL, REQUEST.nbytes - REQUEST.nbytes // 2)
+    ask(channel, ProbeOp.PUSH, REQUEST.nbytes // 2)
+    ask(channel, ProbeOp.PULL, REQUEST.nbytes - REQUEST.nbytes // 2)
     with pytest.raises(OSError, match="closed|reset|pipe"):
-        ask(channel, Op.PUSH, 1)
+        ask(channel, ProbeOp.PUSH, 1)
     channel.close()
 
 

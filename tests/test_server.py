@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from tests.launcher.records import CHOICE, FIT, graph
 from tests.launchjob import wait_for
-from trainmesh.agent.process import Inbox, Uplink
+from trainmesh.agent.process import AgentSession, Inbox
 from trainmesh.coordinator import process as server
 from trainmesh.coordinator.claim import new_claim
 from trainmesh.coordinator.coordinator import Coordinator, Effects
-from trainmesh.coordinator.process import Refusals, Shell
+from trainmesh.coordinator.process import CoordinatorProcess, Refusals
 from trainmesh.coordinator.record import RecordWriter
 from trainmesh.errors import StoreError
 from trainmesh.launcher.report.run_sample import collect
@@ -96,7 +96,7 @@ def hint_of(store: Store) -> Hint | None:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorProcess]:
     monkeypatch.setattr(server, "TICK_S", 0.02)
     monkeypatch.setattr(server, "LOOK_AGAIN_S", 0.1)
     environment = ControlEnvironment(
@@ -105,11 +105,11 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
         claim=new_claim("job", None),
     )  # fmt: skip
     with RecordWriter(tmp_path / "record.jsonl", HealthReporter(-1)) as record:
-        yield Shell(environment, record)
+        yield CoordinatorProcess(environment, record)
 
 
 @contextmanager
-def serving(shell: Shell, store: Store) -> Iterator[list[StoreError]]:
+def serving(shell: CoordinatorProcess, store: Store) -> Iterator[list[StoreError]]:
     """Sessions one after the other, as long as they fail."""
     stop = Stop()
     errors: list[StoreError] = []
@@ -152,7 +152,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_what_is_done_to_the_hints_key_is_mended(shell: Shell, name: str) -> None:
+def test_what_is_done_to_the_hints_key_is_mended(shell: CoordinatorProcess, name: str) -> None:
     store = MemoryStore()
     ranks = Ranks(store, world=7)
     with serving(shell, store) as errors:
@@ -167,7 +167,7 @@ def test_what_is_done_to_the_hints_key_is_mended(shell: Shell, name: str) -> Non
     assert errors == []
 
 
-def test_a_key_of_another_start_is_replaced_at_once(shell: Shell) -> None:
+def test_a_key_of_another_start_is_replaced_at_once(shell: CoordinatorProcess) -> None:
     store = MemoryStore()
     ranks = Ranks(store, world=7)
     stale = Hint(
@@ -181,7 +181,7 @@ def test_a_key_of_another_start_is_replaced_at_once(shell: Shell) -> None:
         assert hint.effective_step < 100_000
 
 
-def test_an_emptied_store_is_filled_again(shell: Shell) -> None:
+def test_an_emptied_store_is_filled_again(shell: CoordinatorProcess) -> None:
     """``etcdctl del "" --prefix``: leader, status, graph and hint are gone, the leases live."""
     store = MemoryStore()
     ranks = Ranks(store, world=7)
@@ -193,7 +193,7 @@ def test_an_emptied_store_is_filled_again(shell: Shell) -> None:
     assert all("another coordinator leads now" in str(error) for error in errors)
 
 
-def test_a_new_store_of_lower_revisions_is_filled_again(shell: Shell) -> None:
+def test_a_new_store_of_lower_revisions_is_filled_again(shell: CoordinatorProcess) -> None:
     """Emptied on disk, with the coordinator alive; then with a new one, too."""
     old, new = MemoryStore(), MemoryStore()
     ranks = Ranks(old, world=7)
@@ -206,7 +206,9 @@ def test_a_new_store_of_lower_revisions_is_filled_again(shell: Shell) -> None:
         assert ranks.until(lambda: hint_of(new)) == first
 
 
-def test_a_new_coordinator_on_an_empty_store_is_above_the_ranks_epoch(shell: Shell) -> None:
+def test_a_new_coordinator_on_an_empty_store_is_above_the_ranks_epoch(
+    shell: CoordinatorProcess,
+) -> None:
     store = MemoryStore()
     ranks = Ranks(store, world=7, epoch=33)
     with serving(shell, store):
@@ -214,14 +216,14 @@ def test_a_new_coordinator_on_an_empty_store_is_above_the_ranks_epoch(shell: She
     assert (hint.epoch, hint.world) == (34, 7)
 
 
-def test_a_store_that_goes_back_under_a_session_ends_it(shell: Shell) -> None:
+def test_a_store_that_goes_back_under_a_session_ends_it(shell: CoordinatorProcess) -> None:
     shell._see_revision(10)
     with pytest.raises(StoreError, match="went back from revision 10 to 4"):
         shell._see_revision(4)
 
 
 def test_who_keeps_writing_the_key_is_named_once(
-    shell: Shell, capfd: pytest.CaptureFixture[str]
+    shell: CoordinatorProcess, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Contested(MemoryStore):
         """Somebody writes the hint just before each compare-and-swap."""
@@ -271,7 +273,7 @@ def test_refused_writes_are_tried_again_later_and_later() -> None:
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
 def test_an_agent_started_after_the_clock_was_set_is_heard(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
+    shell: CoordinatorProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
     """Its reports count from 1 again, and nothing of them is a date."""
     store, shown_s = MemoryStore(), [1_700_000_000.0]
@@ -281,7 +283,7 @@ def test_an_agent_started_after_the_clock_was_set_is_heard(
     coordinator = shell._begin(store)
     for number in range(3):
         inbox = Inbox()
-        agent = Uplink(environment, inbox, HealthReporter(-1))
+        agent = AgentSession(environment, inbox, HealthReporter(-1))
         for step in range(2):
             inbox.put(RankReport(notes=(Note(kind="warning", rank=0, text=f"{number}.{step}"),)))
             agent._publish(store)
@@ -296,7 +298,7 @@ def test_an_agent_started_after_the_clock_was_set_is_heard(
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
 def test_decisions_do_not_look_at_a_clock_that_can_be_set(
-    shell: Shell, monkeypatch: pytest.MonkeyPatch, step_s: float
+    shell: CoordinatorProcess, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
     """It is set again and again while the coordinator decides: its own time goes on."""
     times: list[float] = []
@@ -317,7 +319,9 @@ def test_decisions_do_not_look_at_a_clock_that_can_be_set(
     assert times[-1] - times[0] < abs(step_s)
 
 
-def test_a_follower_s_record_has_what_the_leader_decides(shell: Shell, tmp_path: Path) -> None:
+def test_a_follower_s_record_has_what_the_leader_decides(
+    shell: CoordinatorProcess, tmp_path: Path
+) -> None:
     """Each node writes a report of the job: what was compared there is compared by the leader."""
     store = MemoryStore()
     coordinator = shell._begin(store)

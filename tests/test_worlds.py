@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trainmesh.coordinator.worlds import MAX_FORMING, MAX_OVER, World, Worlds
+from trainmesh.coordinator.worlds import MAX_FORMING, MAX_OVER, Worlds, WorldStart
 from trainmesh.types import Hello
 
 
@@ -82,7 +82,7 @@ def test_a_world_goes_on_while_another_one_waits_for_its_ranks() -> None:
     assert current(worlds) == (2, ["a", "b", "c"])
 
 
-def world_of(worlds: Worlds) -> World | None:
+def world_of(worlds: Worlds) -> WorldStart | None:
     return worlds.current
 
 

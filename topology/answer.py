@@ -12,7 +12,7 @@ from typing import Any
 from trainmesh.errors import ConfigError
 from trainmesh.topology.advice import advice
 from trainmesh.topology.bounds import Bound, bound
-from trainmesh.topology.explain import advice_words, candidate_name, slack_at_most
+from trainmesh.topology.explain import candidate_name, describe_advice, slack_at_most
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.nccl.job import NO_RCCL, from_graph, has_gpu_links, is_of_amd
 from trainmesh.topology.nccl.model import NcclCost, crossovers, predict
@@ -23,7 +23,7 @@ from trainmesh.topology.request import ANY
 from trainmesh.types import Choice, Collective, Plan
 from trainmesh.units import count, duration
 
-__all__ = ["Answer", "NcclAnswer", "answer"]
+__all__ = ["PlanAnswer", "NcclAnswer", "answer"]
 
 MARGIN = 0.001
 """Native stays for a gain of less: there is no job yet for which a switch would be a risk."""
@@ -53,7 +53,7 @@ class NcclAnswer:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PlanAnswer:
     """``explain``: a line each. ``native_is_ring`` as in ``Executors``."""
 
     collective: Collective
@@ -105,7 +105,7 @@ def answer(
     only: str | None = None,
     max_trees: int = 64,
     nccl: Generation | None = None,
-) -> Answer:
+) -> PlanAnswer:
     """Plan one collective of ``nbytes`` (see ``Collective``) on ``graph``; ``nccl``: compare with
     what NCCL would pick on GPUs of this generation.
 
@@ -139,7 +139,7 @@ def answer(
         [native] = (plan for plan in choice.candidates if plan.algorithm == choice.chosen)
         raise ConfigError(native.reason)
     least = bound(graph, nbytes, collective)
-    words = [*choice.explain, *advice_words(advice(graph, least, collective))]
+    words = [*choice.explain, *describe_advice(advice(graph, least, collective))]
     if left_out:
         words.append(f"Left out: {count(left_out, 'directed link')} in quarantine.")
     if nccl is None and not native_is_ring and collective != Collective.REDUCE_SCATTER:
@@ -148,11 +148,11 @@ def answer(
             if is_of_amd(graph)
             else "--nccl GPU compares with NCCL's own model instead."
         )
-    plain = Answer(collective, least, choice, tuple(words), native_is_ring)
+    plain = PlanAnswer(collective, least, choice, tuple(words), native_is_ring)
     return plain if nccl is None else _with_nccl(plain, graph, nccl)
 
 
-def _with_nccl(plain: Answer, graph: LinkGraph, generation: Generation) -> Answer:
+def _with_nccl(plain: PlanAnswer, graph: LinkGraph, generation: Generation) -> PlanAnswer:
     """``plain`` held against NCCL's own model. The finest islands are taken for hosts; without any,
     all GPUs are in one."""
     hosts = max(islands(graph), key=len, default=(tuple(range(graph.world_size)),))

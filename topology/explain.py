@@ -13,11 +13,11 @@ from trainmesh.units import count, duration, rate, size, speedup
 
 __all__ = [
     "Comparison",
-    "advice_words",
-    "bound_words",
+    "describe_advice",
+    "describe_bound",
     "candidate_name",
-    "choice_words",
-    "crossover_words",
+    "describe_choice",
+    "describe_crossover",
     "names",
     "reason",
     "slack_at_most",
@@ -40,7 +40,7 @@ NO_GAIN = (
 )
 
 
-def choice_words(
+def describe_choice(
     graph: LinkGraph,
     least: Bound,
     candidates: Sequence[Plan],
@@ -52,7 +52,7 @@ def choice_words(
     is."""
     if graph.world_size == 1:
         return ["One rank: there is nothing to reduce."]
-    lines = [bound_words(graph, least, chosen.nbytes, chosen.collective)]
+    lines = [describe_bound(graph, least, chosen.nbytes, chosen.collective)]
     if (slack := slack_at_most(least, candidates)) > 0:
         lines.append(
             f"The bound is proven, but perhaps not the tightest: what links can carry allows "
@@ -132,7 +132,7 @@ def _pace(how: Comparison, step_s: float, native_s: float) -> str:
     return f"to take {duration(step_s)} for {what}"
 
 
-def crossover_words(found: Sequence[Crossover]) -> list[str]:
+def describe_crossover(found: Sequence[Crossover]) -> list[str]:
     """One line, or none where one algorithm is the fastest at any size."""
     if not found:
         return []
@@ -143,7 +143,7 @@ def crossover_words(found: Sequence[Crossover]) -> list[str]:
     return [f"Fastest by size: {', '.join(parts)}."]
 
 
-def advice_words(found: Advice | None) -> list[str]:
+def describe_advice(found: Advice | None) -> list[str]:
     """One line, or none."""
     if found is None:
         return []
@@ -159,14 +159,14 @@ def names(all_names: Sequence[str]) -> str:
     return ", ".join(all_names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def bound_words(graph: LinkGraph, least: Bound, nbytes: int, collective: Collective) -> str:
+def describe_bound(graph: LinkGraph, least: Bound, nbytes: int, collective: Collective) -> str:
     """What no plan can beat, and the links and nodes that are to blame."""
     limit = (
         f"No {NOUNS[collective]} of {size(nbytes)} can take less than {duration(least.time_s)} "
         "on this graph:"
     )
     if least.kind == "cut":
-        return f"{limit} {_cut_words(graph, least, collective)}"
+        return f"{limit} {_describe_cut(graph, least, collective)}"
     if least.kind == "volume":
         copies = 2 * (graph.world_size - 1)
         together = copies * nbytes / least.time_s if least.time_s else 0.0
@@ -179,8 +179,8 @@ def bound_words(graph: LinkGraph, least: Bound, nbytes: int, collective: Collect
         together = copies * nbytes / least.time_s if least.time_s else 0.0
         carry = "link between them carries" if len(least.links) == 1 else "links between them carry"
         return (
-            f"{limit} {len(least.groups)} groups of nodes ({_group_words(least)}) have to send it "
-            f"{copies} times over to each other, and the {len(least.links)} {carry} "
+            f"{limit} {len(least.groups)} groups of nodes ({_describe_group(least)}) have to send "
+            f"it {copies} times over to each other, and the {len(least.links)} {carry} "
             f"{rate(together)}."
         )
     return (
@@ -189,7 +189,7 @@ def bound_words(graph: LinkGraph, least: Bound, nbytes: int, collective: Collect
     )
 
 
-def _cut_words(graph: LinkGraph, least: Bound, collective: Collective) -> str:
+def _describe_cut(graph: LinkGraph, least: Bound, collective: Collective) -> str:
     capacity = sum(graph.link(name).cost.bandwidth_bytes_per_s for name in least.links)
     inside = set(least.cut)
     others = [node.name for node in graph.nodes if node.name not in inside]
@@ -203,13 +203,13 @@ def _cut_words(graph: LinkGraph, least: Bound, collective: Collective) -> str:
     return f"{count(shards, 'shard')} of {graph.world_size} must {verb} {{{names(few)}}}, {over}"
 
 
-def _group_words(least: Bound) -> str:
+def _describe_group(least: Bound) -> str:
     return names([f"{{{names(group)}}}" for group in least.groups])
 
 
 def _shape(plan: Plan) -> str:
     if plan.trees:
-        return _tree_words(plan)
+        return _describe_tree(plan)
     if plan.rings:
         at_once = " at once" if len(plan.rings) > 1 else ""
         return f"of {count(len(plan.rings), 'ring')}{at_once}"
@@ -224,7 +224,7 @@ def _shape(plan: Plan) -> str:
     return f"over {len(plan.islands)} islands{levels} ({shown}{more}){places}"
 
 
-def _tree_words(plan: Plan) -> str:
+def _describe_tree(plan: Plan) -> str:
     """A tree's root, or how many trees take a share each."""
     if len(plan.trees) == 1:
         return f"rooted at rank {plan.trees[0].root}"

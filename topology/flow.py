@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-__all__ = ["Edge", "MinCut", "Network"]
+__all__ = ["Edge", "MinCut", "FlowNetwork"]
 
 INT32_MAX = 2**31 - 1
 Edge = tuple[int, int, int]
@@ -30,7 +30,7 @@ class MinCut(NamedTuple):
     source_side: frozenset[int]
 
 
-class Network:
+class FlowNetwork:
     """Nodes 0..size-1 and directed edges; parallel edges add up."""
 
     def __init__(self, size: int, edges: Sequence[Edge]) -> None:

@@ -14,13 +14,13 @@ from itertools import pairwise
 import networkx as nx
 
 from trainmesh.errors import GraphError
-from trainmesh.topology.routes import Route, Router, natural
+from trainmesh.topology.routes import Route, RouteFinder, natural
 from trainmesh.types import MAX_RANKS, LinkCost
 
 __all__ = [
     "MAX_LINKS",
     "MAX_NAME",
-    "Health",
+    "LinkHealth",
     "Kind",
     "Link",
     "LinkGraph",
@@ -57,7 +57,7 @@ class Provenance(IntEnum):
     MEASURED = 3
 
 
-class Health(StrEnum):
+class LinkHealth(StrEnum):
     """What is known of a link beside its cost. One in quarantine is not planned with."""
 
     HEALTHY = "healthy"
@@ -83,7 +83,7 @@ class Link:
     cost: LinkCost
     link_class: str = "ethernet"
     provenance: Provenance = Provenance.DECLARED
-    health: Health = Health.HEALTHY
+    health: LinkHealth = LinkHealth.HEALTHY
 
     @property
     def name(self) -> str:
@@ -160,7 +160,7 @@ class LinkGraph:
             digest.update(f"{node.name}\0{node.kind}\0{node.rank}\n".encode())
         for link in sorted(self.links, key=lambda link: link.name):
             cost = f"{link.cost.bandwidth_bytes_per_s:.11e}\0{link.cost.alpha_s:.11e}"
-            state = "" if link.health is Health.HEALTHY else f"\0{link.health}"
+            state = "" if link.health is LinkHealth.HEALTHY else f"\0{link.health}"
             words = f"{link.name}\0{cost}\0{link.link_class}\0{link.provenance}{state}\n"
             digest.update(words.encode())
         return digest.hexdigest()
@@ -171,7 +171,7 @@ class LinkGraph:
         Raises:
             GraphError: some rank can't do without them.
         """
-        kept = [link for link in self.links if link.health is not Health.QUARANTINED]
+        kept = [link for link in self.links if link.health is not LinkHealth.QUARANTINED]
         if len(kept) == len(self.links):
             return self
         try:
@@ -245,8 +245,8 @@ class LinkGraph:
         return least
 
     @cached_property
-    def _router(self) -> Router:
-        return Router(self.links, self._rank_nodes)
+    def _router(self) -> RouteFinder:
+        return RouteFinder(self.links, self._rank_nodes)
 
     def _check_parts(self) -> None:
         if len(self.links) > MAX_LINKS:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import reduce
 from math import gcd, lcm
 
-from trainmesh.topology.flow import Edge, Network
+from trainmesh.topology.flow import Edge, FlowNetwork
 from trainmesh.topology.graph import LinkGraph
 
 __all__ = ["Indexed", "rational"]
@@ -52,8 +52,8 @@ class Indexed:
         edges = tuple((head, tail, capacity) for tail, head, capacity in self.edges)
         return Indexed(self.names, self.ranks, edges, self.unit)
 
-    def network(self) -> Network:
-        return Network(self.size, self.edges)
+    def network(self) -> FlowNetwork:
+        return FlowNetwork(self.size, self.edges)
 
     def leaving(self, side: Collection[int]) -> int:
         """Capacity of the links from ``side`` to the other nodes."""

@@ -16,10 +16,10 @@ from trainmesh.errors import ConfigError, PlanError
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.cost import PlanCost, plan_cost
 from trainmesh.topology.crossover import crossovers
-from trainmesh.topology.explain import Comparison, choice_words, crossover_words, reason
+from trainmesh.topology.explain import Comparison, describe_choice, describe_crossover, reason
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
-from trainmesh.topology.request import LIVE, Executors, Planner, Request
+from trainmesh.topology.request import LIVE, Executors, Planner, PlanRequest
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
 
@@ -52,7 +52,7 @@ BUILT_IN: Mapping[str, Planner] = {
     Algorithm.SHARDED: sharded.plan,
     Algorithm.FOREST: forest.plan,
 }
-WHY_NOT: Mapping[str, Callable[[LinkGraph, Request], str | None]] = {
+WHY_NOT: Mapping[str, Callable[[LinkGraph, PlanRequest], str | None]] = {
     Algorithm.RING: ring.why_not,
     Algorithm.TREE: tree.why_not,
     Algorithm.HIERARCHICAL: hierarchical.why_not,
@@ -84,7 +84,7 @@ def planners() -> Mapping[str, Planner]:
     return _registered()[0]
 
 
-def why_not(algorithm: str, graph: LinkGraph, request: Request) -> str | None:
+def why_not(algorithm: str, graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why ``algorithm`` can't be planned for ``request`` on ``graph``, as the end of a sentence;
     None if nothing is known to be against it."""
     if algorithm not in planners():
@@ -123,7 +123,7 @@ def choose(
     if not sizes:
         raise ValueError("a step without buckets needs no plan")
     graph = graph.usable()
-    request = Request(max(sizes), collective, executors, max_trees)
+    request = PlanRequest(max(sizes), collective, executors, max_trees)
     least = bound(graph, request.nbytes, collective)
     found, warnings = _candidates(graph, request, least, only)
     factors = calibration or {}
@@ -154,17 +154,17 @@ def choose(
         chosen=chosen.algorithm,
         candidates=tuple(candidates),
         explain=(
-            *choice_words(
+            *describe_choice(
                 graph, least, candidates, chosen, native_is_ring=executors.native_is_ring
             ),
-            *crossover_words(changes),
+            *describe_crossover(changes),
             *warnings,
         ),
         crossovers=changes,
     )
 
 
-def _refusal(only: str, graph: LinkGraph, request: Request) -> str:
+def _refusal(only: str, graph: LinkGraph, request: PlanRequest) -> str:
     return why_not(only, graph, request) or "its planner found no plan for these links"
 
 
@@ -184,7 +184,7 @@ class _Candidate:
 
 
 def _candidates(
-    graph: LinkGraph, request: Request, least: Bound, only: str | None
+    graph: LinkGraph, request: PlanRequest, least: Bound, only: str | None
 ) -> tuple[list[_Candidate], list[str]]:
     """All plans that apply, and warnings of what was left out."""
     known, unloaded = _registered()
@@ -223,7 +223,7 @@ def _good_enough(found: Sequence[_Candidate], least: Bound) -> str | None:
 
 
 def _candidate(
-    planner: Planner, graph: LinkGraph, request: Request, least: Bound
+    planner: Planner, graph: LinkGraph, request: PlanRequest, least: Bound
 ) -> _Candidate | None:
     """One planner's plan, proven, predicted and held against the bound."""
     plan = planner(graph, request)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import networkx as nx
 
-from trainmesh.topology.graph import Health, Link, LinkGraph, Node
+from trainmesh.topology.graph import Link, LinkGraph, LinkHealth, Node
 from trainmesh.units import count
 
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
@@ -96,7 +96,7 @@ def table_rows(graph: LinkGraph) -> list[tuple[str, str, str, str, str, str]]:
             f"{link.cost.bandwidth_bytes_per_s / 1e9:.3f}",
             f"{link.cost.alpha_s * 1e6:.1f}",
             link.provenance.name.lower()
-            + ("" if link.health is Health.HEALTHY else f", {link.health.value}"),
+            + ("" if link.health is LinkHealth.HEALTHY else f", {link.health.value}"),
         )
         for link in graph.links
     ]

@@ -9,7 +9,7 @@ from typing import Protocol
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan
 
-__all__ = ["ANY", "LIVE", "NCCL", "ONE_RING", "Executors", "Planner", "Request"]
+__all__ = ["ANY", "LIVE", "NCCL", "ONE_RING", "Executors", "Planner", "PlanRequest"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ ONE_RING = replace(NCCL, algorithms=frozenset({Algorithm.NATIVE, Algorithm.RING}
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """``nbytes``: as in ``Collective``. ``max_trees``: the most trees that a forest may have, as
     each is a schedule of its own; fewer cost some of its speed."""
 
@@ -62,4 +62,4 @@ class Planner(Protocol):
     with a warning among the words of the choice.
     """
 
-    def __call__(self, graph: LinkGraph, request: Request) -> Plan | None: ...
+    def __call__(self, graph: LinkGraph, request: PlanRequest) -> Plan | None: ...

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from trainmesh.types import LinkCost
 
-__all__ = ["REFERENCE_BYTES", "LinkLike", "Route", "Router", "natural"]
+__all__ = ["REFERENCE_BYTES", "LinkLike", "Route", "RouteFinder", "natural"]
 
 REFERENCE_BYTES = 1_000_000
 """Message size for which the cheapest path between two ranks is chosen."""
@@ -70,7 +70,7 @@ _Steps = Callable[[str], Iterable[tuple[str, float]]]
 """Where one can go from a node, and for how many seconds."""
 
 
-class Router:
+class RouteFinder:
     """Routes of one graph, found when they are asked for and kept; so are the distances between
     switches, which are far fewer than the ranks."""
 

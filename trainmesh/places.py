@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Place", "places", "runs_root", "unreadable_words"]
+__all__ = ["Place", "places", "runs_root", "describe_unreadable"]
 
 TEMPORARY = ("TMPDIR", "TEMP", "TMP")
 """In the order of ``tempfile``."""
@@ -52,7 +52,7 @@ def runs_root() -> Path:
     return places()[0].root
 
 
-def unreadable_words() -> str:
+def describe_unreadable() -> str:
     """Why nothing can be found in ``runs_root``; "" where it can be looked into, or where nothing
     has been made in its folder yet."""
     place = places()[0]

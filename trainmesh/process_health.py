@@ -13,13 +13,13 @@ from msgspec import Struct
 
 from trainmesh.wire import encode
 
-__all__ = ["FILES", "STORE", "Health", "HealthReporter"]
+__all__ = ["FILES", "STORE", "ProcessHealth", "HealthReporter"]
 
 STORE = "store"
 FILES = "files"
 
 
-class Health(Struct, frozen=True, kw_only=True):
+class ProcessHealth(Struct, frozen=True, kw_only=True):
     """What is wrong with ``about`` (``store`` or ``files``), in words; empty: nothing any more."""
 
     about: str
@@ -49,7 +49,7 @@ class HealthReporter:
             if self._told.get(about, "") == text:
                 return
             try:
-                os.write(self._file, encode(Health(about=about, text=text)) + b"\n")
+                os.write(self._file, encode(ProcessHealth(about=about, text=text)) + b"\n")
             except OSError:
                 return  # nobody reads, or not now: it is told with the next change
             self._told[about] = text

@@ -12,7 +12,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
@@ -32,7 +32,7 @@ def main() -> None:
     plans_file, result_file, nbytes, rounds = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    fabric = Fabric(dist.group.WORLD)
+    fabric = GroupFactory(dist.group.WORLD)
     plans = msgspec.json.decode(Path(plans_file).read_bytes(), type=dict[str, Plan])
     buffer = torch.zeros(int(nbytes) // 4)
     executors = {name: load(plan.algorithm)(plan, fabric) for name, plan in plans.items()}

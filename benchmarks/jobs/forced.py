@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from benchmarks.jobs.steps import Training
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
@@ -52,7 +52,7 @@ def main() -> None:
     plans_file, result_file, rounds, *batches = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    fabric = Fabric(dist.group.WORLD)
+    fabric = GroupFactory(dist.group.WORLD)
     plans = msgspec.json.decode(Path(plans_file).read_bytes(), type=dict[str, Plan])
     executors = {name: load(plan.algorithm)(plan, fabric) for name, plan in plans.items()}
     times = {batch: measure(executors, int(batch), int(rounds)) for batch in batches}

@@ -1,7 +1,7 @@
 """Gradient compression: codecs that sum a bucket over all ranks with fewer bytes.
 
 As in GRACE (Xu et al. 2021) there are three parts: the ``Codec`` compresses, the ``ErrorFeedback``
-remembers what was not sent, the ``Exchange`` is all that a codec sees of the network.
+remembers what was not sent, the ``CodecCollectives`` is all that a codec sees of the network.
 
 Reading order: ``gradient`` (a bucket), ``memory``, ``exchange``, ``codec`` (the plug-in surface),
 then ``cast``, ``int8``, ``powersgd``, ``topk``; ``cost`` times a codec.
@@ -9,8 +9,8 @@ then ``cast``, ``int8``, ``powersgd``, ``topk``; ``cost`` times a codec.
 
 from trainmesh.hooks.codecs.codec import CODECS, Codec, codec
 from trainmesh.hooks.codecs.cost import Cost, measure_cost
-from trainmesh.hooks.codecs.exchange import Exchange, GroupExchange
-from trainmesh.hooks.codecs.gradient import Gradient, Layout, Layouts
+from trainmesh.hooks.codecs.exchange import CodecCollectives, GroupExchange
+from trainmesh.hooks.codecs.gradient import Gradient, GradientLayout, Layouts
 from trainmesh.hooks.codecs.memory import ErrorFeedback
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "Codec",
     "Cost",
     "ErrorFeedback",
-    "Exchange",
+    "CodecCollectives",
     "Gradient",
     "GroupExchange",
-    "Layout",
+    "GradientLayout",
     "Layouts",
     "codec",
     "measure_cost",

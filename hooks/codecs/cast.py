@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from trainmesh.errors import ConfigError
-from trainmesh.hooks.codecs.exchange import Exchange
+from trainmesh.hooks.codecs.exchange import CodecCollectives
 from trainmesh.hooks.codecs.gradient import Gradient, working_dtype
 from trainmesh.hooks.codecs.memory import ErrorFeedback, Scratch, all_finite
 from trainmesh.types import MAX_RANKS
@@ -34,7 +34,7 @@ class Plain:
         if options:
             raise ConfigError(f"codec none has no options, got {options!r}")
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         memory.flush(gradient)
         exchange.sum(gradient.buffer).wait()
 
@@ -57,7 +57,7 @@ class _Cast:
         self._feedback = options == FEEDBACK
         self._scratch = Scratch()
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         buffer = gradient.buffer
         if buffer.element_size() <= self.wire.itemsize:
             memory.flush(gradient)

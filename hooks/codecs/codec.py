@@ -8,7 +8,7 @@ from typing import Protocol
 
 from trainmesh.errors import ConfigError
 from trainmesh.hooks.codecs.cast import Bf16, Fp16, Plain
-from trainmesh.hooks.codecs.exchange import Exchange
+from trainmesh.hooks.codecs.exchange import CodecCollectives
 from trainmesh.hooks.codecs.gradient import Gradient
 from trainmesh.hooks.codecs.int8 import Int8
 from trainmesh.hooks.codecs.memory import ErrorFeedback
@@ -47,7 +47,7 @@ class Codec(Protocol):
         """
         ...
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         """Sum ``gradient.buffer`` over all ranks in place; it has been divided by the number of
         ranks already. Called by one thread, for the same buckets in the same order on every rank;
         may wait for the exchange."""

@@ -12,7 +12,7 @@ from torch.futures import Future
 
 from trainmesh.hooks.codecs.codec import codec
 from trainmesh.hooks.codecs.exchange import LoneExchange
-from trainmesh.hooks.codecs.gradient import Gradient, Layout
+from trainmesh.hooks.codecs.gradient import Gradient, GradientLayout
 from trainmesh.hooks.codecs.memory import ErrorFeedback
 
 __all__ = ["Cost", "measure_cost"]
@@ -43,7 +43,7 @@ def measure_cost(
     Raises:
         ConfigError: there is no such codec.
     """
-    layout = Layout.of(dict(enumerate(shapes)))
+    layout = GradientLayout.of(dict(enumerate(shapes)))
     made = codec(text, world_size)
     memory = ErrorFeedback()
     draws = torch.Generator(device).manual_seed(0)  # the script's own draws stay as they are

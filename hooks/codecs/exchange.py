@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-__all__ = ["Exchange", "GroupExchange", "LoneExchange"]
+__all__ = ["CodecCollectives", "GroupExchange", "LoneExchange"]
 
 
-class Exchange(Protocol):
+class CodecCollectives(Protocol):
     """Collectives over all ranks of the job, which all call them in the same order."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Gradient", "Layout", "Layouts", "Slice", "working_dtype"]
+__all__ = ["Gradient", "GradientLayout", "Layouts", "Slice", "working_dtype"]
 
 MAX_LAYOUTS = 256
 
@@ -25,7 +25,7 @@ class Slice(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class GradientLayout:
     """Where the parameters of a bucket lie, one after the other. Hashed by identity: the same
     object comes back in every step (``Layouts``), so that what depends on it is made once."""
 
@@ -33,7 +33,7 @@ class Layout:
     numel: int
 
     @classmethod
-    def of(cls, shapes: Mapping[Any, Sequence[int]]) -> Layout:
+    def of(cls, shapes: Mapping[Any, Sequence[int]]) -> GradientLayout:
         """Tensors of ``shapes`` by key (anything hashable), one after the other."""
         slices, offset = [], 0
         for key, shape in shapes.items():
@@ -47,7 +47,7 @@ class Gradient:
     """One bucket of one step: a dense 1-D ``buffer`` and its ``layout``."""
 
     buffer: torch.Tensor
-    layout: Layout
+    layout: GradientLayout
 
     def __post_init__(self) -> None:
         if self.buffer.shape != (self.layout.numel,):
@@ -62,16 +62,16 @@ class Layouts:
     parameters are kept alive here."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[Layout, tuple[torch.Tensor, ...]]] = {}
+        self._known: dict[tuple[int, ...], tuple[GradientLayout, tuple[torch.Tensor, ...]]] = {}
 
-    def of(self, parameters: Sequence[torch.Tensor]) -> Layout:
+    def of(self, parameters: Sequence[torch.Tensor]) -> GradientLayout:
         """The layout of a bucket that holds the gradients of ``parameters`` in this order."""
         ids = tuple(map(id, parameters))
         known = self._known.get(ids)
         if known is None:
             if len(self._known) >= MAX_LAYOUTS:
                 self._known.clear()
-            layout = Layout.of({id(one): _memory_shape(one) for one in parameters})
+            layout = GradientLayout.of({id(one): _memory_shape(one) for one in parameters})
             known = self._known[ids] = layout, tuple(parameters)
         return known[0]
 

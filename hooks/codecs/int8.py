@@ -24,7 +24,7 @@ from math import prod
 import torch
 
 from trainmesh.errors import ConfigError
-from trainmesh.hooks.codecs.exchange import Exchange
+from trainmesh.hooks.codecs.exchange import CodecCollectives
 from trainmesh.hooks.codecs.gradient import Gradient, working_dtype
 from trainmesh.hooks.codecs.memory import ErrorFeedback, Scratch, all_finite
 
@@ -48,7 +48,7 @@ class Int8:
             raise ConfigError(f"codec int8 has no options, got {options!r}")
         self._scratch = Scratch()
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         buffer = gradient.buffer
         numel, dtype = buffer.numel(), working_dtype(buffer.dtype)
         blocks = -(-numel // BLOCK)

@@ -12,23 +12,25 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from trainmesh.hooks.codecs.gradient import Gradient, Layout, working_dtype
+from trainmesh.hooks.codecs.gradient import Gradient, GradientLayout, working_dtype
 
-__all__ = ["ErrorFeedback", "Scratch", "Store", "all_finite"]
+__all__ = ["ErrorFeedback", "Scratch", "ParameterTensors", "all_finite"]
 
 
-class Store:
+class ParameterTensors:
     """A tensor for every parameter; ``fill`` sets those that are new."""
 
     def __init__(self, fill: Callable[[torch.Tensor], object]) -> None:
         self._fill = fill
-        self._flat: dict[Layout, torch.Tensor] = {}
-        self._homes: dict[Hashable, Layout] = {}
+        self._flat: dict[GradientLayout, torch.Tensor] = {}
+        self._homes: dict[Hashable, GradientLayout] = {}
         """The layout in which each parameter was seen last."""
         self._places: dict[Hashable, torch.Tensor] = {}
         """Its part of that layout's flat tensor."""
 
-    def flat(self, layout: Layout, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def flat(
+        self, layout: GradientLayout, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         """The tensors of all parameters of ``layout``, one after the other: change it in place."""
         known = self._flat.get(layout)
         if known is not None:
@@ -45,7 +47,7 @@ class Store:
         self._flat[layout] = flat
         return flat
 
-    def take(self, layout: Layout) -> torch.Tensor | None:
+    def take(self, layout: GradientLayout) -> torch.Tensor | None:
         """The tensors of ``layout``, which are forgotten; None if none of them is known."""
         known = [self._places[one.key] for one in layout.slices if one.key in self._places]
         if not known:
@@ -59,7 +61,7 @@ class Store:
     def __len__(self) -> int:
         return len(self._places)
 
-    def _move(self, key: Hashable, layout: Layout, place: torch.Tensor) -> None:
+    def _move(self, key: Hashable, layout: GradientLayout, place: torch.Tensor) -> None:
         # The layout that it leaves would be out of date, should it come back.
         home = self._homes.get(key)
         if home is not None:
@@ -76,7 +78,7 @@ class ErrorFeedback:
     """
 
     def __init__(self) -> None:
-        self._store = Store(torch.Tensor.zero_)
+        self._store = ParameterTensors(torch.Tensor.zero_)
 
     def add_to(self, gradient: Gradient, out: torch.Tensor) -> None:
         """Write to ``out`` (in the working dtype) the gradient plus what has not been sent."""

@@ -29,9 +29,15 @@ from typing import NamedTuple
 import torch
 
 from trainmesh.errors import ConfigError
-from trainmesh.hooks.codecs.exchange import Exchange
-from trainmesh.hooks.codecs.gradient import MAX_LAYOUTS, Gradient, Layout, Slice, working_dtype
-from trainmesh.hooks.codecs.memory import ErrorFeedback, Scratch, Store, all_finite
+from trainmesh.hooks.codecs.exchange import CodecCollectives
+from trainmesh.hooks.codecs.gradient import (
+    MAX_LAYOUTS,
+    Gradient,
+    GradientLayout,
+    Slice,
+    working_dtype,
+)
+from trainmesh.hooks.codecs.memory import ErrorFeedback, ParameterTensors, Scratch, all_finite
 from trainmesh.types import MAX_RANKS
 
 __all__ = ["PowerSGD"]
@@ -62,7 +68,7 @@ class _Work(NamedTuple):
     """Uncompressed elements [begin, end) of the bucket."""
     p_numel: int
     small_numel: int
-    q_layout: Layout
+    q_layout: GradientLayout
 
 
 class PowerSGD:
@@ -77,13 +83,15 @@ class PowerSGD:
                 f"codec powersgd: the option is its rank, 1 to {MAX_RANK}, got {options!r}"
             )
         self._rank = int(options) if options else DEFAULT_RANK
-        self._works: dict[Layout, _Work] = {}
+        self._works: dict[GradientLayout, _Work] = {}
         self._scratch = Scratch()
         # The same on all ranks, which meet the same parameters in the same order.
         draws = torch.Generator().manual_seed(SEED)
-        self._q = Store(lambda place: place.copy_(torch.randn(place.numel(), generator=draws)))
+        self._q = ParameterTensors(
+            lambda place: place.copy_(torch.randn(place.numel(), generator=draws))
+        )
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         buffer = gradient.buffer
         dtype, device = working_dtype(buffer.dtype), buffer.device
         work = self._work(gradient.layout)
@@ -124,7 +132,7 @@ class PowerSGD:
     def _serves(self, n: int, m: int) -> bool:
         return self._rank * (n + m) * MIN_GAIN < n * m
 
-    def _work(self, layout: Layout) -> _Work:
+    def _work(self, layout: GradientLayout) -> _Work:
         work = self._works.get(layout)
         if work is None:
             if len(self._works) >= MAX_LAYOUTS:
@@ -132,7 +140,7 @@ class PowerSGD:
             work = self._works[layout] = self._plan(layout)
         return work
 
-    def _plan(self, layout: Layout) -> _Work:
+    def _plan(self, layout: GradientLayout) -> _Work:
         by_shape: dict[tuple[int, int], list[Slice]] = {}
         runs: list[tuple[int, int]] = []
         for one in layout.slices:
@@ -154,7 +162,9 @@ class PowerSGD:
                 q_end += m * self._rank
             groups.append(tuple(group))
         small = sum(end - begin for begin, end in runs)
-        return _Work(tuple(groups), tuple(runs), p_end, small, Layout(tuple(q_slices), q_end))
+        return _Work(
+            tuple(groups), tuple(runs), p_end, small, GradientLayout(tuple(q_slices), q_end)
+        )
 
     def _multiply_p(
         self, work: _Work, unsent: torch.Tensor, q: torch.Tensor, out: torch.Tensor

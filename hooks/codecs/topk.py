@@ -14,7 +14,7 @@ from math import prod
 import torch
 
 from trainmesh.errors import ConfigError
-from trainmesh.hooks.codecs.exchange import Exchange
+from trainmesh.hooks.codecs.exchange import CodecCollectives
 from trainmesh.hooks.codecs.gradient import Gradient, working_dtype
 from trainmesh.hooks.codecs.memory import ErrorFeedback, Scratch, all_finite
 from trainmesh.types import MAX_RANKS
@@ -38,7 +38,7 @@ class TopK:
         self._fraction = _fraction(options)
         self._scratch = Scratch()
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         buffer = gradient.buffer
         numel, device, dtype = buffer.numel(), buffer.device, working_dtype(buffer.dtype)
         blocks, block, count = self._shape(numel)

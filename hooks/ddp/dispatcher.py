@@ -22,13 +22,13 @@ from trainmesh.hooks import modules, world
 from trainmesh.hooks.context import RankContext, say_once
 from trainmesh.hooks.ddp.buckets import BucketOrder
 from trainmesh.hooks.ddp.user import UserHook
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.groups import job_size, spans_the_job
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.route.coding_cost import ENV_COMPRESSION
 from trainmesh.hooks.route.compressed import NO_CODEC
 from trainmesh.hooks.route.fusion import Bucket
-from trainmesh.hooks.route.route import Route, check
+from trainmesh.hooks.route.route import BucketRoute, check
 from trainmesh.hooks.switching import Switching
 from trainmesh.types import Hint
 
@@ -44,7 +44,7 @@ class Dispatcher:
 
     def __init__(self, module: DistributedDataParallel, numel: int) -> None:
         self._device_type = module.device_type
-        self._observer = Observer(self._device_type, self._join)
+        self._observer = ModuleObserver(self._device_type, self._join)
         self._order = BucketOrder(numel)
         self._wants_parameters = os.environ.get(ENV_COMPRESSION, NO_CODEC) != NO_CODEC
         self._scripts = ""
@@ -61,11 +61,11 @@ class Dispatcher:
 
     def _start(self, group: dist.ProcessGroup) -> None:
         """Reduce over ``group``, as DDP does until a first plan."""
-        self._fabric = Fabric(group)
+        self._fabric = GroupFactory(group)
         self._native = group.allreduce
         self._left = 0
-        self._route = Route.native(self._fabric)
-        self._switching: Switching[Route] | None = None
+        self._route = BucketRoute.native(self._fabric)
+        self._switching: Switching[BucketRoute] | None = None
 
     def use_group(self, group: dist.ProcessGroup) -> None:
         """The script gives the module another process group; nothing is in flight."""
@@ -160,14 +160,14 @@ class Dispatcher:
         self._wants_parameters = True
         return self._order.knows_parameters
 
-    def build(self, hint: Hint) -> Route:
+    def build(self, hint: Hint) -> BucketRoute:
         return self._route.following(hint)
 
-    def put_in_force(self, built: Route) -> None:
+    def put_in_force(self, built: BucketRoute) -> None:
         old, self._route = self._route, built
         old.close(built)
 
-    def discard(self, built: Route) -> None:
+    def discard(self, built: BucketRoute) -> None:
         built.close(self._route)
 
     def _begin_step(self, device: torch.device) -> bool:
@@ -189,7 +189,7 @@ class Dispatcher:
         looks = looks or self._wants_parameters or self._switching.is_meeting
         return self._route.is_native and not looks
 
-    def _make_switching(self) -> Switching[Route]:
+    def _make_switching(self) -> Switching[BucketRoute]:
         here = None
         if not self._scripts and spans_the_job(self._fabric.parent):
             try:
@@ -205,7 +205,7 @@ class Dispatcher:
         if self._switching is not None:
             self._switching.stop()
             self._switching.epoch = 0
-        old, self._route = self._route, Route.native(self._fabric)
+        old, self._route = self._route, BucketRoute.native(self._fabric)
         old.close()
 
     def _join(self) -> tuple[RankContext, int]:

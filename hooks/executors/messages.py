@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.pipeline import PipelinedExecutor
 from trainmesh.hooks.executors.rounds import RoundsExecutor
 from trainmesh.types import Plan
@@ -10,7 +10,7 @@ from trainmesh.types import Plan
 __all__ = ["by_messages"]
 
 
-def by_messages(plan: Plan, fabric: Fabric) -> Executor:
+def by_messages(plan: Plan, fabric: GroupFactory) -> Executor:
     """Piece by piece where a process can send and receive at will (gloo), else in rounds."""
     made = PipelinedExecutor if fabric.backend == "gloo" else RoundsExecutor
     return made(plan, fabric)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
@@ -32,7 +32,7 @@ def all_reduce(group: dist.ProcessGroup, buffer: torch.Tensor, mark: Mark) -> Fu
 class NativeExecutor:
     """The only executor that uses the parent group: it is what DDP would have done."""
 
-    def __init__(self, plan: Plan | None, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan | None, fabric: GroupFactory) -> None:
         self._group = fabric.parent
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:

@@ -24,9 +24,9 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from trainmesh.hooks.ending import PREFIX
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.executors.promise import Promise
-from trainmesh.hooks.executors.trees import Item, Lane, Layout, Part, parts
+from trainmesh.hooks.executors.trees import PeerStream, PieceId, PieceLayout, TreeRole, parts
 from trainmesh.hooks.timing import Mark
 from trainmesh.plan.schedule import trees
 from trainmesh.types import Plan
@@ -54,12 +54,12 @@ GRACE_S = 0.3
 class PipelinedExecutor:
     """See the module. Buffers are CPU tensors of any dtype that can be added."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         self._fabric = fabric
         self._trees = trees(plan)
         self._parts = parts(self._trees, fabric.rank)
         self._piece_bytes = _piece_bytes(plan)
-        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._layouts: dict[tuple[int, int], PieceLayout] = {}
         self._next_tag = 0
         # Messages to higher ranks have the first group, those to lower ranks the second.
         everyone = range(fabric.world_size)
@@ -69,7 +69,7 @@ class PipelinedExecutor:
             lane: _Receiver(lane, self._parts, self._group(lane.src, fabric.rank), self, window)
             for lane in sorted({lane for part in self._parts for lane in part.lanes()})
         }
-        self._ender = _Ender()
+        self._ender = _Completer()
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         layout = self._layout(buffer)
@@ -97,20 +97,20 @@ class PipelinedExecutor:
         self._fabric.release(*self._groups)
         self._lanes, self._groups = {}, []  # a lane holds this executor and its groups
 
-    def reduced(self, bucket: _Bucket, item: Item, part: Part) -> None:
+    def reduced(self, bucket: _Bucket, item: PieceId, part: TreeRole) -> None:
         """The contributions of this rank and of all below it are in the piece."""
         if part.parent is None:
             self.complete(bucket, item, part)
         else:
             self._send(bucket, item, part.parent)
 
-    def complete(self, bucket: _Bucket, item: Item, part: Part) -> None:
+    def complete(self, bucket: _Bucket, item: PieceId, part: TreeRole) -> None:
         """The piece is the sum over all ranks."""
         for target in part.targets:
             self._send(bucket, item._replace(is_up=False), target)
         bucket.count_down()
 
-    def _send(self, bucket: _Bucket, item: Item, dst: int) -> None:
+    def _send(self, bucket: _Bucket, item: PieceId, dst: int) -> None:
         group = self._group(self._fabric.rank, dst)
         try:
             work = group.send([bucket.piece(item)], dst, bucket.tag(item))
@@ -124,14 +124,14 @@ class PipelinedExecutor:
         assert group is not None  # noqa: S101 - every rank is in it
         return group
 
-    def _layout(self, buffer: torch.Tensor) -> Layout:
+    def _layout(self, buffer: torch.Tensor) -> PieceLayout:
         key = (buffer.numel(), buffer.element_size())
         layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             piece_numel = max(1, self._piece_bytes // buffer.element_size())
-            layout = Layout.of(self._trees, self._fabric.rank, buffer.numel(), piece_numel)
+            layout = PieceLayout.of(self._trees, self._fabric.rank, buffer.numel(), piece_numel)
             self._layouts[key] = layout
         return layout
 
@@ -147,7 +147,7 @@ class _Bucket:
     """One buffer on its way through the trees."""
 
     def __init__(
-        self, buffer: torch.Tensor, mark: Mark, layout: Layout, num_events: int, first_tag: int
+        self, buffer: torch.Tensor, mark: Mark, layout: PieceLayout, num_events: int, first_tag: int
     ) -> None:
         self._buffer = buffer
         self._mark = mark
@@ -157,9 +157,9 @@ class _Bucket:
         self._promise = Promise(buffer.device)
         self.layout = layout
         self.adding = [threading.Lock() for _ in layout.first]
-        self.early: dict[Item, dict[int, _Arrival]] = {}
+        self.early: dict[PieceId, dict[int, _Arrival]] = {}
         """What has arrived from children whose turn has not come."""
-        self.turns: dict[Item, int] = {}
+        self.turns: dict[PieceId, int] = {}
         self._lock = threading.Lock()
         self.sends: dict[tuple[int, bool], deque[tuple[int, dist.Work]]] = {
             (tree, is_up): deque() for tree in range(len(layout.first)) for is_up in (True, False)
@@ -174,10 +174,10 @@ class _Bucket:
     def future(self) -> Future[torch.Tensor]:
         return self._promise.future
 
-    def piece(self, item: Item) -> torch.Tensor:
+    def piece(self, item: PieceId) -> torch.Tensor:
         return self._pieces[self.layout.number(item)]
 
-    def tag(self, item: Item) -> int:
+    def tag(self, item: PieceId) -> int:
         return (self._first_tag + 2 * self.layout.number(item) + item.is_up) % TAGS
 
     def wait_for_sends(self, tree: int, is_up: bool, *, left: int) -> None:
@@ -249,7 +249,7 @@ class _Worker(ABC):
     def _carry_out(self, bucket: _Bucket) -> None: ...
 
 
-class _Ender(_Worker):
+class _Completer(_Worker):
     """Completes buckets in their order, when nothing of them is on its way any more."""
 
     def __init__(self) -> None:
@@ -296,8 +296,8 @@ class _Receiver(_Worker):
 
     def __init__(
         self,
-        lane: Lane,
-        own: tuple[Part, ...],
+        lane: PeerStream,
+        own: tuple[TreeRole, ...],
         group: dist.ProcessGroup,
         executor: PipelinedExecutor,
         window: int,
@@ -327,7 +327,7 @@ class _Receiver(_Worker):
             blame = self._lane.is_up + 2 * ("Timed out" in self._error)
             bucket.fail(self._error, blame=blame)
 
-    def _receive(self, bucket: _Bucket, items: Iterator[Item]) -> None:
+    def _receive(self, bucket: _Bucket, items: Iterator[PieceId]) -> None:
         posted = deque(self._post(bucket, item) for item in islice(items, self._window))
         while posted:
             item, arrival = posted.popleft()
@@ -341,7 +341,7 @@ class _Receiver(_Worker):
                 self._hold_back(bucket, following)
                 posted.append(self._post(bucket, following))
 
-    def _hold_back(self, bucket: _Bucket, item: Item) -> None:
+    def _hold_back(self, bucket: _Bucket, item: PieceId) -> None:
         """Until what it leads to is not far behind: a tree that runs ahead takes bandwidth from
         what others wait for. What is waited for comes before ``item`` in the order of all messages
         (see Layout): it is of a piece that is earlier by more than the lag."""
@@ -351,7 +351,7 @@ class _Receiver(_Worker):
         lag = part.lags[part.children.index(self._lane.src)] if item.is_up else 1
         bucket.wait_for_sends(item.tree, goes_up, left=sends_per_piece * max(AHEAD_PIECES, lag))
 
-    def _post(self, bucket: _Bucket, item: Item) -> tuple[Item, _Arrival]:
+    def _post(self, bucket: _Bucket, item: PieceId) -> tuple[PieceId, _Arrival]:
         """Ask for ``item``: a sum goes where it belongs, a contribution into scratch."""
         piece, tag = bucket.piece(item), bucket.tag(item)
         if not item.is_up:
@@ -371,7 +371,7 @@ class _Receiver(_Worker):
                 continue  # all wait for the turn of another child, whose receiver may have failed
         raise RuntimeError(bucket.error)
 
-    def _add(self, bucket: _Bucket, item: Item, arrival: _Arrival) -> bool:
+    def _add(self, bucket: _Bucket, item: PieceId, arrival: _Arrival) -> bool:
         """Add what has arrived, and what it was waited for; True if all children have been."""
         piece, children = bucket.piece(item), bucket.layout.turns[item]
         if len(children) == 1:

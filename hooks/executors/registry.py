@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.messages import by_messages
 from trainmesh.hooks.executors.native import NativeExecutor
 from trainmesh.hooks.executors.ring import ring
@@ -16,7 +16,7 @@ __all__ = ["load"]
 
 GROUP = "trainmesh.hooks"
 """The entry points of other packages."""
-BUILT_IN: dict[str, Callable[[Plan, Fabric], Executor]] = {
+BUILT_IN: dict[str, Callable[[Plan, GroupFactory], Executor]] = {
     Algorithm.NATIVE: NativeExecutor,
     Algorithm.RING: ring,
     Algorithm.TREE: by_messages,
@@ -26,7 +26,7 @@ BUILT_IN: dict[str, Callable[[Plan, Fabric], Executor]] = {
 }
 
 
-def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
+def load(algorithm: str) -> Callable[[Plan, GroupFactory], Executor]:
     """What makes the executor registered for ``algorithm``.
 
     Raises:
@@ -36,7 +36,7 @@ def load(algorithm: str) -> Callable[[Plan, Fabric], Executor]:
         return BUILT_IN[algorithm]
     for point in entry_points(group=GROUP, name=algorithm):
         try:
-            loaded: Callable[[Plan, Fabric], Executor] = point.load()
+            loaded: Callable[[Plan, GroupFactory], Executor] = point.load()
         except Exception as error:  # third-party code may fail in any way
             raise PlanError(f"executor {algorithm!r} can't be loaded: {error}") from error
         return loaded

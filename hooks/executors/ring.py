@@ -7,7 +7,7 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.messages import by_messages
 from trainmesh.hooks.executors.native import all_reduce
 from trainmesh.hooks.timing import Mark
@@ -16,7 +16,7 @@ from trainmesh.types import Plan
 __all__ = ["RingExecutor", "ring"]
 
 
-def ring(plan: Plan, fabric: Fabric) -> Executor:
+def ring(plan: Plan, fabric: GroupFactory) -> Executor:
     """The executor of a ring plan."""
     return by_messages(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
 
@@ -24,7 +24,7 @@ def ring(plan: Plan, fabric: Fabric) -> Executor:
 class RingExecutor:
     """The backend's all-reduce, around ``plan.order``."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         group = fabric.new_group(plan.order)
         if group is None:
             raise PlanError(f"ring: rank {fabric.rank} is not in the order")

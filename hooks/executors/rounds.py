@@ -25,14 +25,14 @@ from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.ending import PREFIX
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.executors.promise import Promise
 from trainmesh.hooks.executors.trees import cut, hops
 from trainmesh.hooks.timing import Mark
 from trainmesh.plan.schedule import trees
 from trainmesh.types import Plan, Tree
 
-__all__ = ["Op", "RoundsExecutor", "rounds"]
+__all__ = ["RoundOp", "RoundsExecutor", "rounds"]
 
 MIN_PIECE_BYTES = 256 * 1024
 """A round costs some ten microseconds of kernel launches."""
@@ -41,7 +41,7 @@ MAX_PIECES = 16
 END_S = 5.0
 
 
-class Op(NamedTuple):
+class RoundOp(NamedTuple):
     """What one rank does with a piece in a round. ``peer`` sends it if ``receives``, to be added
     to what is there if ``adds``."""
 
@@ -52,7 +52,7 @@ class Op(NamedTuple):
     adds: bool
 
 
-def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[list[Op]]:
+def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[list[RoundOp]]:
     """What ``rank`` does, round by round; rounds in which it does nothing are left out.
 
     The messages between two ranks come in the same order on both.
@@ -60,14 +60,14 @@ def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[
     Args:
         counts: Number of pieces of each tree.
     """
-    planned: dict[int, list[Op]] = defaultdict(list)
+    planned: dict[int, list[RoundOp]] = defaultdict(list)
     for number, (tree, count) in enumerate(zip(trees, counts, strict=True)):
         for src, dst, depth, is_up in hops(tree):
             if rank not in (src, dst):
                 continue
             peer = src if dst == rank else dst
             for piece in range(count):
-                op = Op(number, piece, peer, dst == rank, is_up and dst == rank)
+                op = RoundOp(number, piece, peer, dst == rank, is_up and dst == rank)
                 planned[depth + piece].append(op)
     for turn in sorted(planned):
         yield planned[turn]
@@ -87,7 +87,7 @@ class _Program:
 
     sizes: list[int]
     first: list[int]
-    rounds: list[list[Op]]
+    rounds: list[list[RoundOp]]
 
 
 class RoundsExecutor:
@@ -95,7 +95,7 @@ class RoundsExecutor:
 
     MAX_PROGRAMS = 64
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         """All ranks make it together; NCCL connects them here, so that no bucket waits for it.
 
         Raises:
@@ -172,7 +172,7 @@ class RoundsExecutor:
                 if op.adds:
                     place.add_(value)
 
-    def _exchange(self, ops: list[Op], values: list[torch.Tensor], *, grouped: bool) -> None:
+    def _exchange(self, ops: list[RoundOp], values: list[torch.Tensor], *, grouped: bool) -> None:
         """All messages of a round. Those to receive are posted first: gloo sends only after the
         receiver's note."""
         group = self._group

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from trainmesh.types import Tree
 
-__all__ = ["Item", "Lane", "Layout", "Part", "cut", "hops", "parts"]
+__all__ = ["PieceId", "PeerStream", "PieceLayout", "TreeRole", "cut", "hops", "parts"]
 
 
 @dataclass(frozen=True)
-class Part:
+class TreeRole:
     """What this rank does in one tree: it adds what its ``children`` send, sends the sum to its
     ``parent`` (None: it is the root), and passes what its ``source`` (None: the root) sends on to
     its ``targets``."""
@@ -38,23 +38,23 @@ class Part:
         """Messages that leave for each piece."""
         return len(self.targets) + (self.parent is not None)
 
-    def lanes(self) -> Iterator[Lane]:
+    def lanes(self) -> Iterator[PeerStream]:
         """Where messages come from."""
         for child in self.children:
-            yield Lane(child, is_up=True)
+            yield PeerStream(child, is_up=True)
         if self.source is not None:
-            yield Lane(self.source, is_up=False)
+            yield PeerStream(self.source, is_up=False)
 
 
-def parts(trees: Sequence[Tree], rank: int) -> tuple[Part, ...]:
+def parts(trees: Sequence[Tree], rank: int) -> tuple[TreeRole, ...]:
     """The parts of ``rank``, by tree."""
     return tuple(_part(tree, rank) for tree in trees)
 
 
-def _part(tree: Tree, rank: int) -> Part:
+def _part(tree: Tree, rank: int) -> TreeRole:
     into = {src: depth for src, dst, depth, is_up in hops(tree) if is_up and dst == rank}
     last = max(into.values(), default=0)
-    return Part(
+    return TreeRole(
         children=tuple(into),
         lags=tuple(last + 1 - depth for depth in into.values()),
         parent=next((hop.dst for hop in tree.up if hop.src == rank), None),
@@ -63,7 +63,7 @@ def _part(tree: Tree, rank: int) -> Part:
     )
 
 
-class Item(NamedTuple):
+class PieceId(NamedTuple):
     """A message: piece ``piece`` of ``tree``, on its way up or down."""
 
     tree: int
@@ -71,7 +71,7 @@ class Item(NamedTuple):
     is_up: bool
 
 
-class Lane(NamedTuple):
+class PeerStream(NamedTuple):
     """The messages from one rank in one direction are received by one thread."""
 
     src: int
@@ -79,7 +79,7 @@ class Lane(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class PieceLayout:
     """How a buffer of ``sum(sizes)`` elements is cut: ``sizes`` are those of all pieces, tree by
     tree, and ``first[tree]`` is the number of a tree's first piece. Pieces are never empty.
     ``expected``: the messages of each lane in the order in which they probably arrive.
@@ -94,18 +94,18 @@ class Layout:
 
     sizes: tuple[int, ...]
     first: tuple[int, ...]
-    expected: dict[Lane, tuple[Item, ...]]
-    turns: dict[Item, tuple[int, ...]]
+    expected: dict[PeerStream, tuple[PieceId, ...]]
+    turns: dict[PieceId, tuple[int, ...]]
 
     @classmethod
-    def of(cls, trees: Sequence[Tree], rank: int, numel: int, piece_numel: int) -> Layout:
+    def of(cls, trees: Sequence[Tree], rank: int, numel: int, piece_numel: int) -> PieceLayout:
         """Cut ``numel`` elements into pieces of about ``piece_numel``, the same on every rank."""
         sizes, first = cut(trees, numel, piece_numel)
         arrivals = _arrivals(trees, rank, first)
-        expected: dict[Lane, list[Item]] = defaultdict(list)
-        turns: dict[Item, list[int]] = defaultdict(list)
+        expected: dict[PeerStream, list[PieceId]] = defaultdict(list)
+        turns: dict[PieceId, list[int]] = defaultdict(list)
         for src, item in arrivals:
-            expected[Lane(src, item.is_up)].append(item)
+            expected[PeerStream(src, item.is_up)].append(item)
             if item.is_up:
                 turns[item].append(src)
         return cls(
@@ -115,22 +115,22 @@ class Layout:
             {item: tuple(children) for item, children in turns.items()},
         )
 
-    def number(self, item: Item) -> int:
+    def number(self, item: PieceId) -> int:
         """Which piece of the buffer it is."""
         return self.first[item.tree] + item.piece
 
-    def num_events(self, own: Sequence[Part]) -> int:
+    def num_events(self, own: Sequence[TreeRole]) -> int:
         """How many pieces are completed and messages sent on the rank of these parts."""
         counts = (b - a for a, b in pairwise(self.first))
         return sum(n * (1 + part.num_sends) for n, part in zip(counts, own, strict=True))
 
-    def by_piece(self, *, is_up: bool) -> Iterator[Item]:
+    def by_piece(self, *, is_up: bool) -> Iterator[PieceId]:
         """All pieces, the trees in turn."""
         counts = [b - a for a, b in pairwise(self.first)]
         for piece in range(max(counts, default=0)):
             for tree, count in enumerate(counts):
                 if piece < count:
-                    yield Item(tree, piece, is_up)
+                    yield PieceId(tree, piece, is_up)
 
 
 def cut(trees: Sequence[Tree], numel: int, piece_numel: int) -> tuple[list[int], list[int]]:
@@ -163,7 +163,7 @@ def hops(tree: Tree) -> Iterator[tuple[int, int, int, bool]]:
         there[hop.dst] = there[hop.src] + 1
 
 
-def _arrivals(trees: Sequence[Tree], rank: int, first: Sequence[int]) -> list[tuple[int, Item]]:
+def _arrivals(trees: Sequence[Tree], rank: int, first: Sequence[int]) -> list[tuple[int, PieceId]]:
     """What reaches ``rank``, with its senders, in the order in which all trees progress alike: of
     each the same part has gone by at any time, a hop later by one piece of the largest."""
     counts = [b - a for a, b in pairwise(first)]
@@ -176,4 +176,6 @@ def _arrivals(trees: Sequence[Tree], rank: int, first: Sequence[int]) -> list[tu
                     (piece / count + depth * hop_time, number, place, piece, src, is_up)
                     for piece in range(count)
                 ]
-    return [(src, Item(number, piece, is_up)) for _, number, _, piece, src, is_up in sorted(found)]
+    return [
+        (src, PieceId(number, piece, is_up)) for _, number, _, piece, src, is_up in sorted(found)
+    ]

@@ -24,9 +24,9 @@ from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 from trainmesh.hooks import loss, modules
 from trainmesh.hooks.context import say
 from trainmesh.hooks.fsdp.reductions import Reductions
-from trainmesh.hooks.fsdp.replicas import ReplicaFabric, ReplicaPlans, replica_groups
+from trainmesh.hooks.fsdp.replicas import ReplicaGroupFactory, ReplicaPlans, replica_groups
 from trainmesh.hooks.groups import backend_of
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.types import Collective
 
 __all__ = ["wrap_fsdp"]
@@ -179,11 +179,11 @@ def _make(owner: Any, group: dist.ProcessGroup) -> Reductions | None:
         collective=Collective.ALLREDUCE if is_replicated else Collective.REDUCE_SCATTER,
         replicas=() if len(groups) == 1 else members,
     )
-    observer = Observer(device.type, lambda: (context, modules.join(observer)))
+    observer = ModuleObserver(device.type, lambda: (context, modules.join(observer)))
     observer.open()
     plans = None
     if groups and group.size() > 1:
-        plans = ReplicaPlans(ReplicaFabric(group, groups), observer)
+        plans = ReplicaPlans(ReplicaGroupFactory(group, groups), observer)
     return Reductions(group, device, observer, plans)
 
 

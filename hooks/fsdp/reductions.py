@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from trainmesh.hooks.fsdp.replicas import ReplicaPlans
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.timing import Mark
 
 __all__ = ["Reductions"]
@@ -29,7 +29,7 @@ class Reductions:
         self,
         group: dist.ProcessGroup,
         device: torch.device,
-        observer: Observer,
+        observer: ModuleObserver,
         plans: ReplicaPlans | None,
     ) -> None:
         self.group = group

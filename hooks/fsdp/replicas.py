@@ -14,15 +14,15 @@ import torch.distributed as dist
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks import world
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.route.compressed import NO_CODEC
 from trainmesh.hooks.route.route import check
 from trainmesh.hooks.switching import Switching
 from trainmesh.types import Algorithm, Hint
 
-__all__ = ["ReplicaFabric", "ReplicaPlans", "replica_groups"]
+__all__ = ["ReplicaGroupFactory", "ReplicaPlans", "replica_groups"]
 
 GAP = 2
 """A rank in its step n has been waited for by its replicas in step n - 1, and these by their
@@ -35,11 +35,11 @@ def replica_groups(mesh: torch.Tensor, dimension: int) -> tuple[tuple[int, ...],
     return tuple(tuple(group) for group in groups.tolist())
 
 
-class ReplicaFabric(Fabric):
+class ReplicaGroupFactory(GroupFactory):
     """Makes a group in every replica group where an executor asks for one.
 
     ``groups`` are all replica groups of the job: every rank is in one, and each makes the groups
-    of all, in the same order, as ``Fabric.new_group`` demands.
+    of all, in the same order, as ``GroupFactory.new_group`` demands.
     """
 
     def __init__(self, parent: dist.ProcessGroup, groups: Sequence[Sequence[int]]) -> None:
@@ -59,7 +59,7 @@ class ReplicaFabric(Fabric):
 class ReplicaPlans:
     """The plan in force for one FSDP2 root; every rank of the job makes one at the same time."""
 
-    def __init__(self, fabric: ReplicaFabric, observer: Observer) -> None:
+    def __init__(self, fabric: ReplicaGroupFactory, observer: ModuleObserver) -> None:
         self.executor: Executor | None = None
         """None: what FSDP2 would do."""
         self._fabric = fabric

@@ -18,7 +18,7 @@ from torch.futures import Future
 from trainmesh.errors import PlanError
 from trainmesh.hooks.codecs import Codec, ErrorFeedback, Gradient, GroupExchange, codec
 from trainmesh.hooks.ending import PREFIX
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.native import NativeExecutor
 from trainmesh.hooks.executors.promise import Promise
 from trainmesh.hooks.timing import Mark
@@ -41,7 +41,7 @@ class _Job:
 class Compressed:
     """One codec in force. ``memory`` is the module's, and outlives it."""
 
-    def __init__(self, name: str, fabric: Fabric, memory: ErrorFeedback) -> None:
+    def __init__(self, name: str, fabric: GroupFactory, memory: ErrorFeedback) -> None:
         """All ranks make it together.
 
         Raises:

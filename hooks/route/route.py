@@ -13,7 +13,7 @@ from torch.futures import Future
 
 from trainmesh.errors import ConfigError, PlanError
 from trainmesh.hooks.codecs import ErrorFeedback, Gradient, Layouts, codec
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.native import NativeExecutor
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.route.compressed import NO_CODEC, Compressed
@@ -21,7 +21,7 @@ from trainmesh.hooks.route.fusion import Bucket, Fusion
 from trainmesh.plan.shape import check_shape
 from trainmesh.types import Hint, Plan
 
-__all__ = ["Route", "check"]
+__all__ = ["BucketRoute", "check"]
 
 
 def check(hint: Hint, world_size: int) -> None:
@@ -42,12 +42,12 @@ def check(hint: Hint, world_size: int) -> None:
 class _Kept:
     """What all routes of one module share."""
 
-    fabric: Fabric
+    fabric: GroupFactory
     memory: ErrorFeedback = field(default_factory=ErrorFeedback)
     layouts: Layouts = field(default_factory=Layouts)
 
 
-class Route:
+class BucketRoute:
     """Where buckets go under one hint."""
 
     def __init__(
@@ -65,11 +65,11 @@ class Route:
         self._fusion = Fusion(fusion_bytes, _Sum(kept, executor, compressed))
 
     @classmethod
-    def native(cls, fabric: Fabric) -> Route:
+    def native(cls, fabric: GroupFactory) -> BucketRoute:
         """Before the first hint: what DDP would do."""
         return cls(_Kept(fabric), None, NativeExecutor(None, fabric), None, 0)
 
-    def following(self, hint: Hint) -> Route:
+    def following(self, hint: Hint) -> BucketRoute:
         """The route of ``hint``, which takes over what is as it was; all ranks call it together.
 
         Raises:
@@ -87,7 +87,7 @@ class Route:
             if executor is not self._executor:
                 executor.close()
             raise
-        return Route(kept, hint.plan, executor, compressed, hint.fusion_bytes)
+        return BucketRoute(kept, hint.plan, executor, compressed, hint.fusion_bytes)
 
     @property
     def is_native(self) -> bool:
@@ -116,7 +116,7 @@ class Route:
         """The step's last bucket goes another way."""
         self._fusion.flush()
 
-    def close(self, other: Route | None = None) -> None:
+    def close(self, other: BucketRoute | None = None) -> None:
         """Release what ``other`` does not have; nothing is in flight."""
         if self._compressed is not None and (
             other is None or other._compressed is not self._compressed

@@ -11,7 +11,7 @@
 The same from a shell: ``python -m trainmesh.hooks.testing executor my_package:MyExecutor``.
 """
 
-from trainmesh.hooks.testing.checks import Report, check_codec, check_executor
+from trainmesh.hooks.testing.checks import CheckReport, check_codec, check_executor
 from trainmesh.hooks.testing.plans import example_plan
 
-__all__ = ["Report", "check_codec", "check_executor", "example_plan"]
+__all__ = ["CheckReport", "check_codec", "check_executor", "example_plan"]

@@ -13,7 +13,7 @@ from trainmesh.hooks.testing.ranks import run
 from trainmesh.hooks.testing.spec import Spec, target_of
 from trainmesh.types import Plan
 
-__all__ = ["Report", "check_codec", "check_executor"]
+__all__ = ["CheckReport", "check_codec", "check_executor"]
 
 WORLD_SIZES = (2, 3, 4)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -22,7 +22,7 @@ CODEC_SIZES = (1, 3, 257, 4_099)
 STEPS = 64
 
 
-class Report(NamedTuple):
+class CheckReport(NamedTuple):
     """A check that was passed: on what, how many results were compared, and how long it took."""
 
     target: str
@@ -39,7 +39,7 @@ def check_executor(
     dtypes: Sequence[torch.dtype] = DTYPES,
     sizes: Sequence[int] = EXECUTOR_SIZES,
     timeout_s: float = 20.0,
-) -> Report:
+) -> CheckReport:
     """Check an executor against what ``trainmesh.hooks.executor`` asks of it.
 
     Sums are right against float64 and the same bit for bit on all ranks, with buckets of all
@@ -81,7 +81,7 @@ def check_codec(
     steps: int = STEPS,
     tolerance: float = 0.01,
     timeout_s: float = 20.0,
-) -> Report:
+) -> CheckReport:
     """Check a codec against what ``trainmesh.hooks.codecs.Codec`` asks of it.
 
     Results are the same bit for bit on all ranks; what went in over ``steps`` steps comes out or
@@ -113,11 +113,11 @@ def check_codec(
     return _report(spec)
 
 
-def _report(spec: Spec) -> Report:
+def _report(spec: Spec) -> CheckReport:
     begin = monotonic()
     # Each world size may come to one time-out of its groups, and needs some time itself.
     num_results = run(spec, limit_s=len(spec.world_sizes) * (spec.timeout_s + 60))
-    return Report(spec.target, spec.world_sizes, num_results, monotonic() - begin)
+    return CheckReport(spec.target, spec.world_sizes, num_results, monotonic() - begin)
 
 
 def _checked(world_sizes: Sequence[int]) -> tuple[int, ...]:

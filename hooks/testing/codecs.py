@@ -13,7 +13,7 @@ from torch.futures import Future
 
 from trainmesh.hooks.codecs.codec import CODECS, Codec, codec
 from trainmesh.hooks.codecs.exchange import GroupExchange
-from trainmesh.hooks.codecs.gradient import Gradient, Layout
+from trainmesh.hooks.codecs.gradient import Gradient, GradientLayout
 from trainmesh.hooks.codecs.memory import ErrorFeedback
 from trainmesh.hooks.testing.spec import Failed, Spec, factory, is_place
 from trainmesh.hooks.testing.tensors import digest, random
@@ -138,7 +138,7 @@ class _Run:
             for one, other in zip(lasting, noise, strict=True)
         ]
 
-    def _reduce(self, case: str, buffer: torch.Tensor, layouts: list[Layout]) -> None:
+    def _reduce(self, case: str, buffer: torch.Tensor, layouts: list[GradientLayout]) -> None:
         begin = 0
         for layout in layouts:
             part = buffer[begin : begin + layout.numel]
@@ -154,7 +154,7 @@ class _Run:
             if self._exchange.calls > self._codec.num_exchanges:
                 raise Failed(f"{case}: {self._exchange.calls} collectives a bucket, not as it says")
 
-    def _non_finite(self, case: str, numel: int, layouts: list[Layout], step: int) -> None:
+    def _non_finite(self, case: str, numel: int, layouts: list[GradientLayout], step: int) -> None:
         """A step that a GradScaler would skip; the totals prove that it leaves no trace."""
         for value in (float("nan"), float("inf"), -float("inf")):
             buffer = self._inputs(numel, step)[self._exchange.rank]
@@ -166,7 +166,7 @@ class _Run:
             if torch.isfinite(buffer).all():
                 raise Failed(f"{case}: {value} in one rank's gradient does not reach all ranks")
 
-    def _feeds_back(self, case: str, totals: _Totals, layouts: list[Layout]) -> None:
+    def _feeds_back(self, case: str, totals: _Totals, layouts: list[GradientLayout]) -> None:
         """What was put in has come out or is still remembered, and comes out in time."""
         left = torch.zeros_like(totals.put_in)
         begin = 0
@@ -191,7 +191,7 @@ class _Run:
             )
 
 
-def _layouts(numel: int) -> tuple[list[Layout], list[Layout]]:
+def _layouts(numel: int) -> tuple[list[GradientLayout], list[GradientLayout]]:
     """The same parameters in one bucket, and in two: a matrix where there is room for one, and
     vectors."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -204,6 +204,9 @@ def _layouts(numel: int) -> tuple[list[Layout], list[Layout]]:
     if rest > 1:
         shapes["second"] = (rest - rest // 2,)
     if len(shapes) == 1:
-        return [Layout.of(shapes)], [Layout.of(shapes)]
+        return [GradientLayout.of(shapes)], [GradientLayout.of(shapes)]
     *others, last = shapes.items()
-    return [Layout.of(shapes)], [Layout.of(dict(others)), Layout.of(dict([last]))]
+    return [GradientLayout.of(shapes)], [
+        GradientLayout.of(dict(others)),
+        GradientLayout.of(dict([last])),
+    ]

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.testing.plans import example_plan
 from trainmesh.hooks.testing.spec import Failed, Spec, factory, is_place
@@ -56,7 +56,7 @@ def check_executor_rank(spec: Spec, store: Store) -> dict[str, str]:
     return digests
 
 
-class _CountingFabric(Fabric):
+class _CountingFabric(GroupFactory):
     """Knows which groups were made and not released."""
 
     def __init__(self, parent: dist.ProcessGroup | None) -> None:
@@ -79,7 +79,7 @@ class _CountingFabric(Fabric):
 
 @contextmanager
 def _executor(
-    make: Callable[[Plan, Fabric], Executor], plan: Plan, fabric: _CountingFabric
+    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, fabric: _CountingFabric
 ) -> Iterator[Executor]:
     executor = make(plan, fabric)
     yield executor
@@ -88,7 +88,7 @@ def _executor(
         raise Failed(f"close() leaves {len(fabric.held)} process groups unreleased")
 
 
-def _returns_at_once(executor: Executor, fabric: Fabric, store: Store) -> None:
+def _returns_at_once(executor: Executor, fabric: GroupFactory, store: Store) -> None:
     """Rank 0 begins; the others do when it has returned."""
     buffer = torch.full((1000,), float(fabric.rank + 1))
     mark = Mark(0, buffer.nbytes)
@@ -110,7 +110,7 @@ def _returns_at_once(executor: Executor, fabric: Fabric, store: Store) -> None:
         raise Failed("mark.end() was not called before the future completed")
 
 
-def _keeps_to_its_own_groups(executor: Executor, fabric: Fabric) -> None:
+def _keeps_to_its_own_groups(executor: Executor, fabric: GroupFactory) -> None:
     """The default group is used at the same time, by half of the ranks before and by the others
     after: collectives that share a group would meet the wrong ones."""
     buffer = torch.full((1000,), float(fabric.rank + 1))
@@ -130,7 +130,7 @@ def _keeps_to_its_own_groups(executor: Executor, fabric: Fabric) -> None:
 
 
 def _sums(
-    executor: Executor, fabric: Fabric, sizes: Sequence[int], dtype: torch.dtype, turn: int
+    executor: Executor, fabric: GroupFactory, sizes: Sequence[int], dtype: torch.dtype, turn: int
 ) -> dict[str, str]:
     """Buckets of all sizes in flight at once."""
     cases = list(enumerate(sizes))
@@ -151,7 +151,7 @@ def _sums(
 
 
 def _releases_everything(
-    make: Callable[[Plan, Fabric], Executor], plan: Plan, fabric: _CountingFabric
+    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, fabric: _CountingFabric
 ) -> None:
     """Made and closed again and again, nothing piles up."""
 

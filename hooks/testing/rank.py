@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from trainmesh.hooks.testing.codecs import check_codec_rank
 from trainmesh.hooks.testing.executors import check_executor_rank
-from trainmesh.hooks.testing.spec import Answer, Failed, Spec
+from trainmesh.hooks.testing.spec import Failed, RankResult, Spec
 from trainmesh.wire import decode, encode
 
 __all__ = ["main"]
@@ -27,12 +27,12 @@ def main(folder: Path, rank: int) -> None:
     """Take part in the check of every world size that has this rank; leave an Answer."""
     spec = decode((folder / "spec.json").read_bytes(), Spec, what="spec.json")
     try:
-        answer = Answer(digests=_digests(spec, folder, rank))
+        answer = RankResult(digests=_digests(spec, folder, rank))
     except Failed as failure:
-        answer = Answer(failed=str(failure), ended_ns=monotonic_ns())
+        answer = RankResult(failed=str(failure), ended_ns=monotonic_ns())
     except Exception as error:  # what is checked may fail in any way
         words = f"{type(error).__name__}: {error}".splitlines()[0]
-        answer = Answer(error=words, ended_ns=monotonic_ns())
+        answer = RankResult(error=words, ended_ns=monotonic_ns())
     partial = folder / f"{rank}.partial"
     partial.write_bytes(encode(answer))
     partial.rename(folder / f"{rank}.json")

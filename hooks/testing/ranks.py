@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
-from trainmesh.hooks.testing.spec import Answer, Spec
+from trainmesh.hooks.testing.spec import RankResult, Spec
 from trainmesh.wire import decode, encode
 
 __all__ = ["run"]
@@ -83,18 +83,20 @@ def _wait(folder: Path, processes: Sequence[subprocess.Popen[bytes]], limit_s: f
     return [] if failed else list(running)
 
 
-def _answer(folder: Path, rank: int, status: int | None) -> Answer:
+def _answer(folder: Path, rank: int, status: int | None) -> RankResult:
     path = folder / f"{rank}.json"
     if path.exists():
         data = path.read_bytes()
-        return decode(data, Answer, what=f"rank {rank}", max_bytes=MAX_ANSWER_BYTES)
+        return decode(data, RankResult, what=f"rank {rank}", max_bytes=MAX_ANSWER_BYTES)
     if status == -signal.SIGKILL:  # by us
-        return Answer(error="was still busy")
+        return RankResult(error="was still busy")
     lines = (folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
-    return Answer(failed=f"its process ended with status {status}: {lines[-1] if lines else '-'}")
+    return RankResult(
+        failed=f"its process ended with status {status}: {lines[-1] if lines else '-'}"
+    )
 
 
-def _failure(answers: Sequence[Answer], late: Sequence[int]) -> str:
+def _failure(answers: Sequence[RankResult], late: Sequence[int]) -> str:
     """The most telling thing that went wrong; empty if nothing did."""
     by_time = sorted(enumerate(answers), key=lambda one: one[1].ended_ns)
     for rank, answer in by_time:
@@ -108,7 +110,7 @@ def _failure(answers: Sequence[Answer], late: Sequence[int]) -> str:
     return _difference(answers)
 
 
-def _difference(answers: Sequence[Answer]) -> str:
+def _difference(answers: Sequence[RankResult]) -> str:
     """A case whose results are not the same on all ranks."""
     first: dict[str, tuple[int, str]] = {}
     for rank, answer in enumerate(answers):

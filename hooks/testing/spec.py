@@ -16,7 +16,7 @@ from msgspec import Struct
 from trainmesh.errors import ConfigError
 from trainmesh.types import MAX_INT, Plan
 
-__all__ = ["Answer", "Failed", "Spec", "factory", "is_place", "target_of"]
+__all__ = ["RankResult", "Failed", "Spec", "factory", "is_place", "target_of"]
 
 
 class Spec(Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     timeout_s: float = 20.0
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class RankResult(Struct, frozen=True, kw_only=True):
     """What one rank found: ``digests`` of its results by case, or what failed."""
 
     digests: dict[str, str] = {}

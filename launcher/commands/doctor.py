@@ -10,13 +10,13 @@ import msgspec
 
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.arguments import add_etcd
-from trainmesh.launcher.doctor.checks import Check, State, check_all
+from trainmesh.launcher.doctor.checks import Check, CheckState, check_all
 from trainmesh.launcher.terminal import Output
 from trainmesh.units import count
 
 __all__ = ["add_arguments", "run"]
 
-STYLES = {State.OK: "green", State.WARN: "yellow", State.FAIL: "bold red"}
+STYLES = {CheckState.OK: "green", CheckState.WARN: "yellow", CheckState.FAIL: "bold red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(msgspec.json.encode(checks).decode() + "\n")
     else:
         _show(checks, Output())
-    return int(any(check.state is State.FAIL for check in checks))
+    return int(any(check.state is CheckState.FAIL for check in checks))
 
 
 def _show(checks: list[Check], output: Output) -> None:
@@ -51,5 +51,5 @@ def _show(checks: list[Check], output: Output) -> None:
         output.text(f"{check.state:<5} {check.name:<14} {check.text}", style=STYLES[check.state])
         if check.fix:
             output.text(f"{'':<20} -> {check.fix}")
-    failed = sum(check.state is State.FAIL for check in checks)
+    failed = sum(check.state is CheckState.FAIL for check in checks)
     output.text(f"{count(failed, 'problem')} to solve" if failed else "ready")

@@ -7,10 +7,10 @@ import sys
 
 import msgspec
 
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.launcher import jobs
-from trainmesh.launcher.commands.status import asked_words
-from trainmesh.launcher.run.progress import plan_words
+from trainmesh.launcher.commands.status import describe_asked
+from trainmesh.launcher.run.progress import describe_plan
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 
@@ -43,18 +43,19 @@ def words(status: JobStatus) -> list[str]:
     """The explanation, a line each."""
     if status.world_size == 1:
         lines = [f"Job {status.job} has one rank: there is nothing to communicate or to plan."]
-        return lines + [f"{text}." for text in asked_words(status)]
+        return lines + [f"{text}." for text in describe_asked(status)]
     lines = [
-        f"Job {status.job} runs {plan_words(status)} (epoch {status.epoch}) at step {status.step}."
+        f"Job {status.job} runs {describe_plan(status)} (epoch {status.epoch}) "
+        f"at step {status.step}."
     ]
     if status.hint is not None and status.hint.epoch != status.epoch:
         lines.append(
-            f"On its way: {Regime.of(status.hint).words} (epoch {status.hint.epoch}), due from "
+            f"On its way: {CommConfig.of(status.hint).words} (epoch {status.hint.epoch}), due from "
             f"step {status.hint.effective_step}: {status.hint.reason}."
         )
     elif status.hint is not None:
         lines.append(f"Why: {status.hint.reason}.")
-    lines += [f"{text}." for text in asked_words(status)]
+    lines += [f"{text}." for text in describe_asked(status)]
     if status.choice is None:
         lines.append("No choice has been made yet: the plan in force is still being measured.")
     else:

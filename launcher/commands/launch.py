@@ -156,7 +156,7 @@ def _description(settings: LaunchSettings, config: LaunchConfig, command: list[s
         "etcd": settings.etcd or "embedded, started on this machine",
         "topology": settings.topology or "none declared",
         "plan": f"{settings.plan}, margin {settings.margin:g}, cadence {settings.cadence}",
-        "fusion": _fusion_words(settings),
+        "fusion": _describe_fusion(settings),
         "compression": settings.compression,
     }
     return "\n".join(f"{name:<11} {value}" for name, value in lines.items())
@@ -168,7 +168,7 @@ def _meeting_point(config: LaunchConfig) -> str:
     return f"{config.rdzv_backend} at {config.rdzv_endpoint or 'its default'}"
 
 
-def _fusion_words(settings: LaunchSettings) -> str:
+def _describe_fusion(settings: LaunchSettings) -> str:
     if settings.fusion == AUTO and settings.plan == Algorithm.NATIVE:
         return "off: native is DDP's own buckets"
     return {AUTO: AUTO, "0": "off"}.get(settings.fusion, f"{settings.fusion} bytes")

@@ -9,7 +9,7 @@ from trainmesh.launcher.arguments import file_path, file_to_write
 from trainmesh.launcher.output_file import write_output
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.terminal import Output, waiting
-from trainmesh.topology.answer import Answer, answer
+from trainmesh.topology.answer import PlanAnswer, answer
 from trainmesh.topology.document import load_file
 from trainmesh.topology.explain import candidate_name
 from trainmesh.topology.nccl.tables import Generation
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: Answer) -> None:
+def _show(found: PlanAnswer) -> None:
     output = Output()
     rows = [
         (

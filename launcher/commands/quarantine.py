@@ -20,11 +20,11 @@ from trainmesh.launcher import jobs
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.terminal import Output
 from trainmesh.rundir import live_runs
-from trainmesh.serving.cluster.places import Known, emptied, known_in
+from trainmesh.serving.cluster.known_names import Known, emptied, known_in
 from trainmesh.serving.cluster.verdicts import (
     ADMIN,
     QUARANTINE,
-    Kind,
+    SubjectKind,
     Verdict,
     in_force,
     judge,
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", help="take a link, node or endpoint out")
     release = actions.add_parser("release", help="let it back in, whoever took it out")
     for action in (add, release):
-        action.add_argument("kind", choices=[str(kind) for kind in Kind])
+        action.add_argument("kind", choices=[str(kind) for kind in SubjectKind])
         action.add_argument("subject", type=_subject, help="a->b or a<->b for links, else the name")
         action.add_argument("--reason", default="", help="shown wherever the verdict counts")
         action.add_argument(
@@ -185,7 +185,7 @@ def _date(unix_s: float) -> str:
 
 
 def _judge(args: argparse.Namespace, store: Store) -> int:
-    kind, now_unix_s = Kind(args.kind), time.time()
+    kind, now_unix_s = SubjectKind(args.kind), time.time()
     release = args.action == "release"
     if not release and not args.force:
         _check(kind, args.subject, known_in(store, now_unix_s))
@@ -210,7 +210,7 @@ def _judge(args: argparse.Namespace, store: Store) -> int:
     return 0
 
 
-def _check(kind: Kind, subject: str, known: Known) -> None:
+def _check(kind: SubjectKind, subject: str, known: Known) -> None:
     """A typing error would do nothing, and a model without endpoints answers nobody."""
     names = known.names(kind)
     if names and subject not in names:
@@ -225,7 +225,7 @@ def _check(kind: Kind, subject: str, known: Known) -> None:
         )
 
 
-def _check_held(store: Store, kind: Kind, subject: str, now_unix_s: float) -> None:
+def _check_held(store: Store, kind: SubjectKind, subject: str, now_unix_s: float) -> None:
     entries, _ = store.list(QUARANTINE)
     verdicts, _ = read_verdicts({entry.key: entry.value for entry in entries})
     held = [v.subject for v in in_force(verdicts, now_unix_s) if v.kind is kind]

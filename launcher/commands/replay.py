@@ -17,7 +17,7 @@ from trainmesh.launcher.ledgers import NoLedger, check_ledger, find_ledgers
 from trainmesh.launcher.terminal import Output
 from trainmesh.serving.control.rundir import live_routers
 from trainmesh.serving.decide.policies.scorers import load_scorers
-from trainmesh.serving.ledger.counterfactual import Comparison, compare
+from trainmesh.serving.ledger.counterfactual import PolicyComparison, compare
 from trainmesh.serving.ledger.reader import entries, read_lines
 from trainmesh.serving.ledger.segments import segments
 from trainmesh.units import count, duration, percent
@@ -96,7 +96,7 @@ class _Counted(Iterator[Item]):
         return item
 
 
-def _show(found: Comparison, output: Output) -> None:
+def _show(found: PolicyComparison, output: Output) -> None:
     for policy, number in found.unknown.items():
         output.text(f"{count(number, 'decision')} by policy {policy}, which is not installed here")
     if not found.decisions:

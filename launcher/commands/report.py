@@ -10,8 +10,8 @@ import msgspec
 from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.report.analysis_types import (
     RunAnalysis,
-    measured_efficiency_words,
-    predicted_efficiency_words,
+    describe_measured_efficiency,
+    describe_predicted_efficiency,
 )
 from trainmesh.launcher.report.report import Report, load_report
 from trainmesh.launcher.terminal import Output
@@ -91,8 +91,8 @@ def _show_plans(run: RunAnalysis, output: Output) -> None:
                 duration(plan.bound_s) if plan is not None else "-",
                 duration(plan.predicted_s) if plan is not None else "-",
                 duration(measured_s) if measured_s is not None else "-",
-                predicted_efficiency_words(outcome),
-                measured_efficiency_words(outcome),
+                describe_predicted_efficiency(outcome),
+                describe_measured_efficiency(outcome),
             ]
         )
     output.heading("Plans against the bound (for a bucket of the given size)")

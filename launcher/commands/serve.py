@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
             from trainmesh.serving.loading.reload import Watcher
             from trainmesh.serving.observe.log import CONTROL, Logs, log_event
             from trainmesh.serving.proxy.open_files import connections_that_fit
-            from trainmesh.serving.service import Service
+            from trainmesh.serving.service import RouterService
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"trainmesh serve needs {error.name}; install it with: pip install 'trainmesh[serve]'"
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         _raise_open_files(connections_that_fit, say)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Service(watcher, say).run())
+            runner.run(RouterService(watcher, say).run())
     finally:
         logs.close()
     return 0

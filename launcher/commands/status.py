@@ -9,15 +9,15 @@ import time
 import msgspec
 
 from trainmesh.coordinator.tuning.asked import name, sentence
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.launcher import jobs
-from trainmesh.launcher.run.outcome_words import attempts_words
-from trainmesh.launcher.run.progress import plan_words, step_time_words, waiting_words
+from trainmesh.launcher.run.describe_outcome import describe_attempts
+from trainmesh.launcher.run.progress import describe_plan, describe_step_time, describe_waiting
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus
 from trainmesh.units import count, duration, percent
 
-__all__ = ["add_arguments", "asked_words", "run"]
+__all__ = ["add_arguments", "describe_asked", "run"]
 
 WATCH_EVERY_S = 1.0
 MAX_EVENTS = 10
@@ -63,11 +63,11 @@ def _show(statuses: list[JobStatus], output: Output) -> None:
                 if known
                 else f"job {status.job}: starting, no rank has reported yet"
             )
-            output.text(*attempts_words(status.outcome), *_event_lines(status))
+            output.text(*describe_attempts(status.outcome), *_event_lines(status))
             continue
         output.text(
             f"job {status.job}: {count(status.world_size, 'rank')}, step {status.step}, "
-            f"{step_time_words(status)}, {waiting_words(status)}",
+            f"{describe_step_time(status)}, {describe_waiting(status)}",
             f"plan {_plan(status)}, loss {_loss(status)}"
             + (f", as of {age_s:.0f} s ago" if age_s is not None else ""),
         )
@@ -78,8 +78,8 @@ def _show(statuses: list[JobStatus], output: Output) -> None:
             )
         if status.num_restarts:
             output.text(f"restarted {count(status.num_restarts, 'time')}")
-        output.text(*attempts_words(status.outcome))
-        output.text(*asked_words(status))
+        output.text(*describe_attempts(status.outcome))
+        output.text(*describe_asked(status))
         if status.dropped:
             output.text(f"{count(status.dropped, 'report')} of ranks were lost on the way")
         if status.ranks:
@@ -92,13 +92,13 @@ def _event_lines(status: JobStatus) -> list[str]:
 
 
 def _plan(status: JobStatus) -> str:
-    text = f"{plan_words(status)} (epoch {status.epoch})"
+    text = f"{describe_plan(status)} (epoch {status.epoch})"
     if status.hint is not None and status.hint.epoch > status.epoch:
-        text += f", {Regime.of(status.hint).words} (epoch {status.hint.epoch}) on its way"
+        text += f", {CommConfig.of(status.hint).words} (epoch {status.hint.epoch}) on its way"
     return text
 
 
-def asked_words(status: JobStatus) -> list[str]:
+def describe_asked(status: JobStatus) -> list[str]:
     """A line for everything that was asked for and is not in force yet."""
     return [
         sentence(item) if item.refusal else f"{name(item)} was asked for and is not in force yet"

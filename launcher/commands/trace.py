@@ -22,10 +22,10 @@ from trainmesh.types import JobStatus, LinkCost
 from trainmesh.units import count, duration, rate
 from trainmesh.wire import decode
 
-__all__ = ["Hop", "Trace", "Way", "add_arguments", "run"]
+__all__ = ["TracedLink", "Trace", "TracedDirection", "add_arguments", "run"]
 
 
-class Hop(msgspec.Struct, frozen=True, kw_only=True):
+class TracedLink(msgspec.Struct, frozen=True, kw_only=True):
     """One link; ``source`` says where its cost comes from."""
 
     src: str
@@ -35,10 +35,10 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-class Way(msgspec.Struct, frozen=True, kw_only=True):
+class TracedDirection(msgspec.Struct, frozen=True, kw_only=True):
     """One direction: its links, the sum of their alphas and the bandwidth of the narrowest."""
 
-    hops: tuple[Hop, ...]
+    hops: tuple[TracedLink, ...]
     cost: LinkCost
     narrowest: str
 
@@ -50,8 +50,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     src: int
     dst: int
     graph_version: int
-    forward: Way
-    backward: Way
+    forward: TracedDirection
+    backward: TracedDirection
     measured: PairMeasure | None = None
 
 
@@ -115,13 +115,13 @@ def _trace(graph: LinkGraph, src: int, dst: int, measured: PairMeasure | None) -
     )
 
 
-def _way(path: Sequence[Link]) -> Way:
+def _way(path: Sequence[Link]) -> TracedDirection:
     cost = expected(path)
     assert cost is not None  # noqa: S101 - two ranks are never at the same node
     narrowest = min(path, key=lambda link: link.cost.bandwidth_bytes_per_s)
-    return Way(
+    return TracedDirection(
         hops=tuple(
-            Hop(
+            TracedLink(
                 src=link.src,
                 dst=link.dst,
                 link_class=link.link_class,
@@ -156,10 +156,10 @@ def _show(trace: Trace, output: Output) -> None:
         ]
         output.table(["from", "to", "class", "bandwidth", "alpha", "source"], rows, "tttnnt")
     if trace.measured is not None:
-        output.text(*_measured_words(trace.measured))
+        output.text(*_describe_measured(trace.measured))
 
 
-def _measured_words(measure: PairMeasure) -> list[str]:
+def _describe_measured(measure: PairMeasure) -> list[str]:
     """The date is that of the host that has measured: its clock may be off."""
     date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(measure.unix_s))
     trips = measure.round_trips
@@ -172,11 +172,11 @@ def _measured_words(measure: PairMeasure) -> list[str]:
         (measure.dst, measure.src, measure.backward),
     ):
         if fit is not None:
-            lines.append(f"  {src} -> {dst}: {_fit_words(fit)}")
+            lines.append(f"  {src} -> {dst}: {_describe_fit(fit)}")
     return lines
 
 
-def _fit_words(fit: CostFit) -> str:
+def _describe_fit(fit: CostFit) -> str:
     low, high = fit.bandwidth_low_bytes_per_s, fit.bandwidth_high_bytes_per_s
     return (
         f"{rate(fit.cost.bandwidth_bytes_per_s)} ({rate(low)} to {rate(high)}), alpha "

@@ -24,7 +24,7 @@ from trainmesh.rundir import socket_address
 from trainmesh.store.embedded import etcd_version, find_etcd
 from trainmesh.units import count, size
 
-__all__ = ["Check", "State", "check_all", "torch_checks"]
+__all__ = ["Check", "CheckState", "check_all", "torch_checks"]
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 13)
@@ -34,7 +34,7 @@ MIN_SHM_BYTES = 64 * 2**20
 """As long as the name of a run directory gets."""
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """``warn``: works, but something may be slow or fail later. ``fail``: jobs can't run."""
 
     OK = "ok"
@@ -46,7 +46,7 @@ class Check(Struct, frozen=True, kw_only=True):
     """One finding. ``fix`` says how to get what is missing; empty where nothing is."""
 
     name: str
-    state: State
+    state: CheckState
     text: str
     fix: str = ""
 
@@ -71,15 +71,15 @@ def check_all(
 
 
 def _ok(name: str, text: str) -> Check:
-    return Check(name=name, state=State.OK, text=text)
+    return Check(name=name, state=CheckState.OK, text=text)
 
 
 def _warn(name: str, text: str, fix: str) -> Check:
-    return Check(name=name, state=State.WARN, text=text, fix=fix)
+    return Check(name=name, state=CheckState.WARN, text=text, fix=fix)
 
 
 def _fail(name: str, text: str, fix: str) -> Check:
-    return Check(name=name, state=State.FAIL, text=text, fix=fix)
+    return Check(name=name, state=CheckState.FAIL, text=text, fix=fix)
 
 
 def python_check(version: tuple[int, ...]) -> Check:
@@ -207,7 +207,7 @@ def interface_check(
         return _warn("interface", f"host name {host} does not resolve: gloo uses loopback", fix)
     if ipaddress.ip_address(address).is_loopback:
         text = f"{address} (host name {host}): reaches this machine only"
-        return Check(name="interface", state=State.OK, text=text, fix=fix)
+        return Check(name="interface", state=CheckState.OK, text=text, fix=fix)
     own = next((one for one in found if one.address == address), None)
     if own is not None and own.reach is Reach.NOWHERE:
         text = f"{address} (host name {host}) is on {own.name}, which is {own.why}"

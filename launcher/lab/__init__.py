@@ -1,6 +1,6 @@
 """A cluster emulated on one machine: network namespaces for hosts, bridges for switches."""
 
-from trainmesh.launcher.lab.job import Job, JobResult, Launcher, run_job
+from trainmesh.launcher.lab.job import JobResult, LabJob, Launcher, run_job
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host
 from trainmesh.launcher.lab.network.shape import Condition
@@ -10,7 +10,7 @@ from trainmesh.launcher.lab.timeline import Timeline
 __all__ = [
     "Condition",
     "Host",
-    "Job",
+    "LabJob",
     "JobResult",
     "Lab",
     "Launcher",

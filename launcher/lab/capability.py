@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
-from trainmesh.launcher.lab.network.cable import Cables, Ending
+from trainmesh.launcher.lab.network.cable import CableEnd, Cables
 from trainmesh.launcher.lab.network.namespaces import CONTROL, Namespaces
 from trainmesh.launcher.lab.tools import find_tool, with_system_path
 
@@ -108,7 +108,7 @@ def _devices(namespaces: Namespaces) -> list[Capability]:
 
 def _tap(namespaces: Namespaces) -> Capability:
     try:
-        Cables(namespaces, [(Ending(CONTROL, "t0"), Ending(0, "t1"))]).close()
+        Cables(namespaces, [(CableEnd(CONTROL, "t0"), CableEnd(0, "t1"))]).close()
         works = True
     except ConfigError:
         works = False

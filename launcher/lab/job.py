@@ -17,7 +17,7 @@ from trainmesh.launcher.lab.layout import Host
 from trainmesh.launcher.lab.network.network import CONTROL_ADDRESS
 from trainmesh.launcher.lab.timeline import Timeline
 
-__all__ = ["Job", "JobResult", "Launcher", "Line", "job_command", "run_job"]
+__all__ = ["LabJob", "JobResult", "Launcher", "Line", "job_command", "run_job"]
 
 MASTER_PORT = 29500
 STOP_S = 8.0
@@ -64,7 +64,7 @@ def job_command(
     return [sys.executable, "-P", "-m", "trainmesh", "launch", *logs, *flags, *ours, *program]
 
 
-class Job:
+class LabJob:
     """The launchers of one job, started; their lines go to ``line``, from a thread per host."""
 
     def __init__(
@@ -190,7 +190,7 @@ def run_job(
     declared = ["--topology", str(lab.topology)]
     given = [*flags, *(declared if declare and launcher is Launcher.TRAINMESH else [])]
     commands = [job_command(lab, host, launcher, given, program) for host in lab.hosts]
-    job = Job(lab, commands, env or {}, lambda host, line: lines[host.name].append(line))
+    job = LabJob(lab, commands, env or {}, lambda host, line: lines[host.name].append(line))
     try:
         code = job.wait(timeout_s, Timeline(lab).tick)
     finally:

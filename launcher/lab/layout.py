@@ -11,7 +11,7 @@ from trainmesh.topology.document import LinkChange, load_file_with_timeline
 from trainmesh.topology.graph import Kind, LinkGraph
 from trainmesh.types import LinkCost
 
-__all__ = ["Host", "Layout", "Wire", "lay_out", "load_layout"]
+__all__ = ["Host", "LabLayout", "Wire", "lay_out", "load_layout"]
 
 MAX_HOSTS = 200
 
@@ -44,7 +44,7 @@ class Wire:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LabLayout:
     """Hosts in the order of their ranks; hosts and switches are joined to a tree by ``wires``."""
 
     hosts: tuple[Host, ...]
@@ -81,7 +81,7 @@ class Layout:
         raise GraphError(f"there is no host {name!r}; the hosts are {names}")
 
 
-def load_layout(path: Path) -> Layout:
+def load_layout(path: Path) -> LabLayout:
     """The layout that a topology file describes.
 
     Raises:
@@ -94,7 +94,7 @@ def load_layout(path: Path) -> Layout:
         raise GraphError(f"{path}: {error}") from error
 
 
-def lay_out(graph: LinkGraph) -> Layout:
+def lay_out(graph: LinkGraph) -> LabLayout:
     """The hosts, switches and wires of ``graph``.
 
     A host is what hangs together without switches: a rank that is linked to a switch, or the ranks
@@ -111,7 +111,7 @@ def lay_out(graph: LinkGraph) -> Layout:
     wires = tuple(_wires(graph, place, set(switches)))
     _check_one_wire_a_host(hosts, wires)
     _check_tree([*(host.name for host in hosts), *switches], wires)
-    return Layout(hosts, switches, wires)
+    return LabLayout(hosts, switches, wires)
 
 
 def _hosts(graph: LinkGraph, kinds: Mapping[str, Kind]) -> tuple[tuple[Host, ...], dict[str, str]]:

@@ -8,9 +8,9 @@ import threading
 from trainmesh.console import say
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.lab.arguments import LabArguments
-from trainmesh.launcher.lab.job import Job, Launcher, job_command
+from trainmesh.launcher.lab.job import LabJob, Launcher, job_command
 from trainmesh.launcher.lab.lab import Lab
-from trainmesh.launcher.lab.layout import Host, Layout, load_layout
+from trainmesh.launcher.lab.layout import Host, LabLayout, load_layout
 from trainmesh.launcher.lab.timeline import Timeline, words
 from trainmesh.launcher.run import signals
 from trainmesh.launcher.run.progress import Progress
@@ -43,7 +43,7 @@ def _run(lab: Lab, arguments: LabArguments, *, debug: bool) -> int:
             job_command(lab, host, Launcher.TRAINMESH, [*flags, *more], arguments.program)
         )
     view = _View(lab, arguments.progress)
-    job = Job(lab, commands, {}, view.line)
+    job = LabJob(lab, commands, {}, view.line)
     timeline = Timeline(lab, say)
 
     def tick() -> None:
@@ -89,7 +89,7 @@ class _View:
             self._progress.stop()
 
 
-def _check_ranks(layout: Layout, arguments: LabArguments) -> None:
+def _check_ranks(layout: LabLayout, arguments: LabArguments) -> None:
     wanted = arguments.num_ranks_a_host
     for host in layout.hosts:
         if wanted is not None and len(host.ranks) != wanted:
@@ -99,7 +99,7 @@ def _check_ranks(layout: Layout, arguments: LabArguments) -> None:
             )
 
 
-def _description(layout: Layout) -> str:
+def _description(layout: LabLayout) -> str:
     lines = []
     for host in layout.hosts:
         lines.append(f"host {host.name}: ranks {', '.join(map(str, host.ranks))}")

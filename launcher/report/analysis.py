@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from trainmesh.coordinator.measure import FIRST_STEP, MeasuredStep, exposed_s, measure
 from trainmesh.coordinator.tuning.asked import in_force, unmet
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.replan import executors_of
 from trainmesh.coordinator.tuning.replicas import Replicas
 from trainmesh.coordinator.tuning.settings import NO_CODEC
@@ -26,7 +26,7 @@ from trainmesh.launcher.report.analysis_types import (
     SwitchEffect,
     TimeSplit,
 )
-from trainmesh.launcher.report.missing import Held, missing_words
+from trainmesh.launcher.report.missing import Held, describe_missing
 from trainmesh.launcher.report.run_sample import Group, RunSample
 from trainmesh.launcher.report.skew import rank_skew
 from trainmesh.topology.cost import busbw_bytes_per_s
@@ -56,9 +56,9 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int =
     hellos = [start.hellos[rank] for rank in sorted(start.hellos)]
     clocks = {hello.rank: hello.clock for hello in hellos}
     nodes = {hello.rank: hello.node for hello in hellos}
-    regimes = _regimes(sample)
+    configs = _configs(sample)
     steps = [
-        (step, regimes.get(epoch, epoch), group)
+        (step, configs.get(epoch, epoch), group)
         for step, epoch, group in main.steps.groups()
         if step >= FIRST_STEP
     ]
@@ -106,7 +106,7 @@ def analyse(sample: RunSample, *, corrupt_lines: int = 0, num_known_steps: int =
         series=_series(steps),
         lines=sample.lines,
         corrupt_lines=corrupt_lines,
-        missing=missing_words(
+        missing=describe_missing(
             sample,
             Held(
                 world_size=world_size,
@@ -183,10 +183,10 @@ def _measured(complete: Steps) -> list[tuple[Group, MeasuredStep]]:
     return [(group, step) for group, step in found if step is not None]
 
 
-def _regimes(sample: RunSample) -> dict[int, int]:
+def _configs(sample: RunSample) -> dict[int, int]:
     """For each epoch, the first of those in a row that did the same: a probe of the links has an
     epoch of its own, and changes nothing."""
-    regimes = {0: 0}
+    configs = {0: 0}
     before: tuple[object, ...] = (Algorithm.NATIVE, 0, "none")
     first = 0
     for epoch, hint in sorted(sample.hints.items()):
@@ -195,8 +195,8 @@ def _regimes(sample: RunSample) -> dict[int, int]:
         now = (what, hint.fusion_bytes, hint.codec)
         if now != before:
             before, first = now, epoch
-        regimes[epoch] = first
-    return regimes
+        configs[epoch] = first
+    return configs
 
 
 def _bucket_stats(complete: Steps, hellos: Mapping[int, Hello]) -> tuple[BucketStats, ...]:
@@ -273,8 +273,8 @@ def _asked(sample: RunSample, plans: Sequence[PlanOutcome]) -> tuple[Asked, ...]
     asked = sample.asked
     for outcome in plans:
         if outcome.epoch in sample.hints:
-            regime = Regime.of(sample.hints[outcome.epoch])
-            asked = in_force(asked, regime, outcome.first_step)
+            comm_config = CommConfig.of(sample.hints[outcome.epoch])
+            asked = in_force(asked, comm_config, outcome.first_step)
     return asked
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from trainmesh.coordinator.tuning.comm_config import regime_words
+from trainmesh.coordinator.tuning.comm_config import describe_comm_config
 from trainmesh.types import Asked, Choice, ClassFit, Event, LinkOrigin, Outcome, Plan
 from trainmesh.units import percent, quotient
 
@@ -26,8 +26,8 @@ __all__ = [
     "SwitchEffect",
     "TimeSplit",
     "UNKNOWN",
-    "measured_efficiency_words",
-    "predicted_efficiency_words",
+    "describe_measured_efficiency",
+    "describe_predicted_efficiency",
 ]
 
 
@@ -173,10 +173,10 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
         """As in ``ring, fused to 8.00 MB, bf16``."""
         if self.algorithm == UNKNOWN:
             return "a plan that the record does not hold"
-        return regime_words(self.algorithm, self.fusion_bytes, self.codec)
+        return describe_comm_config(self.algorithm, self.fusion_bytes, self.codec)
 
 
-def predicted_efficiency_words(outcome: PlanOutcome) -> str:
+def describe_predicted_efficiency(outcome: PlanOutcome) -> str:
     """For a table's cell."""
     plan = outcome.plan
     if plan is None or not plan.predicted_s or outcome.is_bound_refuted:
@@ -184,7 +184,7 @@ def predicted_efficiency_words(outcome: PlanOutcome) -> str:
     return percent(plan.efficiency)
 
 
-def measured_efficiency_words(outcome: PlanOutcome) -> str:
+def describe_measured_efficiency(outcome: PlanOutcome) -> str:
     """For a table's cell."""
     if outcome.exceeds_bound:
         return "bound exceeded"

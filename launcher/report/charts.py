@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from statistics import median
 
-__all__ = ["Bar", "Part", "bars", "line"]
+__all__ = ["Bar", "BarPart", "bars", "line"]
 
 MAX_POINTS = 1_000
 SMOOTH_OVER = 15
@@ -19,7 +19,7 @@ HEIGHT = 200
 
 
 @dataclass(frozen=True)
-class Part:
+class BarPart:
     """A piece of a bar; ``kind`` is its CSS class, ``tip`` what a pointer on it shows."""
 
     kind: str
@@ -32,7 +32,7 @@ class Bar:
     """One row: a label, the pieces from left to right, and the text at its end."""
 
     label: str
-    parts: tuple[Part, ...]
+    parts: tuple[BarPart, ...]
     text: str
 
 

@@ -14,7 +14,7 @@ from trainmesh.launcher.report.analysis_types import (
     RunAnalysis,
     SwitchEffect,
 )
-from trainmesh.launcher.run.outcome_words import attempts_words, outcome_title
+from trainmesh.launcher.run.describe_outcome import describe_attempts, outcome_title
 from trainmesh.types import Algorithm, LinkOrigin, Plan
 from trainmesh.units import count, duration, percent, quotient, size, speedup
 
@@ -64,7 +64,7 @@ def headline(run: RunAnalysis) -> Headline:
     if ended is not None:
         measured = () if run.step_time is None else (f"{title}.",)
         title, tone, points = ended, Tone.BAD, (*measured, *points)
-    points = (*attempts_words(run.outcome), *points)
+    points = (*describe_attempts(run.outcome), *points)
     return Headline(title=title, tone=tone, points=points, advice=_advice(run))
 
 

@@ -14,7 +14,7 @@ from trainmesh.launcher.report.run_sample import RunSample, Start
 from trainmesh.types import Algorithm, StepReport
 from trainmesh.units import count
 
-__all__ = ["Held", "missing_words"]
+__all__ = ["Held", "describe_missing"]
 
 MAX_STRIDE = 64
 """A long record keeps one step in so many (``RecordWriter``): the last one may be missing."""
@@ -37,7 +37,7 @@ class Held:
     """Steps that the job is known to have done, recorded or not; 0: nothing is known."""
 
 
-def missing_words(sample: RunSample, held: Held) -> tuple[str, ...]:
+def describe_missing(sample: RunSample, held: Held) -> tuple[str, ...]:
     """A sentence for everything that a report of ``sample`` can't show."""
     found = []
     if held.corrupt_lines:
@@ -105,7 +105,7 @@ def _lost_steps(sample: RunSample, num_known_steps: int) -> list[str]:
     held = f"the last one in it is step {main.last_step}" if recorded else "it holds none"
     return [
         f"The job did {count(num_known_steps, 'step')} at least, which the record doesn't hold: "
-        f"{held}{_trouble_words(sample)}."
+        f"{held}{_describe_trouble(sample)}."
     ]
 
 
@@ -121,7 +121,7 @@ def _other_modules(start: Start) -> list[str]:
     ]
 
 
-def _trouble_words(sample: RunSample) -> str:
+def _describe_trouble(sample: RunSample) -> str:
     has_trouble = any(event.kind in ("process", "warning") for event in sample.events)
     return " (the events say what went wrong)" if has_trouble else ""
 
@@ -131,7 +131,7 @@ def _missing_steps(sample: RunSample, held: Held) -> list[str]:
     if not main.num_steps and held.num_known_steps:
         return []  # they are lost, which is said
     if not main.num_steps:
-        trouble = _trouble_words(sample)
+        trouble = _describe_trouble(sample)
         lost = f", or what was measured is lost{trouble}" if trouble else ""
         return [
             "No step was recorded: the script ended before its first step was over, or it never "

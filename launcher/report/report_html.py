@@ -20,10 +20,10 @@ from trainmesh.launcher.report.analysis_types import (
     PlanOutcome,
     RunAnalysis,
     TimeSplit,
-    measured_efficiency_words,
-    predicted_efficiency_words,
+    describe_measured_efficiency,
+    describe_predicted_efficiency,
 )
-from trainmesh.launcher.report.charts import Bar, Part
+from trainmesh.launcher.report.charts import Bar, BarPart
 from trainmesh.launcher.report.findings import Headline
 from trainmesh.topology.document import load
 from trainmesh.topology.explain import candidate_name
@@ -142,7 +142,7 @@ def _tiles(run: RunAnalysis) -> str:
         ("step time, median", duration(run.step_time.median_s)),
         ("waiting for communication", percent(run.split.exposed_share) if run.split else "-"),
         ("plan at the end", last.name),
-        ("measured efficiency", measured_efficiency_words(last)),
+        ("measured efficiency", describe_measured_efficiency(last)),
     ]
     if run.world_size == 1:
         tiles = tiles[:1]
@@ -190,7 +190,7 @@ def _shown(title: str, shown: int, total: int) -> str:
 
 def _split_bar(label: str, split: TimeSplit) -> Bar:
     parts = tuple(
-        Part(kind, getattr(split, field), f"{label}, {text}: {duration(getattr(split, field))}")
+        BarPart(kind, getattr(split, field), f"{label}, {text}: {duration(getattr(split, field))}")
         for kind, text, field in PARTS
     )
     return Bar(label, parts, f"{duration(split.step_s)}, {percent(split.exposed_share)} waiting")
@@ -275,8 +275,8 @@ def _plan_row(plan: PlanOutcome) -> list[str]:
         duration(plan.plan.bound_s) if plan.plan is not None and known else "-",
         duration(plan.plan.predicted_s) if plan.plan is not None and known else "-",
         _maybe(plan.measured_s),
-        predicted_efficiency_words(plan),
-        measured_efficiency_words(plan) if known else "-",
+        describe_predicted_efficiency(plan),
+        describe_measured_efficiency(plan) if known else "-",
     ]
 
 
@@ -348,7 +348,7 @@ def _bucket_bar(bucket: BucketStats, names: dict[int, str]) -> Bar:
     kind = "rest" if bucket.epoch == 0 else "compute"
     speed = rate(bucket.busbw_bytes_per_s)
     label = f"#{bucket.index} {names.get(bucket.epoch, '')} ({bucket.epoch})"
-    return Bar(label, (Part(kind, bucket.busbw_bytes_per_s, f"{label}: {speed}"),), speed)
+    return Bar(label, (BarPart(kind, bucket.busbw_bytes_per_s, f"{label}: {speed}"),), speed)
 
 
 def _bucket_table(buckets: Sequence[BucketStats], names: dict[int, str]) -> str:
@@ -377,8 +377,8 @@ def _skew(run: RunAnalysis) -> str:
         Bar(
             f"rank {skew.rank} on {skew.node}",
             (
-                Part("exposed", skew.median_s, f"median: {duration(skew.median_s)}"),
-                Part("rest", skew.p95_s - skew.median_s, f"95 %: {duration(skew.p95_s)}"),
+                BarPart("exposed", skew.median_s, f"median: {duration(skew.median_s)}"),
+                BarPart("rest", skew.p95_s - skew.median_s, f"95 %: {duration(skew.p95_s)}"),
             ),
             f"{duration(skew.median_s)}, {duration(skew.p95_s)}",
         )

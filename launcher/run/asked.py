@@ -46,13 +46,13 @@ def check(settings: LaunchSettings, config: LaunchConfig) -> None:
         from trainmesh.coordinator.tuning.link_state import MAX_ALIKE
         from trainmesh.coordinator.tuning.refusals import TYPICAL_BYTES
         from trainmesh.topology.planner import why_not
-        from trainmesh.topology.request import LIVE, Request
+        from trainmesh.topology.request import LIVE, PlanRequest
 
     graph = _declared(settings.topology, num_ranks)
     if graph is None and config.max_nodes > MAX_ALIKE:
         return  # what their links suggest is found out when they are measured
     graph = graph or _assumed(config)
-    why = why_not(settings.plan, graph, Request(TYPICAL_BYTES, executors=LIVE))
+    why = why_not(settings.plan, graph, PlanRequest(TYPICAL_BYTES, executors=LIVE))
     if why is not None:
         raise ConfigError(f"--plan {settings.plan} can't run here: {why}; leave --plan out")
 

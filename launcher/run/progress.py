@@ -17,7 +17,7 @@ from collections import deque
 from typing import TextIO
 
 from trainmesh.console import clean
-from trainmesh.coordinator.tuning.comm_config import regime_words
+from trainmesh.coordinator.tuning.comm_config import describe_comm_config
 from trainmesh.rundir import RunDir
 from trainmesh.types import Algorithm, Event, JobStatus
 from trainmesh.units import duration, percent
@@ -27,10 +27,10 @@ __all__ = [
     "Progress",
     "event_line",
     "new_events",
-    "plan_words",
+    "describe_plan",
     "status_line",
-    "step_time_words",
-    "waiting_words",
+    "describe_step_time",
+    "describe_waiting",
 ]
 
 REFRESH_S = 0.5
@@ -45,22 +45,22 @@ def status_line(status: JobStatus) -> str:
     """Step, loss, step time, share of communication and plan, on one line."""
     if not status.world_size:
         return "trainmesh: waiting for the ranks"
-    plan = plan_words(status)
+    plan = describe_plan(status)
     loss = f"loss {status.loss:.4f}, " if status.loss is not None else ""
     return clean(
-        f"trainmesh: step {status.step}, {loss}{step_time_words(status)}, "
-        f"{waiting_words(status)}, plan {plan}"
+        f"trainmesh: step {status.step}, {loss}{describe_step_time(status)}, "
+        f"{describe_waiting(status)}, plan {plan}"
     )
 
 
-def step_time_words(status: JobStatus) -> str:
+def describe_step_time(status: JobStatus) -> str:
     """How long the newest step took, if one is over."""
     if status.step_time_s is None:
         return "no step is over yet"
     return f"{duration(status.step_time_s)} a step"
 
 
-def waiting_words(status: JobStatus) -> str:
+def describe_waiting(status: JobStatus) -> str:
     """How much of a step waits on communication, as far as that is known."""
     if status.world_size == 1:
         return "one rank, which has nobody to communicate with"
@@ -69,10 +69,10 @@ def waiting_words(status: JobStatus) -> str:
     return f"{percent(status.exposed_share)} of it waiting on communication"
 
 
-def plan_words(status: JobStatus) -> str:
+def describe_plan(status: JobStatus) -> str:
     """What is in force, as in ``ring, fused to 8.00 MB, bf16``."""
     algorithm = status.plan.algorithm if status.plan is not None else Algorithm.NATIVE
-    return regime_words(algorithm, status.fusion_bytes, status.codec)
+    return describe_comm_config(algorithm, status.fusion_bytes, status.codec)
 
 
 def event_line(event: Event) -> str:

@@ -168,10 +168,10 @@ def why_ended(code: int, log: Path, begin: int) -> str:
     """
     if code < 0:
         return ""
-    return _unwritable_words(log.parent) or _last_words(log, begin)
+    return _describe_unwritable(log.parent) or _last_words(log, begin)
 
 
-def _unwritable_words(folder: Path) -> str:
+def _describe_unwritable(folder: Path) -> str:
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(bytes(PAGE_BYTES))

@@ -21,10 +21,10 @@ from trainmesh.launcher.run.service import (
     why_ended,
 )
 from trainmesh.launcher.run.troubles import Troubles
-from trainmesh.process_health import Health
+from trainmesh.process_health import ProcessHealth
 from trainmesh.wire import decode
 
-__all__ = ["Keeper", "Supervisor"]
+__all__ = ["ServiceKeeper", "Supervisor"]
 
 POLL_S = 0.1
 CHECK_EVERY_S = 1.0
@@ -53,7 +53,7 @@ class Supervisor:
         self._prepare = prepare
         self._restore = restore
         self._troubles = troubles
-        self._keepers = [Keeper(service, troubles) for service in services]
+        self._keepers = [ServiceKeeper(service, troubles) for service in services]
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
@@ -93,7 +93,7 @@ class Supervisor:
                 keeper.start_again(now_s)
 
 
-class Keeper:
+class ServiceKeeper:
     """Starts one service, and again whenever it has ended."""
 
     def __init__(self, service: Service, troubles: Troubles) -> None:
@@ -120,7 +120,7 @@ class Keeper:
             self._hear(line, now_s)
         code = self.service.process.poll()
         if code is not None:
-            self._ended(f"ended with {_exit_words(code)}", self._why(code), now_s)
+            self._ended(f"ended with {_describe_exit(code)}", self._why(code), now_s)
         elif self._quick_ends and now_s - self._started_s >= RESTART_WINDOW_S:
             self._quick_ends = 0
             self._troubles.set(self.service.name, self.service.name, "", now_s)
@@ -131,7 +131,7 @@ class Keeper:
         code = self.service.process.poll() if self._running else None
         if code is not None and -code not in signals.ALL_ENDING:
             self._troubles.happened(
-                f"the {self.service.name} ended with {_exit_words(code)} before the job was over"
+                f"the {self.service.name} ended with {_describe_exit(code)} before the job was over"
                 f"{self._why(code)}"
             )
 
@@ -143,7 +143,7 @@ class Keeper:
 
     def _hear(self, line: bytes, now_s: float) -> None:
         try:
-            told = decode(line, Health, what=self.service.name)
+            told = decode(line, ProcessHealth, what=self.service.name)
         except WireError:
             return  # something that a library has printed
         self._abouts.add(told.about)
@@ -180,5 +180,5 @@ class Keeper:
         self._troubles.set(name, name, f"{text}; training goes on; it {how}{why}", now_s)
 
 
-def _exit_words(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"

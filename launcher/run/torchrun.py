@@ -24,12 +24,12 @@ from trainmesh.errors import TrainmeshError
 from trainmesh.launcher import own_modules
 from trainmesh.launcher.run.outcome import Ending, first_signal
 
-__all__ = ["Refused", "parser", "resolve", "run", "stopped"]
+__all__ = ["FlagRefused", "parser", "resolve", "run", "stopped"]
 
 WRONG_FLAGS = (ValueError, AssertionError, RuntimeError, OSError)
 
 
-class Refused(TrainmeshError):
+class FlagRefused(TrainmeshError):
     """Torchrun refuses a flag's value; exit code 1, as torchrun's. What its parser refuses is a
     usage error, with 2."""
 
@@ -54,7 +54,7 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
             _check_values(config)
     except WRONG_FLAGS as error:
         get_error_handler().record_exception(error)
-        raise Refused(f"torchrun refuses its flags: {_first_line(error)}") from error
+        raise FlagRefused(f"torchrun refuses its flags: {_first_line(error)}") from error
     name = command if isinstance(command, str) else f"{sys.executable} (runpy.run_path)"
     return config, [name, *arguments]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from trainmesh.serving.adapters.prompt import Message, plain_prompt
+from trainmesh.serving.adapters.prompt import ChatMessage, plain_prompt
 from trainmesh.serving.adapters.types import (
     Call,
     EmbeddingCall,
@@ -88,7 +88,7 @@ class _Completion(_Text, kw_only=True):
 
 
 class _Chat(_Text, kw_only=True):
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=10_000)]
     max_completion_tokens: Tokens | None = None
 
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from trainmesh.serving.adapters.answer import TextWriter, embedding_document, upstream_error
 from trainmesh.serving.adapters.call import parse_call
 from trainmesh.serving.adapters.paths import base_path, upstream_name
-from trainmesh.serving.adapters.text import Document, Utf8Joiner, clean, decode_answer
+from trainmesh.serving.adapters.text import Utf8Joiner, WholeBody, clean, decode_answer
 from trainmesh.serving.adapters.types import (
     AdapterError,
     EmbeddingCall,
@@ -106,7 +106,7 @@ class KserveInbound:
         self._call = sent.call
         self._id = request_id
         self._created_s = created_s
-        self._document = Document()
+        self._document = WholeBody()
         self.streaming = isinstance(sent.call, TextCall) and sent.call.stream
 
     def body(self, data: bytes) -> bytes:

@@ -14,30 +14,30 @@ from msgspec import Struct
 
 from trainmesh.serving.adapters.types import Unsupported
 
-__all__ = ["Message", "Part", "plain_prompt"]
+__all__ = ["ChatMessage", "ContentPart", "plain_prompt"]
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class Part(Struct):
+class ContentPart(Struct):
     """A part of a message's content; only ``text`` can be translated."""
 
     type: str
     text: str | None = None
 
 
-class Message(Struct):
+class ChatMessage(Struct):
     """One turn. Members that have no translation are read only to refuse them."""
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     name: str | None = None
     audio: Any = None
     tool_calls: Any = None
     function_call: Any = None
 
 
-def plain_prompt(messages: Sequence[Message]) -> str:
+def plain_prompt(messages: Sequence[ChatMessage]) -> str:
     """The prompt for a chat.
 
     Raises:
@@ -47,7 +47,7 @@ def plain_prompt(messages: Sequence[Message]) -> str:
     return "".join(lines) + "assistant:"
 
 
-def _role(at: int, message: Message) -> str:
+def _role(at: int, message: ChatMessage) -> str:
     role = _ROLES.get(message.role)
     if role is None:
         raise Unsupported(
@@ -62,7 +62,7 @@ def _role(at: int, message: Message) -> str:
     return role
 
 
-def _content(at: int, message: Message) -> str:
+def _content(at: int, message: ChatMessage) -> str:
     content = message.content
     if isinstance(content, str):
         return content

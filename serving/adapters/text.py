@@ -14,7 +14,7 @@ from trainmesh.serving.adapters.types import AdapterError
 __all__ = [
     "MAX_DOCUMENT_BYTES",
     "MAX_EVENT_BYTES",
-    "Document",
+    "WholeBody",
     "EventReader",
     "StopCutter",
     "Utf8Joiner",
@@ -64,7 +64,7 @@ def clean(said: object) -> str:
     return _LONE_HALF.sub("\ufffd", text).encode("utf-8", "replace").decode()
 
 
-class Document:
+class WholeBody:
     """A body that is only of use when it is complete."""
 
     def __init__(self, max_bytes: int = MAX_DOCUMENT_BYTES) -> None:

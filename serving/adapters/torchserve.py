@@ -15,7 +15,7 @@ import msgspec
 
 from trainmesh.serving.adapters.answer import TextWriter, upstream_error
 from trainmesh.serving.adapters.call import parse_call
-from trainmesh.serving.adapters.text import MAX_EVENT_BYTES, Document, Utf8Joiner, clean
+from trainmesh.serving.adapters.text import MAX_EVENT_BYTES, Utf8Joiner, WholeBody, clean
 from trainmesh.serving.adapters.types import (
     AdapterError,
     EmbeddingCall,
@@ -61,7 +61,7 @@ class _Inbound:
         self._pending = ""
         self._plain: bool | None = None
         self._answered = False
-        self._text = Document()
+        self._text = WholeBody()
         self.streaming = streaming
 
     def body(self, data: bytes) -> bytes:

@@ -23,9 +23,9 @@ from trainmesh.serving.adapters.answer import TextWriter, upstream_error
 from trainmesh.serving.adapters.call import parse_call
 from trainmesh.serving.adapters.kserve import KserveInbound, infer_body, model_path
 from trainmesh.serving.adapters.text import (
-    Document,
     EventReader,
     Utf8Joiner,
+    WholeBody,
     clean,
     decode_answer,
 )
@@ -118,7 +118,7 @@ class _Whole:
     def __init__(self, writer: TextWriter, max_tokens: int) -> None:
         self._writer = writer
         self._max_tokens = max_tokens
-        self._document = Document()
+        self._document = WholeBody()
 
     def body(self, data: bytes) -> bytes:
         self._document.add(data)

@@ -40,9 +40,9 @@ from trainmesh.serving.control.rundir import RouterInfo, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.ledger.reader import find_lines
-from trainmesh.serving.observe.board import Board
+from trainmesh.serving.observe.shared_counters import SharedCounters
 
-__all__ = ["Admin", "Control"]
+__all__ = ["AdminServer", "Control"]
 
 MAX_BODY_BYTES = 4096
 MAX_ID_BYTES = 256
@@ -68,7 +68,7 @@ class Control(Protocol):
     @property
     def info(self) -> RouterInfo: ...
     @property
-    def board(self) -> Board: ...
+    def counters(self) -> SharedCounters: ...
     @property
     def snapshot(self) -> Snapshot | None: ...
     @property
@@ -104,12 +104,12 @@ class Control(Protocol):
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Admin:
+class AdminServer:
     """The admin server of one router: ``start`` it, ``close`` it."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
-        self._metrics = Metrics(lambda: control.board, lambda: control.snapshot)
+        self._metrics = Metrics(lambda: control.counters, lambda: control.snapshot)
         self._runner: web.AppRunner | None = None
         self._on_loopback = True
 
@@ -191,7 +191,7 @@ class Admin:
             control.info,
             control.config,
             control.snapshot,
-            control.board,
+            control.counters,
             control.words(),
             time.monotonic(),
         )
@@ -216,7 +216,7 @@ class Admin:
         who = self._authorize(request)
         if isinstance(who, Refused):
             return _refusal(who)
-        if not any(name == endpoint for _, endpoint in self._control.board.layout.endpoints):
+        if not any(name == endpoint for _, endpoint in self._control.counters.layout.endpoints):
             return _error(404, f"no endpoint is called {name!r}")
         self._control.audit(who, word, name, request.remote or "", "accepted")
         await self._control.cordon(name, WORDS[word], who)
@@ -259,19 +259,19 @@ class Admin:
 
     def _heard(self, version: int) -> bool:
         """Whether each worker that runs decides with this snapshot, or a later one."""
-        board = self._control.board
-        cells, fresh_s = board.layout.worker, time.monotonic() - WORKER_ALIVE_S
+        counters = self._control.counters
+        cells, fresh_s = counters.layout.worker, time.monotonic() - WORKER_ALIVE_S
         return all(
             row.cells[cells.snapshot] >= version
-            for row in board.rows
+            for row in counters.rows
             if row.cells[cells.pid] and row.reals[cells.alive_at_s] > fresh_s
         )
 
     def _inflight(self, name: str) -> int:
-        board = self._control.board
+        counters = self._control.counters
         return sum(
-            board.total(cells.inflight)
-            for (_, endpoint), cells in board.layout.endpoints.items()
+            counters.total(cells.inflight)
+            for (_, endpoint), cells in counters.layout.endpoints.items()
             if endpoint == name
         )
 

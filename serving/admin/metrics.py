@@ -1,4 +1,4 @@
-"""``GET /metrics``: the board and the snapshot in Prometheus's format."""
+"""``GET /metrics``: the counters file and the snapshot in Prometheus's format."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from trainmesh.serving.admin.metric_names import (
     WORKER,
 )
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.decide.types import Outcome
-from trainmesh.serving.observe.board import Board
+from trainmesh.serving.decide.types import AttemptOutcome
 from trainmesh.serving.observe.cells import (
     BOUNDS_S,
     STATUSES,
     Cells,
     EndpointCells,
-    Histogram,
     ModelCells,
+    SharedHistogram,
     TenantCells,
     WorkerCells,
     is_gauge,
     is_real,
 )
+from trainmesh.serving.observe.shared_counters import SharedCounters
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -47,10 +47,12 @@ BUCKETS = (*(f"{bound:.4g}" for bound in BOUNDS_S), "+Inf")
 
 
 class Metrics(Collector):
-    """Reads the newest board and snapshot whenever it is asked."""
+    """Reads the newest counters file and snapshot whenever it is asked."""
 
-    def __init__(self, board: Callable[[], Board], snapshot: Callable[[], Snapshot | None]) -> None:
-        self._board = board
+    def __init__(
+        self, counters: Callable[[], SharedCounters], snapshot: Callable[[], Snapshot | None]
+    ) -> None:
+        self._counters = counters
         self._snapshot = snapshot
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -65,16 +67,16 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics as they are now."""
-        board = self._board()
-        layout = board.layout
-        yield from _workers(board)
-        yield from _group(board, ModelCells, MODEL, ("model",), _keyed(layout.models))
+        counters = self._counters()
+        layout = counters.layout
+        yield from _workers(counters)
+        yield from _group(counters, ModelCells, MODEL, ("model",), _keyed(layout.models))
         yield from _group(
-            board, EndpointCells, ENDPOINT, ("model", "endpoint"), layout.endpoints.items()
+            counters, EndpointCells, ENDPOINT, ("model", "endpoint"), layout.endpoints.items()
         )
-        yield from _group(board, TenantCells, TENANT, ("tenant",), _keyed(layout.tenants))
-        yield from _special(board)
-        yield from _histograms(board)
+        yield from _group(counters, TenantCells, TENANT, ("tenant",), _keyed(layout.tenants))
+        yield from _special(counters)
+        yield from _histograms(counters)
         snapshot = self._snapshot()
         if snapshot is not None:
             yield from _signals(snapshot)
@@ -92,7 +94,7 @@ def _keyed(groups: Mapping[str, Cells]) -> list[tuple[tuple[str, ...], Cells]]:
 
 
 def _group(
-    board: Board,
+    counters: SharedCounters,
     group: type[Cells],
     table: dict[str, tuple[str, str]],
     labels: Sequence[str],
@@ -101,37 +103,37 @@ def _group(
     items = list(keyed)
     for field, (name, text) in table.items():
         family = _family(name, text, labels, gauge=is_gauge(group, field))
-        total = board.total_real if is_real(group, field) else board.total
+        total = counters.total_real if is_real(group, field) else counters.total
         for key, cells in items:
             family.add_metric(key, total(getattr(cells, field)))
         yield family
 
 
-def _workers(board: Board) -> Iterator[Metric]:
+def _workers(counters: SharedCounters) -> Iterator[Metric]:
     for field, (name, text) in WORKER.items():
         family = _family(name, text, ("worker",), gauge=is_gauge(WorkerCells, field))
-        offset = getattr(board.layout.worker, field)
+        offset = getattr(counters.layout.worker, field)
         real = is_real(WorkerCells, field)
-        for index, row in enumerate(board.rows):
+        for index, row in enumerate(counters.rows):
             family.add_metric((str(index),), row.reals[offset] if real else row.cells[offset])
         yield family
 
 
-def _special(board: Board) -> Iterator[Metric]:
-    layout = board.layout
+def _special(counters: SharedCounters) -> Iterator[Metric]:
+    layout = counters.layout
     requests, responses, results, states = (
         _family(name, text, labels.split(", "), gauge=kind == "gauge")
         for name, (kind, labels, text) in SPECIAL.items()
     )
     for place, status in enumerate(STATUSES):
         for model, start in layout.model_statuses.items():
-            _add_seen(requests, (model, str(status)), board.total(start + place))
-        for index, row in enumerate(board.rows):
+            _add_seen(requests, (model, str(status)), counters.total(start + place))
+        for index, row in enumerate(counters.rows):
             _add_seen(responses, (str(index), str(status)), row.cells[layout.statuses + place])
     for key, cells in layout.endpoints.items():
-        for outcome in Outcome:
-            results.add_metric((*key, outcome.value), board.total(cells.outcome(outcome)))
-        for index, row in enumerate(board.rows):
+        for outcome in AttemptOutcome:
+            results.add_metric((*key, outcome.value), counters.total(cells.outcome(outcome)))
+        for index, row in enumerate(counters.rows):
             states.add_metric((*key, str(index)), row.cells[cells.state])
     yield from (requests, responses, results, states)
 
@@ -144,22 +146,22 @@ def _add_seen(
         family.add_metric(labels, value)
 
 
-def _histograms(board: Board) -> Iterator[Metric]:
+def _histograms(counters: SharedCounters) -> Iterator[Metric]:
     for kind, (name, text) in HISTOGRAMS.items():
         family = HistogramMetricFamily(PREFIX + name, text, labels=("model",))
-        for model in board.layout.models:
-            histogram = board.layout.histograms[model, kind]
-            family.add_metric((model,), _buckets(board, histogram), _sum(board, histogram))
+        for model in counters.layout.models:
+            histogram = counters.layout.histograms[model, kind]
+            family.add_metric((model,), _buckets(counters, histogram), _sum(counters, histogram))
         yield family
 
 
-def _buckets(board: Board, histogram: Histogram) -> list[tuple[str, float]]:
-    counts = (board.total(histogram.offset + place) for place in range(len(BUCKETS)))
+def _buckets(counters: SharedCounters, histogram: SharedHistogram) -> list[tuple[str, float]]:
+    counts = (counters.total(histogram.offset + place) for place in range(len(BUCKETS)))
     return list(zip(BUCKETS, accumulate(counts), strict=True))
 
 
-def _sum(board: Board, histogram: Histogram) -> float:
-    return board.total_real(histogram.sum_offset)
+def _sum(counters: SharedCounters, histogram: SharedHistogram) -> float:
+    return counters.total_real(histogram.sum_offset)
 
 
 def _signals(snapshot: Snapshot) -> Iterator[Metric]:

@@ -9,8 +9,8 @@ from trainmesh.serving.config.types import Config, EndpointConfig
 from trainmesh.serving.control.rundir import RouterInfo, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.decide.types import EndpointSignal
-from trainmesh.serving.observe.board import Board
 from trainmesh.serving.observe.cells import STATES, EndpointCells
+from trainmesh.serving.observe.shared_counters import SharedCounters
 
 __all__ = ["overview"]
 
@@ -21,7 +21,7 @@ def overview(
     info: RouterInfo,
     config: Config,
     snapshot: Snapshot,
-    board: Board,
+    counters: SharedCounters,
     words: Sequence[WorkerWords],
     now_s: float,
 ) -> Overview:
@@ -32,15 +32,17 @@ def overview(
         listen=info.listen,
         snapshot=snapshot.version,
         snapshot_age_s=max(0.0, now_s - snapshot.taken_at_s),
-        models=tuple(_model(name, config, snapshot, board, words, now_s) for name in config.models),
-        workers=_workers(board, now_s),
+        models=tuple(
+            _model(name, config, snapshot, counters, words, now_s) for name in config.models
+        ),
+        workers=_workers(counters, now_s),
         routers=snapshot.routers,
         store=snapshot.store,
     )
 
 
-def _workers(board: Board, now_s: float) -> tuple[WorkerView, ...]:
-    cells = board.layout.worker
+def _workers(counters: SharedCounters, now_s: float) -> tuple[WorkerView, ...]:
+    cells = counters.layout.worker
     return tuple(
         WorkerView(
             index=index,
@@ -52,7 +54,7 @@ def _workers(board: Board, now_s: float) -> tuple[WorkerView, ...]:
             streams=row.cells[cells.streams],
             loop_lag_s=row.reals[cells.loop_lag_s],
         )
-        for index, row in enumerate(board.rows)
+        for index, row in enumerate(counters.rows)
         if row.cells[cells.pid]
     )
 
@@ -61,14 +63,14 @@ def _model(
     name: str,
     config: Config,
     snapshot: Snapshot,
-    board: Board,
+    counters: SharedCounters,
     words: Sequence[WorkerWords],
     now_s: float,
 ) -> ModelView:
     spec = config.models[name]
-    cells = board.layout.models[name]
+    cells = counters.layout.models[name]
     attempts = {
-        endpoint.name: board.total(board.layout.endpoints[name, endpoint.name].attempts)
+        endpoint.name: counters.total(counters.layout.endpoints[name, endpoint.name].attempts)
         for endpoint in spec.endpoints
     }
     everything = sum(attempts.values())
@@ -81,8 +83,8 @@ def _model(
             _endpoint(
                 endpoint,
                 signals.get(endpoint.name, EndpointSignal(name=endpoint.name)),
-                board,
-                board.layout.endpoints[name, endpoint.name],
+                counters,
+                counters.layout.endpoints[name, endpoint.name],
                 _first(excluded, endpoint.name),
                 snapshot.derates.get(endpoint.url, ""),
                 attempts[endpoint.name] / everything if everything else 0.0,
@@ -90,33 +92,33 @@ def _model(
             )
             for endpoint in spec.endpoints
         ),
-        requests=board.total(cells.requests),
-        inflight=board.total(cells.inflight),
-        queued=board.total(cells.queued),
+        requests=counters.total(cells.requests),
+        inflight=counters.total(cells.inflight),
+        queued=counters.total(cells.queued),
         demand=snapshot.demand.get(name, 0.0),
         shadow=spec.shadow.policy if spec.shadow else "",
-        shadow_compared=board.total(cells.shadow_compared),
-        shadow_same=board.total(cells.shadow_same),
-        shadow_wins=board.total(cells.shadow_wins),
-        shadow_losses=board.total(cells.shadow_losses),
-        arm_requests=board.total(cells.arm_requests),
-        arm_mean_ttft_s=_mean(board, cells.arm_ttft_s, cells.arm_requests),
-        base_requests=board.total(cells.base_requests),
-        base_mean_ttft_s=_mean(board, cells.base_ttft_s, cells.base_requests),
+        shadow_compared=counters.total(cells.shadow_compared),
+        shadow_same=counters.total(cells.shadow_same),
+        shadow_wins=counters.total(cells.shadow_wins),
+        shadow_losses=counters.total(cells.shadow_losses),
+        arm_requests=counters.total(cells.arm_requests),
+        arm_mean_ttft_s=_mean(counters, cells.arm_ttft_s, cells.arm_requests),
+        base_requests=counters.total(cells.base_requests),
+        base_mean_ttft_s=_mean(counters, cells.base_ttft_s, cells.base_requests),
     )
 
 
 def _endpoint(
     endpoint: EndpointConfig,
     signal: EndpointSignal,
-    board: Board,
+    counters: SharedCounters,
     cells: EndpointCells,
     workers_reason: str,
     derate_reason: str,
     share: float,
     now_s: float,
 ) -> EndpointView:
-    worst = max(row.cells[cells.state] for row in board.rows)
+    worst = max(row.cells[cells.state] for row in counters.rows)
     reported = bool(signal.reported_at_s)
     return EndpointView(
         name=endpoint.name,
@@ -127,8 +129,8 @@ def _endpoint(
         zone=endpoint.zone,
         runtime=endpoint.runtime.value,
         standby=endpoint.standby,
-        inflight=board.total(cells.inflight),
-        inflight_tokens=board.total(cells.inflight_tokens),
+        inflight=counters.total(cells.inflight),
+        inflight_tokens=counters.total(cells.inflight_tokens),
         others_inflight=signal.others_inflight,
         queued=signal.queued if reported else None,
         running=signal.running if reported else None,
@@ -139,11 +141,11 @@ def _endpoint(
         bandwidth_bytes_per_s=signal.bandwidth_bytes_per_s or None,
         derate=signal.derate,
         derate_reason=derate_reason,
-        expected_ttft_s=_expected_s(board, cells),
-        mean_ttft_s=_mean(board, cells.ttft_s, cells.ttft_count),
-        attempts=board.total(cells.attempts),
-        faults=sum(board.total(getattr(cells, fault)) for fault in FAULTS),
-        backpressure=board.total(cells.backpressure),
+        expected_ttft_s=_expected_s(counters, cells),
+        mean_ttft_s=_mean(counters, cells.ttft_s, cells.ttft_count),
+        attempts=counters.total(cells.attempts),
+        faults=sum(counters.total(getattr(cells, fault)) for fault in FAULTS),
+        backpressure=counters.total(cells.backpressure),
         share=share,
     )
 
@@ -152,22 +154,22 @@ def _first(excluded: Sequence[Mapping[str, str]], endpoint: str) -> str:
     return next((each[endpoint] for each in excluded if each.get(endpoint)), "")
 
 
-def _mean(board: Board, total: int, count: int) -> float | None:
-    number = board.total(count)
-    return board.total_real(total) / number if number else None
+def _mean(counters: SharedCounters, total: int, count: int) -> float | None:
+    number = counters.total(count)
+    return counters.total_real(total) / number if number else None
 
 
-def _expected_s(board: Board, cells: EndpointCells) -> float | None:
+def _expected_s(counters: SharedCounters, cells: EndpointCells) -> float | None:
     """What ``decide.cost`` expects of an idle endpoint, without the network."""
-    attempts = board.total(cells.attempts)
+    attempts = counters.total(cells.attempts)
     if not attempts:
         return None
-    prompt_tokens = board.total(cells.prompt_tokens) / attempts
-    base_s, s_per_token = (_average(board, each) for each in (cells.base_s, cells.s_per_token))
+    prompt_tokens = counters.total(cells.prompt_tokens) / attempts
+    base_s, s_per_token = (_average(counters, each) for each in (cells.base_s, cells.s_per_token))
     return base_s + s_per_token * (prompt_tokens + 1)
 
 
-def _average(board: Board, offset: int) -> float:
+def _average(counters: SharedCounters, offset: int) -> float:
     """Over the workers that have an estimate; 0 if none has."""
-    known = [row.reals[offset] for row in board.rows if row.reals[offset]]
+    known = [row.reals[offset] for row in counters.rows if row.reals[offset]]
     return sum(known) / len(known) if known else 0.0

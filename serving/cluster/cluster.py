@@ -7,9 +7,9 @@ from pathlib import Path
 
 from trainmesh.errors import GraphError, WireError
 from trainmesh.serving.cluster.cordons import Cordon, cordon_prefix, read_cordons
-from trainmesh.serving.cluster.graph import Map, Way
-from trainmesh.serving.cluster.mirror import Copy
+from trainmesh.serving.cluster.graph import Map, RoundTrip
 from trainmesh.serving.cluster.peers import MAX_ROUTERS, Heard, read_states, router_prefix
+from trainmesh.serving.cluster.store_cache import Copy
 from trainmesh.serving.cluster.traffic import free_share, links_in_use, native_plan
 from trainmesh.serving.cluster.verdicts import QUARANTINE, Verdict, in_force, read_verdicts
 from trainmesh.serving.config.types import Config
@@ -28,7 +28,7 @@ Under = Callable[[str], Mapping[str, Copy]]
 
 
 class Cluster:
-    """Reads copies of the store's keys (``Mirror.under``) and remembers what they mean; each
+    """Reads copies of the store's keys (``StoreCache.under``) and remembers what they mean; each
     value is decoded once. ``log`` gets a line for each that makes no sense. ``previous`` may know
     the graph of a job that has ended since.
 
@@ -63,7 +63,7 @@ class Cluster:
         self._read: dict[str, Mapping[str, Copy]] = {}
         """By prefix, the copies that were read last."""
         self._states: dict[str, tuple[Copy, list[Heard]]] = {}
-        self._ways: tuple[object, dict[str, Way]] = (None, {})
+        self._ways: tuple[object, dict[str, RoundTrip]] = (None, {})
 
     @property
     def prefixes(self) -> list[str]:
@@ -91,7 +91,7 @@ class Cluster:
             urgent = self._read_job(copies, job) or urgent
         return urgent
 
-    def ways(self, now_s: float, now_unix_s: float) -> dict[str, Way]:
+    def ways(self, now_s: float, now_unix_s: float) -> dict[str, RoundTrip]:
         """By node of an endpoint; empty where no graph or no place of ours in it is known."""
         graph, here = self._graph, self._config.topology.node
         if graph is None or not here:

@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from trainmesh.serving.cluster.verdicts import Kind, Verdict, link_names
-from trainmesh.topology.graph import Health, Link, LinkGraph
-from trainmesh.topology.routes import REFERENCE_BYTES, TIE, Router
+from trainmesh.serving.cluster.verdicts import SubjectKind, Verdict, link_names
+from trainmesh.topology.graph import Link, LinkGraph, LinkHealth
+from trainmesh.topology.routes import REFERENCE_BYTES, TIE, RouteFinder
 
-__all__ = ["Map", "Way"]
+__all__ = ["Map", "RoundTrip"]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class RoundTrip:
     """From the router to a node and back. ``rtt_s``: the sum of alphas both ways;
     ``bandwidth_bytes_per_s``: of the narrowest link there, 0 where no link is crossed;
     ``blocked``: why nothing may go there, empty if it may."""
@@ -38,11 +38,11 @@ class Map:
         self._here = here
         self._links = {link.name: link for link in graph.links}
         self._nodes = {node.name for node in graph.nodes}
-        self._all = Router(graph.links, ranks)
-        self._open = Router((link for link in graph.links if link.name not in reasons), ranks)
+        self._all = RouteFinder(graph.links, ranks)
+        self._open = RouteFinder((link for link in graph.links if link.name not in reasons), ranks)
         self._reasons = reasons
 
-    def way(self, node: str, free_share: Mapping[str, float] | None = None) -> Way | None:
+    def way(self, node: str, free_share: Mapping[str, float] | None = None) -> RoundTrip | None:
         """To ``node`` and back; None where the graph does not say. ``free_share``: of links that
         others use too, the part of the bandwidth that is ours (see ``traffic``)."""
         if self._here not in self._nodes or node not in self._nodes:
@@ -50,10 +50,10 @@ class Map:
         there, blocked = self._one_way(self._here, node)
         back, blocked_back = self._one_way(node, self._here)
         if there is None or back is None:
-            return Way(blocked=f"no way to node {node} in the link graph")
+            return RoundTrip(blocked=f"no way to node {node} in the link graph")
         links = [*there, *back]
         share = free_share or {}
-        return Way(
+        return RoundTrip(
             rtt_s=sum(link.cost.alpha_s for link in links),
             bandwidth_bytes_per_s=min(
                 (li.cost.bandwidth_bytes_per_s * share.get(li.name, 1.0) for li in links),
@@ -74,7 +74,7 @@ class Map:
             return other, ""
         return usual, self._reasons[held.name]
 
-    def _path(self, router: Router, src: str, dst: str) -> tuple[Link, ...] | None:
+    def _path(self, router: RouteFinder, src: str, dst: str) -> tuple[Link, ...] | None:
         try:
             nodes = router.path(src, dst)
         except KeyError:  # the router's answer where no way leads
@@ -91,18 +91,18 @@ def _link_reasons(links: Iterable[Link], verdicts: Collection[Verdict]) -> dict[
     on_links = {
         name: f"link {name} {verdict.words}"
         for verdict in verdicts
-        if verdict.kind is Kind.LINK
+        if verdict.kind is SubjectKind.LINK
         for name in link_names(verdict.subject)
     }
     on_nodes = {
         verdict.subject: f"node {verdict.subject} {verdict.words}"
         for verdict in verdicts
-        if verdict.kind is Kind.NODE
+        if verdict.kind is SubjectKind.NODE
     }
     reasons: dict[str, str] = {}
     for link in links:
         reason = on_links.get(link.name) or on_nodes.get(link.dst) or on_nodes.get(link.src)
-        if reason is None and link.health is Health.QUARANTINED:
+        if reason is None and link.health is LinkHealth.QUARANTINED:
             reason = f"link {link.name} in quarantine (by the training job's graph)"
         if reason is not None:
             reasons[link.name] = f"{reason}, on the way"

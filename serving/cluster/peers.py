@@ -20,7 +20,7 @@ __all__ = [
     "MAX_ROUTERS",
     "Heard",
     "Load",
-    "Place",
+    "PeerEndpoint",
     "RouterState",
     "demand_of",
     "encoded",
@@ -49,7 +49,7 @@ class Load(Struct, frozen=True, array_like=True, omit_defaults=True):
     tokens: Count = 0
 
 
-class Place(Struct, frozen=True, array_like=True, omit_defaults=True):
+class PeerEndpoint(Struct, frozen=True, array_like=True, omit_defaults=True):
     """An endpoint as a router sees it; for admins who are about to take one away."""
 
     model: Word
@@ -68,7 +68,7 @@ class RouterState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     loads: Annotated[dict[Word, Load], Meta(max_length=MAX_ENDPOINTS)] = {}
     rtts_s: Annotated[dict[Word, Amount], Meta(max_length=MAX_ENDPOINTS)] = {}
     demand: Annotated[dict[Word, Amount], Meta(max_length=1024)] = {}
-    places: Annotated[tuple[Place, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
+    places: Annotated[tuple[PeerEndpoint, ...], Meta(max_length=MAX_ENDPOINTS)] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ __all__ = [
     "ADMIN",
     "AUTOMATION",
     "QUARANTINE",
-    "Kind",
+    "SubjectKind",
     "Overruled",
     "Verdict",
     "in_force",
@@ -41,7 +41,7 @@ TRIES = 5
 """Compare-and-swaps before giving up; each lost one means that somebody else had a word."""
 
 
-class Kind(StrEnum):
+class SubjectKind(StrEnum):
     """What a verdict is on. A link is called ``a->b``, or ``a<->b`` in both directions; a node as
     in the link graph; an endpoint as in ``trainmesh endpoints``."""
 
@@ -54,7 +54,7 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``until_unix_s``: when it ends by itself, None for never (hosts' clocks are compared, so
     this is good to a second or so). ``released``: the subject is free, and says who freed it."""
 
-    kind: Kind
+    kind: SubjectKind
     subject: Annotated[str, Meta(min_length=1, max_length=300)]
     reason: Annotated[str, Meta(max_length=1000)]
     owner: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -82,7 +82,7 @@ class Overruled(TrainmeshError):
     """Automation may not change what a person decided."""
 
 
-def key_of(kind: Kind, subject: str) -> str:
+def key_of(kind: SubjectKind, subject: str) -> str:
     """Where the verdict on ``subject`` is kept."""
     return f"{QUARANTINE}{kind}/{subject}"
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
-from trainmesh.serving.config.problem import Path, Problem, near
+from trainmesh.serving.config.problem import ConfigPath, Problem, near
 from trainmesh.serving.config.types import MODEL_NAME, NAME, NO_NUL
 
 __all__ = ["expected", "first_mistake"]
@@ -27,7 +27,7 @@ PATTERNS = {
 }
 
 
-def first_mistake(value: object, kind: Any, path: Path = ()) -> Problem | None:
+def first_mistake(value: object, kind: Any, path: ConfigPath = ()) -> Problem | None:
     """The first mistake in ``value``, which should be a ``kind``, in the order of the text.
 
     Args:
@@ -46,7 +46,7 @@ def first_mistake(value: object, kind: Any, path: Path = ()) -> Problem | None:
     return found or _in_whole(value, kind, path)
 
 
-def _in_struct(value: object, kind: type[msgspec.Struct], path: Path) -> Problem | None:
+def _in_struct(value: object, kind: type[msgspec.Struct], path: ConfigPath) -> Problem | None:
     if not isinstance(value, Mapping):
         return Problem("must be a mapping", *path)
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
@@ -61,7 +61,7 @@ def _in_struct(value: object, kind: type[msgspec.Struct], path: Path) -> Problem
     return None
 
 
-def _in_mapping(value: object, kind: Any, path: Path) -> Problem | None:
+def _in_mapping(value: object, kind: Any, path: ConfigPath) -> Problem | None:
     key_kind, inner_kind = get_args(kind)
     if not isinstance(value, Mapping):
         return None
@@ -73,7 +73,7 @@ def _in_mapping(value: object, kind: Any, path: Path) -> Problem | None:
     return None
 
 
-def _in_list(value: object, kind: Any, path: Path) -> Problem | None:
+def _in_list(value: object, kind: Any, path: ConfigPath) -> Problem | None:
     if not isinstance(value, list):
         return None
     inner_kind = get_args(kind)[0]
@@ -83,7 +83,7 @@ def _in_list(value: object, kind: Any, path: Path) -> Problem | None:
     return None
 
 
-def _in_whole(value: object, kind: Any, path: Path) -> Problem | None:
+def _in_whole(value: object, kind: Any, path: ConfigPath) -> Problem | None:
     if _is_valid(value, kind):
         return None
     shown = ""
@@ -130,14 +130,14 @@ def _words(info: inspect.Type) -> str:
         case inspect.LiteralType():
             return " or ".join(str(one) for one in info.values)
         case inspect.StrType():
-            return _text_words(info)
+            return _describe_text(info)
         case inspect.VarTupleType():
             return f"a list{_size(info, 'entry', 'entries')}"
         case _:
             return f"a mapping{_size(info, 'entry', 'entries')}"
 
 
-def _text_words(info: inspect.StrType) -> str:
+def _describe_text(info: inspect.StrType) -> str:
     return f"text{_size(info, 'character', 'characters')}" + (
         f" ({PATTERNS[info.pattern]})" if info.pattern else ""
     )

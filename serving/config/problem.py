@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TypeAlias
 
-__all__ = ["Path", "Problem", "near", "path_text"]
+__all__ = ["ConfigPath", "Problem", "near", "path_text"]
 
-Path: TypeAlias = tuple[str | int, ...]
+ConfigPath: TypeAlias = tuple[str | int, ...]
 """Keys and places in lists, from the document's root."""
 PLAIN = re.compile(r"[!-~]+\Z")
 MAX_NAMES = 24
@@ -22,10 +22,10 @@ class Problem(Exception):
     def __init__(self, text: str, *path: str | int) -> None:
         super().__init__(text)
         self.text = text
-        self.path: Path = path
+        self.path: ConfigPath = path
 
 
-def path_text(path: Path) -> str:
+def path_text(path: ConfigPath) -> str:
     """``models.m.endpoints[0].url``."""
     words = [f"[{step}]" if isinstance(step, int) else f".{_shown(step)}" for step in path]
     return "".join(words).removeprefix(".")

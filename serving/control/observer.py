@@ -19,10 +19,9 @@ from trainmesh.serving.cluster.cordons import (
     cordon_prefix,
     newest,
 )
-from trainmesh.serving.cluster.mirror import Mirror
 from trainmesh.serving.cluster.peers import (
     Load,
-    Place,
+    PeerEndpoint,
     RouterState,
     demand_of,
     encoded,
@@ -30,15 +29,16 @@ from trainmesh.serving.cluster.peers import (
     loads_of,
     router_prefix,
 )
+from trainmesh.serving.cluster.store_cache import StoreCache
 from trainmesh.serving.cluster.verdicts import in_force
 from trainmesh.serving.cluster.vivaldi import Space
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
 from trainmesh.serving.signals.fetch import Fetcher
 from trainmesh.serving.signals.gpu_watch import GpuWatch
-from trainmesh.serving.signals.probes import Prober
-from trainmesh.serving.signals.pulse import Pulse
-from trainmesh.serving.signals.rounds import surface
+from trainmesh.serving.signals.poller import surface
+from trainmesh.serving.signals.probe_state import ProbeState
+from trainmesh.serving.signals.probes import EndpointProber
 from trainmesh.serving.signals.scrape import Scraper
 from trainmesh.store.base import Store
 from trainmesh.wire import encode
@@ -80,9 +80,9 @@ class Observer:
         self.name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cluster = Cluster(config, self.name, log)
-        self._mirror: Mirror | None = None
+        self._store_cache: StoreCache | None = None
         self._fetcher: Fetcher | None = None
-        self._prober: Prober | None = None
+        self._prober: EndpointProber | None = None
         self._scraper: Scraper | None = None
         self._gpus = GpuWatch(self._log_soon)
         self._space = Space(random.Random(0))  # noqa: S311 - directions of springs, no secret
@@ -96,7 +96,7 @@ class Observer:
         """Begin to watch."""
         self._loop = asyncio.get_running_loop()
         self._fetcher = Fetcher()
-        self._prober = Prober(self._fetcher, self._on_change)
+        self._prober = EndpointProber(self._fetcher, self._on_change)
         self._scraper = Scraper(self._fetcher)
         self._open_mirror()
         self._watch()
@@ -125,22 +125,24 @@ class Observer:
         if (before.routers, before.topology) != (config.routers, config.topology):
             await self._close_mirror()
             self._open_mirror()
-        elif self._mirror is not None:
-            cluster.read(self._mirror.under)
+        elif self._store_cache is not None:
+            cluster.read(self._store_cache.under)
         self._watch()
         self._on_change()
 
     @property
-    def pulses(self) -> Mapping[str, Pulse]:
+    def probe_states(self) -> Mapping[str, ProbeState]:
         """What health checks have found, by URL."""
-        return self._prober.pulses if self._prober is not None else {}
+        return self._prober.probe_states if self._prober is not None else {}
 
     def cordon(self, endpoint: str, state: CordonState, by: str) -> None:
         """An admin's word on an endpoint (by name); other routers of the group hear it too."""
         word = Cordon(state=state, by=by, since_unix_s=time.time())
         self._cordons[endpoint] = word
-        if self._mirror is not None:
-            self._mirror.put(f"{cordon_prefix(self._config.routers.group)}{endpoint}", encode(word))
+        if self._store_cache is not None:
+            self._store_cache.put(
+                f"{cordon_prefix(self._config.routers.group)}{endpoint}", encode(word)
+            )
         self._on_change()
 
     def snapshot(self, now_s: float) -> Snapshot:
@@ -148,7 +150,7 @@ class Observer:
         heard = fresh(self._cluster.heard, now_s)
         now_unix_s = time.time()
         seen = Observations(
-            pulses=dict(self._prober.pulses) if self._prober else {},
+            probe_states=dict(self._prober.probe_states) if self._prober else {},
             revisions=dict(self._prober.revisions) if self._prober else {},
             listed=dict(self._prober.listed) if self._prober else {},
             reports=self._scraper.reports() if self._scraper else {},
@@ -160,7 +162,7 @@ class Observer:
             loads=loads_of(heard, now_s),
             demand=demand_of(heard, now_s),
             routers=tuple(sorted(one.state.name for one in heard)),
-            store=self._store_words(),
+            store=self._describe_store(),
         )
         self._snapshot = assemble(self._config, seen, now_s, previous=self._snapshot)
         return self._snapshot
@@ -171,23 +173,23 @@ class Observer:
             self._scraper.update(self._config)
             self._gpus.update(self._config)
 
-    def _store_words(self) -> str:
-        if self._mirror is None:
+    def _describe_store(self) -> str:
+        if self._store_cache is None:
             return ""
-        return self._mirror.problem or "answers"
+        return self._store_cache.problem or "answers"
 
     def _open_mirror(self) -> None:
         etcd, job = self._config.routers.etcd, self._config.topology.job
         if etcd or job:
-            self._mirror = Mirror(
+            self._store_cache = StoreCache(
                 lambda: _connect(etcd, job), self._cluster.prefixes, self._call_refresh
             )
-            self._mirror.start()
+            self._store_cache.start()
 
     async def _close_mirror(self) -> None:
-        mirror, self._mirror = self._mirror, None
-        if mirror is not None:
-            await asyncio.to_thread(mirror.close)
+        store_cache, self._store_cache = self._store_cache, None
+        if store_cache is not None:
+            await asyncio.to_thread(store_cache.close)
 
     def _call_refresh(self) -> None:
         """Called on the mirror's thread."""
@@ -202,21 +204,21 @@ class Observer:
             loop.call_soon_threadsafe(self._log, text)
 
     def _refresh(self) -> None:
-        if self._mirror is None:
+        if self._store_cache is None:
             return
-        problem = self._mirror.problem
+        problem = self._store_cache.problem
         if problem != self._said_store:
             self._said_store = problem
             self._log(f"store: {problem}" if problem else "store: answers")
-        if self._cluster.read(self._mirror.under):
+        if self._cluster.read(self._store_cache.under):
             self._on_change()
 
     async def _publish_forever(self) -> None:
         while True:
             self._learn_distances()
-            if self._mirror is not None:
+            if self._store_cache is not None:
                 key = f"{router_prefix(self._config.routers.group)}{self.name}"
-                self._mirror.publish(key, encoded(self._state()))
+                self._store_cache.publish(key, encoded(self._state()))
             await asyncio.sleep(PUBLISH_EVERY_S)
 
     def _state(self) -> RouterState:
@@ -235,15 +237,19 @@ class Observer:
             rtts_s=self._rtts_s(),
             demand=local.demand,
             places=tuple(
-                Place(model, one.name, nodes.get((model, one.name), ""), not one.excluded)
+                PeerEndpoint(model, one.name, nodes.get((model, one.name), ""), not one.excluded)
                 for model, many in signals.items()
                 for one in many
             ),
         )
 
     def _rtts_s(self) -> dict[str, float]:
-        pulses = self._prober.pulses if self._prober is not None else {}
-        return {url: pulse.rtt_s for url, pulse in pulses.items() if pulse.rtts_s}
+        probe_states = self._prober.probe_states if self._prober is not None else {}
+        return {
+            url: probe_state.rtt_s
+            for url, probe_state in probe_states.items()
+            if probe_state.rtts_s
+        }
 
     def _learn_distances(self) -> None:
         """Move the coordinates by what we and others have measured."""

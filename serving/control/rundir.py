@@ -7,7 +7,7 @@
     router.json      RouterInfo: who made it, where its admin server is
     config.json      the validated Config
     snapshot.json    what the workers decide with
-    board-<n>        counters (``trainmesh.serving.observe.board``), a new number with each reload
+    board-<n>        SharedCounters; a new number with each reload
     worker-<n>.json  WorkerWords: what only a worker knows, in words
     admin.token      the admin's token where serve.yaml names none (mode 0600)
     audit.jsonl      admin actions and refusals, unless serve.yaml says where
@@ -69,7 +69,7 @@ class ServeRun(OwnedDirectory):
         self.token = path / "admin.token"
         self.audit = path / "audit.jsonl"
 
-    def board(self, generation: int) -> Path:
+    def counters(self, generation: int) -> Path:
         return self.path / f"board-{generation}"
 
     def words(self, worker: int) -> Path:

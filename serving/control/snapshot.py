@@ -9,15 +9,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from trainmesh.serving.cluster.cordons import Cordon, CordonState
-from trainmesh.serving.cluster.graph import Way
+from trainmesh.serving.cluster.graph import RoundTrip
 from trainmesh.serving.cluster.peers import Load
-from trainmesh.serving.cluster.verdicts import Kind, Verdict
+from trainmesh.serving.cluster.verdicts import SubjectKind, Verdict
 from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig
 from trainmesh.serving.decide.types import EndpointSignal
 from trainmesh.serving.signals.gpu import Derate
 from trainmesh.serving.signals.listing import Card, Listing, listing_of
-from trainmesh.serving.signals.pulse import Pulse
-from trainmesh.serving.signals.scrape import Report
+from trainmesh.serving.signals.probe_state import ProbeState
+from trainmesh.serving.signals.scrape import EngineLoad
 
 __all__ = ["RTT_BACK", "Observations", "Snapshot", "assemble"]
 
@@ -49,8 +49,8 @@ class Observations:
     """All that is known now. Keys are endpoints' URLs unless said otherwise; what is missing is
     unknown, and never a reason against an endpoint."""
 
-    pulses: Mapping[str, Pulse] = field(default_factory=dict)
-    reports: Mapping[str, Report] = field(default_factory=dict)
+    probe_states: Mapping[str, ProbeState] = field(default_factory=dict)
+    reports: Mapping[str, EngineLoad] = field(default_factory=dict)
     derates: Mapping[str, Derate] = field(default_factory=dict)
     estimates_s: Mapping[str, float] = field(default_factory=dict)
     """Round trips from Vivaldi coordinates."""
@@ -58,7 +58,7 @@ class Observations:
     """What the endpoint says it serves; empty where its runtime does not say."""
     listed: Mapping[str, Mapping[str, Card]] = field(default_factory=dict)
     """The models that it lists."""
-    ways: Mapping[str, Way] = field(default_factory=dict)
+    ways: Mapping[str, RoundTrip] = field(default_factory=dict)
     """By node: the way from the router to it."""
     verdicts: Sequence[Verdict] = ()
     """Those in force."""
@@ -113,16 +113,18 @@ def _signals(
         _signal(endpoint, config, seen, before.get((name, endpoint.name)))
         for endpoint in model.endpoints
     ]
-    pulses = [seen.pulses.get(endpoint.url, Pulse()) for endpoint in model.endpoints]
-    pairs = tuple(zip(found, pulses, strict=True))
-    some_up = any(not signal.excluded and not pulse.down for signal, pulse in pairs)
+    probe_states = [
+        seen.probe_states.get(endpoint.url, ProbeState()) for endpoint in model.endpoints
+    ]
+    pairs = tuple(zip(found, probe_states, strict=True))
+    some_up = any(not signal.excluded and not probe_state.down for signal, probe_state in pairs)
     return tuple(
         replace(
             signal,
-            excluded=signal.excluded or (pulse.down if some_up else ""),
-            unready=pulse.unready,
+            excluded=signal.excluded or (probe_state.down if some_up else ""),
+            unready=probe_state.unready,
         )
-        for signal, pulse in pairs
+        for signal, probe_state in pairs
     )
 
 
@@ -131,11 +133,11 @@ def _signal(
 ) -> EndpointSignal:
     """All but its health checks."""
     url = endpoint.url
-    pulse = seen.pulses.get(url, Pulse())
-    report = seen.reports.get(url, Report())
+    probe_state = seen.probe_states.get(url, ProbeState())
+    report = seen.reports.get(url, EngineLoad())
     load = seen.loads.get(url, Load())
     way = seen.ways.get(endpoint.node) if endpoint.node else None
-    rtt_s = _rtt_s(pulse, way, seen.estimates_s.get(url, 0.0))
+    rtt_s = _rtt_s(probe_state, way, seen.estimates_s.get(url, 0.0))
     limit_s = config.topology.rtt_limit_s
     was_beyond = before is not None and CLIENT_ONLY in before.excluded
     too_far = _too_far(rtt_s, limit_s * RTT_BACK if was_beyond else limit_s, limit_s)
@@ -145,7 +147,7 @@ def _signal(
         excluded=excluded,
         public=_public(endpoint, seen, excluded),
         rtt_s=rtt_s,
-        rtt_at_s=pulse.rtt_at_s,
+        rtt_at_s=probe_state.rtt_at_s,
         bandwidth_bytes_per_s=way.bandwidth_bytes_per_s if way else 0.0,
         derate=seen.derates[url].value if url in seen.derates else 1.0,
         queued=report.queued,
@@ -157,17 +159,17 @@ def _signal(
     )
 
 
-def _rtt_s(pulse: Pulse, way: Way | None, estimate_s: float) -> float:
+def _rtt_s(probe_state: ProbeState, way: RoundTrip | None, estimate_s: float) -> float:
     """Measured before declared before estimated; 0 where nothing is known."""
-    if pulse.rtts_s:
-        return pulse.rtt_s
+    if probe_state.rtts_s:
+        return probe_state.rtt_s
     return way.rtt_s if way is not None else estimate_s
 
 
 def _excluded(
     endpoint: EndpointConfig,
     seen: Observations,
-    way: Way | None,
+    way: RoundTrip | None,
     too_far: str,
 ) -> str:
     """Why it gets no requests: people's words first, then what was measured."""
@@ -196,9 +198,9 @@ def _cordoned(cordon: Cordon | None) -> str:
 
 def _quarantined(endpoint: EndpointConfig, verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
-        if verdict.kind is Kind.ENDPOINT and verdict.subject == endpoint.name:
+        if verdict.kind is SubjectKind.ENDPOINT and verdict.subject == endpoint.name:
             return f"endpoint {verdict.words}"
-        if verdict.kind is Kind.NODE and verdict.subject == endpoint.node:
+        if verdict.kind is SubjectKind.NODE and verdict.subject == endpoint.node:
             return f"node {endpoint.node} {verdict.words}"
     return ""
 

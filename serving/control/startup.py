@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainmesh.serving.config.types import Config
-from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.probe_state import ProbeState
 from trainmesh.units import count, duration
 
 __all__ = ["Startup"]
@@ -27,18 +27,20 @@ class Startup:
         self.over = False
         """Nothing more will be said."""
 
-    def look(self, config: Config, pulses: Mapping[str, Pulse], now_s: float) -> str:
+    def look(self, config: Config, probe_states: Mapping[str, ProbeState], now_s: float) -> str:
         """A line for the operator, or "".
 
         Args:
             config: whose endpoints are waited for.
-            pulses: what health checks have found, by URL.
+            probe_states: what health checks have found, by URL.
             now_s: monotonic seconds.
         """
         if self.over or now_s - self._began_s < FIRST_S:
             return ""
         names = {one.url: one.name for model in config.models.values() for one in model.endpoints}
-        awaited = frozenset(url for url in names if not _answers(pulses.get(url, Pulse())))
+        awaited = frozenset(
+            url for url in names if not _answers(probe_states.get(url, ProbeState()))
+        )
         if not awaited:
             self.over = True
             took = duration(now_s - self._began_s)
@@ -47,7 +49,7 @@ class Startup:
             return ""
         self._said, self._said_s, self._waited_for = True, now_s, awaited
         shown = [
-            f"{name} ({pulses.get(url, Pulse()).problem or 'not asked yet'})"
+            f"{name} ({probe_states.get(url, ProbeState()).problem or 'not asked yet'})"
             for url, name in names.items()
             if url in awaited
         ]
@@ -58,5 +60,5 @@ class Startup:
         )
 
 
-def _answers(pulse: Pulse) -> bool:
-    return bool(pulse.checked_at_s) and not pulse.problem
+def _answers(probe_state: ProbeState) -> bool:
+    return bool(probe_state.checked_at_s) and not probe_state.problem

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from trainmesh.errors import TrainmeshError
-from trainmesh.serving.control.orders import CUT_SHORT
+from trainmesh.serving.control.worker_config import CUT_SHORT
 
 __all__ = ["Workers"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Context, Row
 
-__all__ = ["Choice"]
+__all__ = ["RoutingChoice"]
 
 
-class Choice:
+class RoutingChoice:
     """Enough to write a line of the ledger, and to decide again the same way."""
 
     __slots__ = (

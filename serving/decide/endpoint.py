@@ -8,14 +8,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
-from trainmesh.serving.decide.health import Health
+from trainmesh.serving.decide.health import EndpointHealth
 from trainmesh.serving.decide.learn.estimate import DEFAULT_S_PER_TOKEN, Speed
 from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.types import (
     NEVER_S,
+    AttemptKind,
     EndpointSignal,
-    Facts,
-    Kind,
+    RequestFacts,
     Row,
     stable_hash,
 )
@@ -39,7 +39,7 @@ class Timing(NamedTuple):
 
 
 class Endpoint:
-    """Live and mutable; a ``Candidate``. Only its pool and the proxy's board change it."""
+    """Live and mutable; a ``Candidate``. Only its pool and the proxy's counters change it."""
 
     __slots__ = (
         "_others_inflight",
@@ -82,7 +82,7 @@ class Endpoint:
     )
 
     def __init__(self, index: int, config: EndpointConfig, eject: EjectConfig, bit: int) -> None:
-        self.health = Health(eject)
+        self.health = EndpointHealth(eject)
         self.bit = bit
         """Its mask in the prefix index."""
         self.own_inflight = 0
@@ -243,8 +243,8 @@ class Attempt:
     def __init__(
         self,
         endpoint: Endpoint,
-        facts: Facts,
-        kind: Kind,
+        facts: RequestFacts,
+        kind: AttemptKind,
         started_s: float,
         cached_tokens: int,
         full_work_tokens: float,

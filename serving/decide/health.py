@@ -13,18 +13,18 @@ from enum import StrEnum
 from typing import Final
 
 from trainmesh.serving.config.types import EjectConfig
-from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.decide.types import AttemptOutcome
 
-__all__ = ["FAULTS", "Health", "State"]
+__all__ = ["FAULTS", "EndpointHealth", "HealthState"]
 
 FAULTS = frozenset(
     (
-        Outcome.CONNECT,
-        Outcome.RESET,
-        Outcome.STATUS,
-        Outcome.TIMEOUT,
-        Outcome.STREAM,
-        Outcome.LONE_ERROR,
+        AttemptOutcome.CONNECT,
+        AttemptOutcome.RESET,
+        AttemptOutcome.STATUS,
+        AttemptOutcome.TIMEOUT,
+        AttemptOutcome.STREAM,
+        AttemptOutcome.LONE_ERROR,
     )
 )
 TRIAL_PERIOD_S: Final = 1.0
@@ -42,16 +42,16 @@ MAX_BACKOFF_S: Final = 5.0
 MIN_RAMP: Final = 0.1
 
 _WHAT: Final = {
-    Outcome.CONNECT: "connection refused or timed out",
-    Outcome.RESET: "connection lost before the first byte",
-    Outcome.STATUS: "status 5xx",
-    Outcome.TIMEOUT: "no answer in time",
-    Outcome.STREAM: "answer broken off",
-    Outcome.LONE_ERROR: "refused what another endpoint answered",
+    AttemptOutcome.CONNECT: "connection refused or timed out",
+    AttemptOutcome.RESET: "connection lost before the first byte",
+    AttemptOutcome.STATUS: "status 5xx",
+    AttemptOutcome.TIMEOUT: "no answer in time",
+    AttemptOutcome.STREAM: "answer broken off",
+    AttemptOutcome.LONE_ERROR: "refused what another endpoint answered",
 }
 
 
-class State(StrEnum):
+class HealthState(StrEnum):
     """See the module's docstring."""
 
     HEALTHY = "healthy"
@@ -60,7 +60,7 @@ class State(StrEnum):
     SLOW_START = "slow start"
 
 
-class Health:
+class EndpointHealth:
     """One endpoint's. Methods that return a string return a line about a change, or ""."""
 
     __slots__ = (
@@ -82,7 +82,7 @@ class Health:
 
     def __init__(self, config: EjectConfig) -> None:
         self._config = config
-        self.state = State.HEALTHY
+        self.state = HealthState.HEALTHY
         self.reason = ""
         self.since_s = float("-inf")
         self.until_s = 0.0
@@ -101,16 +101,16 @@ class Health:
     def configure(self, config: EjectConfig) -> None:
         self._config = config
 
-    def fault(self, outcome: Outcome, started_s: float) -> str:
+    def fault(self, outcome: AttemptOutcome, started_s: float) -> str:
         """Counts a fault of an attempt that began at ``started_s``; returns why the endpoint
         should be ejected, or ""."""
         if started_s < self.since_s:
             return ""  # what was under way then says nothing new
         self.failures += 1
         what = _WHAT[outcome]
-        if outcome is Outcome.CONNECT or self.state is State.EJECTED:
+        if outcome is AttemptOutcome.CONNECT or self.state is HealthState.EJECTED:
             return what
-        if self.state is State.SLOW_START and not self.proven:
+        if self.state is HealthState.SLOW_START and not self.proven:
             return f"{what}, the first time it was asked again"
         if self.failures >= self._config.failures:
             return f"{self.failures} faults in a row, the last: {what}"
@@ -121,7 +121,7 @@ class Health:
         which takes two good trials to disprove."""
         again = now_s - self.since_s < FLAP_S
         self._ejections = self._ejections + 1 if again else 1
-        renewed = self.state is State.EJECTED
+        renewed = self.state is HealthState.EJECTED
         if not renewed:
             extra = min(self._ejections - 1, MAX_EXTRA_TRIALS)
             self._wanted_trials = 1 + slow + extra
@@ -129,34 +129,34 @@ class Health:
         length_s = min(
             self._config.max_s, self._config.base_s * 2.0 ** min(self._ejections - 1, 30)
         )
-        self._become(State.EJECTED, reason, now_s, now_s + length_s)
+        self._become(HealthState.EJECTED, reason, now_s, now_s + length_s)
         self._good_trials = 0
         self._next_trial_s = now_s + min(TRIAL_PERIOD_S, 0.8 * length_s)
         return "" if renewed else f"ejected for {length_s:.3g} s: {reason}"
 
     def backpressure(self, started_s: float, now_s: float, retry_after_s: float) -> str:
         """It answered 429 or 503 to an attempt that began at ``started_s``."""
-        if self.state is State.EJECTED or started_s < self.since_s:
+        if self.state is HealthState.EJECTED or started_s < self.since_s:
             return ""
         self._waits += 1
         wait_s = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._waits - 1, 30))
         if retry_after_s > 0:
             wait_s = min(self._config.max_s, max(wait_s, retry_after_s))
         reason = f"backpressure: {self._waits} times 429 or 503 in a row"
-        first = self.state is not State.BACKOFF
-        self._become(State.BACKOFF, reason, now_s, now_s + wait_s)
+        first = self.state is not HealthState.BACKOFF
+        self._become(HealthState.BACKOFF, reason, now_s, now_s + wait_s)
         self._next_trial_s = now_s + min(TRIAL_PERIOD_S, wait_s)
         return f"backs off for {wait_s:.3g} s: {reason}" if first else ""
 
     def answered(self, started_s: float, now_s: float) -> str:
         """A good first byte for an attempt (a trial or not) that began at ``started_s``."""
         self._waits = 0
-        if self.state is State.HEALTHY or started_s < self.since_s:
+        if self.state is HealthState.HEALTHY or started_s < self.since_s:
             return ""
         self.proven = True
-        if self.state is State.BACKOFF:
+        if self.state is HealthState.BACKOFF:
             return self._healthy(now_s)
-        if self.state is State.EJECTED:
+        if self.state is HealthState.EJECTED:
             self._good_trials += 1
             if self._good_trials >= self._wanted_trials:
                 return self._slow_start(now_s, "it answers well again")
@@ -165,11 +165,11 @@ class Health:
 
     def tick(self, now_s: float) -> str:
         """What time alone changes."""
-        if self.state is State.SLOW_START:
+        if self.state is HealthState.SLOW_START:
             if self.proven and now_s - self.since_s >= self._config.slow_start_s:
                 return self._healthy(now_s)
         elif (
-            self.state is State.EJECTED
+            self.state is HealthState.EJECTED
             and now_s >= self.until_s + TRIAL_GRACE_S
             and not self.trials_inflight
         ):
@@ -179,7 +179,7 @@ class Health:
 
     def takes(self, own_inflight: int, draw: float, now_s: float) -> bool:
         """Whether it takes part in a choice while it is neither healthy nor ejected."""
-        if self.state is State.BACKOFF:
+        if self.state is HealthState.BACKOFF:
             return now_s >= self.until_s and own_inflight == 0
         if not self.proven:
             return own_inflight == 0
@@ -195,15 +195,15 @@ class Health:
         self._next_trial_s = now_s + TRIAL_PERIOD_S
 
     def _slow_start(self, now_s: float, why: str) -> str:
-        self._become(State.SLOW_START, "slow start", now_s, now_s + self._config.slow_start_s)
+        self._become(HealthState.SLOW_START, "slow start", now_s, now_s + self._config.slow_start_s)
         self.failures = 0
         return f"let in again with a slow start: {why}"
 
     def _healthy(self, now_s: float) -> str:
-        self._become(State.HEALTHY, "", now_s, 0.0)
+        self._become(HealthState.HEALTHY, "", now_s, 0.0)
         return "healthy"
 
-    def _become(self, state: State, reason: str, now_s: float, until_s: float) -> None:
+    def _become(self, state: HealthState, reason: str, now_s: float, until_s: float) -> None:
         self.state = state
         self.reason = reason
         self.since_s = now_s

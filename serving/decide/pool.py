@@ -9,27 +9,27 @@ from typing import Final
 
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.types import LimitsConfig, ModelConfig
-from trainmesh.serving.decide.books import Books
-from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.attempt_tracker import AttemptTracker
+from trainmesh.serving.decide.choice import RoutingChoice
 from trainmesh.serving.decide.demand import Demand
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
-from trainmesh.serving.decide.extras import Extras
-from trainmesh.serving.decide.health import State
+from trainmesh.serving.decide.endpoint_states import EndpointStates
+from trainmesh.serving.decide.health import HealthState
 from trainmesh.serving.decide.learn import outliers
 from trainmesh.serving.decide.learn.forecast import Forecast
-from trainmesh.serving.decide.learn.reuse import Reuse
-from trainmesh.serving.decide.learn.trend import Trend
+from trainmesh.serving.decide.learn.prefix_cache_model import PrefixCacheModel
+from trainmesh.serving.decide.learn.traffic_stats import TrafficStats
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s
 from trainmesh.serving.decide.policies.guard import Guard
 from trainmesh.serving.decide.policies.shadow import Versus
-from trainmesh.serving.decide.roster import Roster
+from trainmesh.serving.decide.retry_budgets import RetryBudgets
 from trainmesh.serving.decide.shared import link
 from trainmesh.serving.decide.types import (
     HASH_BITS,
+    AttemptKind,
+    AttemptOutcome,
     EndpointSignal,
-    Facts,
-    Kind,
-    Outcome,
+    RequestFacts,
     Scorer,
 )
 
@@ -91,18 +91,20 @@ class Pool:
         compared = (config.policy, config.shadow)
         if previous is not None and compared == (previous.config.policy, previous.config.shadow):
             self.versus = previous.versus
-        old: Books | None = previous._books if previous is not None else None
-        reuse = old.reuse if old is not None else Reuse()
-        trend = old.trend if old is not None else Trend()
+        old: AttemptTracker | None = previous._tracker if previous is not None else None
+        prefix_cache = old.prefix_cache if old is not None else PrefixCacheModel()
+        traffic_stats = old.traffic_stats if old is not None else TrafficStats()
         self.demand: Demand = previous.demand if previous is not None else Demand(now_s)
-        self.endpoints = _endpoints(config, reuse, previous)
-        self._roster = Roster(self.endpoints, config.eject)
+        self.endpoints = _endpoints(config, prefix_cache, previous)
+        self._endpoint_states = EndpointStates(self.endpoints, config.eject)
         if previous is not None:
-            self._roster.version = previous.version + 1
+            self._endpoint_states.version = previous.version + 1
         forecast = old.forecast if old is not None else Forecast()
-        extras = Extras(config.retry, config.hedge, trend.tokens, now_s)
+        retry_budgets = RetryBudgets(config.retry, config.hedge, traffic_stats.tokens, now_s)
         tested = self.versus if self._share else None
-        self._books: Books = Books(self._roster, reuse, trend, forecast, extras, tested)
+        self._tracker: AttemptTracker = AttemptTracker(
+            self._endpoint_states, prefix_cache, traffic_stats, forecast, retry_budgets, tested
+        )
         self._stale: Endpoint | None = None
         self._judged_s = now_s
         self.tick(now_s)
@@ -110,30 +112,30 @@ class Pool:
     @property
     def version(self) -> int:
         """Changes whenever ``exclusions`` does."""
-        return self._roster.version
+        return self._endpoint_states.version
 
     def exclusions(self) -> Mapping[str, str]:
         """Endpoint -> why it takes no requests, whatever they are."""
-        return self._roster.exclusions
+        return self._endpoint_states.exclusions
 
     @property
     def shares(self) -> bool:
         """Whether another model is at one of its URLs, so that its capacity changes any time."""
-        return any(self._roster.twins.values())
+        return any(self._endpoint_states.twins.values())
 
     @property
     def in_service(self) -> bool:
         """Whether any endpoint may take requests, be it at times."""
-        return bool(self._roster.full or self._roster.part)
+        return bool(self._endpoint_states.full or self._endpoint_states.part)
 
     def why_out(self) -> str:
         """Why none of the endpoints is in service; empty if one is, as far as is known."""
-        serving = self._roster.full + self._roster.part
+        serving = self._endpoint_states.full + self._endpoint_states.part
         reasons = []
         for endpoint in self.endpoints:
             reason = endpoint.signal.unready
             if not reason and endpoint not in serving:
-                reason = self._roster.public(endpoint)
+                reason = self._endpoint_states.public(endpoint)
             if not reason:
                 return ""
             reasons.append(f"{endpoint.name}: {reason}")
@@ -147,16 +149,19 @@ class Pool:
     @property
     def prefix_reuse(self) -> float:
         """Share of prompt tokens that some endpoint had been sent before, lately."""
-        return self._books.reuse.value.reuse
+        return self._tracker.prefix_cache.value.prefix_cache
 
     @property
     def prefix_pays(self) -> bool:
-        return self._books.reuse.value.pays
+        return self._tracker.prefix_cache.value.pays
 
     def capacity(self) -> int:
         """Requests that this worker may have in flight: less than the configured sum where other
         workers and routers have some, or an engine says that it is full."""
-        usable = self._roster.full + self._roster.part or self._roster.usable()
+        usable = (
+            self._endpoint_states.full + self._endpoint_states.part
+            or self._endpoint_states.usable()
+        )
         return sum(e.room() for e in usable)
 
     def update(self, signals: Mapping[str, EndpointSignal], now_s: float) -> None:
@@ -165,7 +170,7 @@ class Pool:
             signal = signals.get(endpoint.name)
             if signal is not None:
                 endpoint.see(signal, now_s)
-        self._roster.rebuild()
+        self._endpoint_states.rebuild()
 
     @staticmethod
     def share(pools: Iterable[Pool], previous: Iterable[Pool] = ()) -> None:
@@ -176,19 +181,19 @@ class Pool:
             previous: those that ``pools`` replace.
         """
         for pool in previous:
-            pool._roster.unlink()
-        link([pool._roster for pool in pools])
+            pool._endpoint_states.unlink()
+        link([pool._endpoint_states for pool in pools])
 
     # Choosing
 
     def choose(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         now_s: float,
         *,
         tried: Collection[Endpoint] = (),
         allowed: frozenset[int] | None = None,
-    ) -> Choice:
+    ) -> RoutingChoice:
         """Says where an attempt of a request should go.
 
         Args:
@@ -197,17 +202,17 @@ class Pool:
             tried: endpoints that had an attempt of it already; they get no other.
             allowed: indices of endpoints that its tenant may use; None: all.
         """
-        roster = self._roster
-        if tried or allowed is not None or roster.part:
-            candidates = roster.takers(self._random, now_s, tried, allowed)
+        endpoint_states = self._endpoint_states
+        if tried or allowed is not None or endpoint_states.part:
+            candidates = endpoint_states.takers(self._random, now_s, tried, allowed)
         else:
-            candidates = [e for e in roster.full if e.inflight < e.max_inflight]
+            candidates = [e for e in endpoint_states.full if e.inflight < e.max_inflight]
         reason = ""
         if not candidates:
-            candidates = roster.last_resort(tried, allowed)
+            candidates = endpoint_states.last_resort(tried, allowed)
             if not candidates:
-                none = self._none(roster.why_none(tried, allowed))
-                none.full = roster.only_full(tried, allowed)
+                none = self._none(endpoint_states.why_none(tried, allowed))
+                none.full = endpoint_states.only_full(tried, allowed)
                 return none
             reason = f"all others are out; {candidates[0].health.reason}"
         self._prepare(facts)
@@ -218,11 +223,11 @@ class Pool:
         guard, arm = self._guard, 0
         if self._share and self._shadow is not None and self._random() < self._share:
             guard, arm = self._shadow, 1
-        context = self._books.context
+        context = self._tracker.context
         rows = [c.row() for c in candidates]
         scores, place = guard.score(facts, candidates, context, draw, now_s)
         chosen = candidates[place]
-        choice = Choice(
+        choice = RoutingChoice(
             chosen,
             reason,
             guard.policy,
@@ -231,8 +236,8 @@ class Pool:
             candidates,
             rows,
             scores,
-            roster.exclusions,
-            roster.version,
+            endpoint_states.exclusions,
+            endpoint_states.version,
             arm,
         )
         if self._shadow is not None and not self._share:
@@ -241,7 +246,7 @@ class Pool:
 
     def trial(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         now_s: float,
         *,
         sent_to: Collection[Endpoint] = (),
@@ -251,41 +256,41 @@ class Pool:
         by a copy of this request, if any. Never one that has the request already (``sent_to``),
         and only as many as the budget of tokens allows.
 
-        The copy is to be begun with ``Kind.TRIAL``, cancelled at its first byte or after
+        The copy is to be begun with ``AttemptKind.TRIAL``, cancelled at its first byte or after
         ``TRIAL_TIMEOUT_S`` (then it ends as ``TIMEOUT``), and its answer thrown away.
         """
-        roster, extras = self._roster, self._books.extras
-        if len(roster.full) < len(self.endpoints):
-            out = roster.trial(now_s, sent_to, allowed)
-            if out is not None and extras.may_try(facts, now_s):
+        endpoint_states, retry_budgets = self._endpoint_states, self._tracker.retry_budgets
+        if len(endpoint_states.full) < len(self.endpoints):
+            out = endpoint_states.trial(now_s, sent_to, allowed)
+            if out is not None and retry_budgets.may_try(facts, now_s):
                 out.health.tried(now_s)
                 return out
         stale = self._stale
         if stale is None or (allowed is not None and stale.index not in allowed):
             return None
-        if stale in sent_to or not extras.may_try(facts, now_s):
+        if stale in sent_to or not retry_budgets.may_try(facts, now_s):
             return None
         self._stale = None
         stale.copied_s = now_s
         return stale
 
-    def _none(self, reason: str) -> Choice:
-        roster = self._roster
-        return Choice(
+    def _none(self, reason: str) -> RoutingChoice:
+        endpoint_states = self._endpoint_states
+        return RoutingChoice(
             None,
             reason,
             self._guard.scorer.name,
             0.0,
-            self._books.context,
+            self._tracker.context,
             (),
             (),
             (),
-            roster.exclusions,
-            roster.version,
+            endpoint_states.exclusions,
+            endpoint_states.version,
             0,
         )
 
-    def _some(self, facts: Facts, candidates: list[Endpoint]) -> list[Endpoint]:
+    def _some(self, facts: RequestFacts, candidates: list[Endpoint]) -> list[Endpoint]:
         """Neighbours from a place by chance, or from the session's own place, which moves by one
         at most when an endpoint comes or goes; and those that have most of the prompt cached."""
         n = len(candidates)
@@ -309,25 +314,25 @@ class Pool:
             candidates.reverse()
         return candidates
 
-    def _prepare(self, facts: Facts) -> None:
+    def _prepare(self, facts: RequestFacts) -> None:
         """Makes the endpoints' fields those for this request."""
-        if facts.stream != self._books.kind:
-            self._books.kind = facts.stream
+        if facts.stream != self._tracker.kind:
+            self._tracker.kind = facts.stream
             self._publish()
-        if facts.blocks or self._books.reuse.set:
-            self._books.reuse.prepare(facts, self.endpoints)
+        if facts.blocks or self._tracker.prefix_cache.set:
+            self._tracker.prefix_cache.prepare(facts, self.endpoints)
 
     def _publish(self) -> None:
-        kind = self._books.kind
+        kind = self._tracker.kind
         for endpoint in self.endpoints:
             endpoint.base_s, endpoint.s_per_token = endpoint.models[kind]
 
     def _watch(
         self,
         shadow: Guard,
-        facts: Facts,
+        facts: RequestFacts,
         candidates: list[Endpoint],
-        choice: Choice,
+        choice: RoutingChoice,
         now_s: float,
     ) -> None:
         """What the shadow policy would have taken."""
@@ -345,19 +350,19 @@ class Pool:
     # What attempts do
 
     def begin(
-        self, endpoint: Endpoint, facts: Facts, kind: Kind, now_s: float, arm: int = 0
+        self, endpoint: Endpoint, facts: RequestFacts, kind: AttemptKind, now_s: float, arm: int = 0
     ) -> Attempt:
         """Counts an attempt that is being sent; ``arm`` of the choice."""
-        return self._books.begin(endpoint, facts, kind, now_s, arm)
+        return self._tracker.begin(endpoint, facts, kind, now_s, arm)
 
     def first_byte(self, attempt: Attempt, now_s: float) -> None:
         """The first byte of a good answer's body (2xx) is there."""
-        self._books.first_byte(attempt, now_s)
+        self._tracker.first_byte(attempt, now_s)
 
     def end(
         self,
         attempt: Attempt,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         now_s: float,
         output_tokens: int = 0,
         retry_after_s: float = 0.0,
@@ -371,13 +376,13 @@ class Pool:
             output_tokens: what the answer had, 0 if unknown.
             retry_after_s: what the endpoint asked for with a 429 or 503, 0 if nothing.
         """
-        self._books.end(attempt, outcome, now_s, output_tokens, retry_after_s)
+        self._tracker.end(attempt, outcome, now_s, output_tokens, retry_after_s)
 
     # More attempts
 
-    def may_retry(self, facts: Facts, attempts: int, now_s: float) -> bool:
+    def may_retry(self, facts: RequestFacts, attempts: int, now_s: float) -> bool:
         """Takes a retry from the budget; ``attempts`` of the request were made."""
-        return self._books.extras.may_retry(attempts, now_s)
+        return self._tracker.retry_budgets.may_retry(attempts, now_s)
 
     def may_ask_again(self, endpoint: Endpoint, status: int, attempts: int, now_s: float) -> bool:
         """Whether another endpoint may be asked about a request that ``endpoint`` refused with
@@ -388,46 +393,46 @@ class Pool:
         health = endpoint.health
         if health.failures or not health.proven:
             return True
-        return self._books.extras.client_errors.may_ask_again(status, now_s)
+        return self._tracker.retry_budgets.client_errors.may_ask_again(status, now_s)
 
     def asking_paid(self, status: int) -> None:
         """The other endpoint answered well."""
-        self._books.extras.client_errors.paid(status)
+        self._tracker.retry_budgets.client_errors.paid(status)
 
-    def hedge_delay_s(self, facts: Facts) -> float:
+    def hedge_delay_s(self, facts: RequestFacts) -> float:
         """How long the first attempt has before a hedge; infinite: there will be none."""
-        if len(self._roster.full) < 2:
+        if len(self._endpoint_states.full) < 2:
             return float("inf")
-        return self._books.extras.hedge_delay_s(facts)
+        return self._tracker.retry_budgets.hedge_delay_s(facts)
 
-    def may_hedge(self, facts: Facts, now_s: float) -> bool:
+    def may_hedge(self, facts: RequestFacts, now_s: float) -> bool:
         """Takes a hedge from the budget."""
-        return self._books.extras.may_hedge(facts, self.demand.load, now_s)
+        return self._tracker.retry_budgets.may_hedge(facts, self.demand.load, now_s)
 
     def expected_output_tokens(self) -> int:
         """Tokens of an ordinary answer lately."""
-        return int(self._books.trend.output_tokens)
+        return int(self._tracker.traffic_stats.output_tokens)
 
     # Time
 
     def tick(self, now_s: float) -> list[str]:
         """What time changes; to be called every 0.1 s. Returns a line for each change of state."""
-        roster = self._roster
+        endpoint_states = self._endpoint_states
         for endpoint in self.endpoints:
             endpoint.age(now_s)
-        self._books.forecast.refresh(self.endpoints, now_s)
+        self._tracker.forecast.refresh(self.endpoints, now_s)
         self._publish()
-        roster.health_tick(now_s)
+        endpoint_states.health_tick(now_s)
         self._eject_outliers(now_s)
         self._promote(now_s)
         self._stale = self._find_stale(now_s)
-        self._books.reuse.value.tick(now_s)
-        self._books.extras.tick(self._books.trend.tokens, now_s)
-        self._books.context = self._books.trend.context(
-            self.endpoints, self.config.affinity_budget_s, self._books.reuse.value.pays
+        self._tracker.prefix_cache.value.tick(now_s)
+        self._tracker.retry_budgets.tick(self._tracker.traffic_stats.tokens, now_s)
+        self._tracker.context = self._tracker.traffic_stats.context(
+            self.endpoints, self.config.affinity_budget_s, self._tracker.prefix_cache.value.pays
         )
-        lines = [f"model {self.name}: {line}" for line in roster.lines]
-        roster.lines.clear()
+        lines = [f"model {self.name}: {line}" for line in endpoint_states.lines]
+        endpoint_states.lines.clear()
         for guard in (self._guard, self._shadow):
             if guard is not None and guard.line:
                 lines.append(f"model {self.name}: {guard.line}")
@@ -437,7 +442,7 @@ class Pool:
     def _find_stale(self, now_s: float) -> Endpoint | None:
         """One that takes requests and gets none: what is thought of it may be wrong by now, as its
         first answers came from a cold start, or it was ill."""
-        for endpoint in self._roster.full:
+        for endpoint in self._endpoint_states.full:
             asked_s = endpoint.asked_s
             if 0.0 <= asked_s <= now_s - STALE_S and endpoint.copied_s <= now_s - COPY_PERIOD_S:
                 return endpoint
@@ -447,14 +452,14 @@ class Pool:
         if now_s - self._judged_s < JUDGE_S * len(self.endpoints):
             return
         self._judged_s = now_s
-        usable = self._roster.usable()
+        usable = self._endpoint_states.usable()
         eject = self.config.eject
         reasons = outliers.judge(
-            usable, self._books.forecast.models, eject.latency_ratio, eject.samples, now_s
+            usable, self._tracker.forecast.models, eject.latency_ratio, eject.samples, now_s
         )
         for endpoint, reason in zip(usable, reasons, strict=True):
-            if reason and endpoint.health.state is not State.EJECTED:
-                self._roster.eject(endpoint, reason, now_s, slow=True)
+            if reason and endpoint.health.state is not HealthState.EJECTED:
+                self._endpoint_states.eject(endpoint, reason, now_s, slow=True)
 
     def _promote(self, now_s: float) -> None:
         standbys = [e for e in self.endpoints if e.config.standby]
@@ -465,8 +470,8 @@ class Pool:
         inflight = sum(e.inflight for e in self.endpoints)
         ordinary = [
             e
-            for e in self._roster.usable()
-            if not e.config.standby and e.health.state is not State.EJECTED
+            for e in self._endpoint_states.usable()
+            if not e.config.standby and e.health.state is not HealthState.EJECTED
         ]
         capacity = sum(e.max_inflight for e in ordinary)
         if self.demand.tick(inflight, capacity, len(ordinary), now_s):
@@ -474,7 +479,7 @@ class Pool:
             for endpoint in standbys:
                 endpoint.promoted = bool(reason)
                 word = f"standby is used: {reason}" if reason else "standby again: it is quiet"
-                self._roster.told(endpoint, word)
+                self._endpoint_states.record_change(endpoint, word)
 
     def _scorer(self, policy: str, scorers: Mapping[str, Scorer]) -> Scorer:
         try:
@@ -490,13 +495,15 @@ def _cached_tokens(endpoint: Endpoint) -> int:
     return endpoint.cached_tokens
 
 
-def _endpoints(config: ModelConfig, reuse: Reuse, previous: Pool | None) -> tuple[Endpoint, ...]:
+def _endpoints(
+    config: ModelConfig, prefix_cache: PrefixCacheModel, previous: Pool | None
+) -> tuple[Endpoint, ...]:
     old = {e.config.url: e for e in previous.endpoints} if previous is not None else {}
     endpoints = []
     for index, endpoint_config in enumerate(config.endpoints):
         endpoint = old.get(endpoint_config.url)
         if endpoint is None:
-            endpoint = Endpoint(index, endpoint_config, config.eject, reuse.new_bit())
+            endpoint = Endpoint(index, endpoint_config, config.eject, prefix_cache.new_bit())
         else:
             endpoint.configure(index, endpoint_config, config.eject)
         endpoints.append(endpoint)

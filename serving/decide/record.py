@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from trainmesh.serving.decide.types import Context, Facts, Kind, Row, Scorer
+from trainmesh.serving.decide.types import AttemptKind, Context, RequestFacts, Row, Scorer
 
 __all__ = ["Decision", "facts_of", "replay"]
 
@@ -20,7 +20,7 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     unix_s: float
     tenant: str = ""
     model: str
-    kind: Kind = Kind.FIRST
+    kind: AttemptKind = AttemptKind.FIRST
     policy: str
     """The one that decided: not always the configured one, see ``guard.Guard``."""
     arm: int = 0
@@ -52,9 +52,9 @@ class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A hash of the session, never the session itself."""
 
 
-def facts_of(decision: Decision) -> Facts:
+def facts_of(decision: Decision) -> RequestFacts:
     """The request as a scorer saw it."""
-    facts = Facts(
+    facts = RequestFacts(
         request_id=decision.request_id,
         model=decision.model,
         tenant=decision.tenant,

@@ -20,13 +20,13 @@ from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S, Pool
 from trainmesh.serving.decide.types import (
+    AttemptKind,
+    AttemptOutcome,
     EndpointSignal,
-    Facts,
-    Kind,
-    Outcome,
+    RequestFacts,
 )
 
-__all__ = ["Done", "Fault", "Request", "Result", "Server", "Simulation"]
+__all__ = ["Done", "Fault", "SimulatedRequest", "Result", "SimulatedServer", "Simulation"]
 
 TICK_S = 0.1
 
@@ -43,7 +43,7 @@ class Fault:
 
 
 @dataclass(eq=False)
-class Job:
+class SimulatedAttempt:
     """An attempt at its server; ``then`` is called with the first byte."""
 
     attempt: Attempt
@@ -51,7 +51,7 @@ class Job:
 
 
 @dataclass
-class Server:
+class SimulatedServer:
     """An engine: prompts one after the other, answers beside each other.
 
     Prompt tokens that are in the prefix cache take no time; ``jitter`` is the relative standard
@@ -68,7 +68,7 @@ class Server:
     serial: bool = True
     """Prompts wait for each other."""
     served: int = 0
-    queue: deque[Job] = field(default_factory=deque)
+    queue: deque[SimulatedAttempt] = field(default_factory=deque)
     """Prompts that wait, the one that is being read first."""
     _cache: OrderedDict[int, None] = field(default_factory=OrderedDict)
 
@@ -78,7 +78,7 @@ class Server:
                 return fault
         return None
 
-    def prefill_s(self, facts: Facts, now_s: float, rng: random.Random) -> float:
+    def prefill_s(self, facts: RequestFacts, now_s: float, rng: random.Random) -> float:
         """How long the prompt takes if it is begun now."""
         uncached = facts.prompt_tokens - self._cached(facts)
         noise = max(0.1, rng.gauss(1.0, self.jitter)) if self.jitter else 1.0
@@ -88,7 +88,7 @@ class Server:
             extra_s = fault.until_s - now_s if fault.what == "hang" else fault.extra_s
         return (self.base_s + self.s_per_token * uncached) * noise + extra_s
 
-    def _cached(self, facts: Facts) -> int:
+    def _cached(self, facts: RequestFacts) -> int:
         hits = 0
         for block in facts.blocks:
             if block not in self._cache:
@@ -104,18 +104,18 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Request:
+class SimulatedRequest:
     """One request of a load, to come at ``at_s``."""
 
     at_s: float
-    facts: Facts
+    facts: RequestFacts
 
 
 @dataclass(frozen=True)
 class Done:
     """How a request ended for its client."""
 
-    facts: Facts
+    facts: RequestFacts
     at_s: float
     ttft_s: float
     """inf: it failed."""
@@ -135,7 +135,7 @@ class Result:
     done: list[Done] = field(default_factory=list)
     lines: list[tuple[float, str]] = field(default_factory=list)
     """Changes of state, with their times."""
-    attempts: dict[Kind, int] = field(default_factory=dict)
+    attempts: dict[AttemptKind, int] = field(default_factory=dict)
     sent: dict[str, list[float]] = field(default_factory=dict)
     """Endpoint -> when it was sent something, trials left out."""
 
@@ -160,7 +160,7 @@ class Result:
 class _Exchange:
     """A request on its way."""
 
-    def __init__(self, facts: Facts, at_s: float, then: Callable[[], None] | None) -> None:
+    def __init__(self, facts: RequestFacts, at_s: float, then: Callable[[], None] | None) -> None:
         self.facts = facts
         self.at_s = at_s
         self.then = then
@@ -183,7 +183,7 @@ class Simulation:
     def __init__(
         self,
         config: ModelConfig,
-        servers: Sequence[Server],
+        servers: Sequence[SimulatedServer],
         *,
         seed: int = 0,
         signals: Iterable[EndpointSignal] = (),
@@ -211,12 +211,12 @@ class Simulation:
         """Has ``do`` called at a simulated time."""
         heappush(self._heap, (at_s, next(self._order), do))
 
-    def load(self, requests: Iterable[Request]) -> None:
+    def load(self, requests: Iterable[SimulatedRequest]) -> None:
         """Requests that come whatever happens to others (an open loop)."""
         for request in requests:
             self.at(request.at_s, partial(self.send, request.facts))
 
-    def clients(self, number: int, make: Callable[[int], Facts]) -> None:
+    def clients(self, number: int, make: Callable[[int], RequestFacts]) -> None:
         """Clients that send their next request when the last one is over (a closed loop)."""
         numbers = count()
 
@@ -234,10 +234,10 @@ class Simulation:
         self.now_s = until_s
         return self.result
 
-    def send(self, facts: Facts, then: Callable[[], None] | None = None) -> None:
+    def send(self, facts: RequestFacts, then: Callable[[], None] | None = None) -> None:
         """A client sends a request now."""
         exchange = _Exchange(facts, self.now_s, then)
-        if not self._attempt(exchange, Kind.FIRST):
+        if not self._attempt(exchange, AttemptKind.FIRST):
             self._over(exchange, inf, "")
             return
         delay_s = self.pool.hedge_delay_s(facts)
@@ -251,7 +251,7 @@ class Simulation:
         self.result.lines += [(self.now_s, line) for line in self.pool.tick(self.now_s)]
         self.at(self.now_s + TICK_S, self._tick)
 
-    def _attempt(self, exchange: _Exchange, kind: Kind) -> bool:
+    def _attempt(self, exchange: _Exchange, kind: AttemptKind) -> bool:
         choice = self.pool.choose(exchange.facts, self.now_s, tried=exchange.tried)
         endpoint = choice.endpoint
         if endpoint is None:
@@ -267,30 +267,30 @@ class Simulation:
             outcome, after_s = bad
             self.at(self.now_s + after_s, lambda: self._failed(exchange, attempt, outcome))
             return True
-        self._submit(server, Job(attempt, lambda: self._first_byte(exchange, attempt)))
+        self._submit(server, SimulatedAttempt(attempt, lambda: self._first_byte(exchange, attempt)))
         return True
 
-    def _submit(self, server: Server, job: Job) -> None:
+    def _submit(self, server: SimulatedServer, job: SimulatedAttempt) -> None:
         if server.serial:
             server.queue.append(job)
             if server.queue[0] is not job:
                 return
         self._read(server, job)
 
-    def _read(self, server: Server, job: Job) -> None:
+    def _read(self, server: SimulatedServer, job: SimulatedAttempt) -> None:
         """The server begins with a prompt."""
         took_s = server.prefill_s(job.attempt.facts, self.now_s, self.rng)
         if took_s < inf:
             self.at(self.now_s + took_s, lambda: self._was_read(server, job))
 
-    def _was_read(self, server: Server, job: Job) -> None:
+    def _was_read(self, server: SimulatedServer, job: SimulatedAttempt) -> None:
         if not job.attempt.ended:
             self.at(self.now_s + server.rtt_s, job.then)
         if server.serial and server.queue and server.queue[0] is job:
             server.queue.popleft()
             self._next(server)
 
-    def _next(self, server: Server) -> None:
+    def _next(self, server: SimulatedServer) -> None:
         while server.queue and server.queue[0].attempt.ended:
             server.queue.popleft()
         if server.queue:
@@ -298,7 +298,7 @@ class Simulation:
 
     def _cancel(self, attempt: Attempt) -> None:
         """Its client or another attempt doesn't need it any more."""
-        self.pool.end(attempt, Outcome.CANCELLED, self.now_s)
+        self.pool.end(attempt, AttemptOutcome.CANCELLED, self.now_s)
         server = self.servers[attempt.endpoint.index]
         if server.queue and server.queue[0].attempt is attempt:
             self._next(server)
@@ -306,8 +306,11 @@ class Simulation:
     def _first_byte(self, exchange: _Exchange, attempt: Attempt) -> None:
         if attempt.ended or exchange.won:
             return
-        if _immediate(self.servers[attempt.endpoint.index], self.now_s) == (Outcome.CONNECT, 0.0):
-            self._failed(exchange, attempt, Outcome.RESET)
+        if _immediate(self.servers[attempt.endpoint.index], self.now_s) == (
+            AttemptOutcome.CONNECT,
+            0.0,
+        ):
+            self._failed(exchange, attempt, AttemptOutcome.RESET)
             return
         exchange.won = True
         self.pool.first_byte(attempt, self.now_s)
@@ -321,10 +324,10 @@ class Simulation:
 
     def _finished(self, exchange: _Exchange, attempt: Attempt, ttft_s: float) -> None:
         self.servers[attempt.endpoint.index].served += 1
-        self.pool.end(attempt, Outcome.OK, self.now_s, exchange.facts.output_tokens)
+        self.pool.end(attempt, AttemptOutcome.OK, self.now_s, exchange.facts.output_tokens)
         self._over(exchange, ttft_s, attempt.endpoint.name)
 
-    def _failed(self, exchange: _Exchange, attempt: Attempt, outcome: Outcome) -> None:
+    def _failed(self, exchange: _Exchange, attempt: Attempt, outcome: AttemptOutcome) -> None:
         if attempt.ended:
             return
         self.pool.end(attempt, outcome, self.now_s)
@@ -332,7 +335,7 @@ class Simulation:
         if exchange.won or exchange.live or exchange.over:
             return
         if self.pool.may_retry(exchange.facts, len(exchange.tried), self.now_s) and self._attempt(
-            exchange, Kind.RETRY
+            exchange, AttemptKind.RETRY
         ):
             return
         self._over(exchange, inf, "")
@@ -341,30 +344,30 @@ class Simulation:
         if exchange.won or exchange.over or not exchange.live:
             return
         if self.pool.may_hedge(exchange.facts, self.now_s):
-            self._attempt(exchange, Kind.HEDGE)
+            self._attempt(exchange, AttemptKind.HEDGE)
 
-    def _trial(self, endpoint: Endpoint, facts: Facts) -> None:
-        attempt = self.pool.begin(endpoint, facts, Kind.TRIAL, self.now_s)
-        self.result.attempts[Kind.TRIAL] = self.result.attempts.get(Kind.TRIAL, 0) + 1
+    def _trial(self, endpoint: Endpoint, facts: RequestFacts) -> None:
+        attempt = self.pool.begin(endpoint, facts, AttemptKind.TRIAL, self.now_s)
+        self.result.attempts[AttemptKind.TRIAL] = self.result.attempts.get(AttemptKind.TRIAL, 0) + 1
         server = self.servers[endpoint.index]
         bad = _immediate(server, self.now_s)
         if bad is not None:
             outcome, after_s = bad
             self.at(self.now_s + after_s, lambda: self.pool.end(attempt, outcome, self.now_s))
             return
-        self._submit(server, Job(attempt, lambda: self._trial_good(attempt)))
+        self._submit(server, SimulatedAttempt(attempt, lambda: self._trial_good(attempt)))
         self.at(self.now_s + TRIAL_TIMEOUT_S, lambda: self._trial_late(attempt))
 
     def _trial_late(self, attempt: Attempt) -> None:
         if not attempt.ended:
-            self.pool.end(attempt, Outcome.TIMEOUT, self.now_s)
+            self.pool.end(attempt, AttemptOutcome.TIMEOUT, self.now_s)
             server = self.servers[attempt.endpoint.index]
             if server.queue and server.queue[0].attempt is attempt:
                 self._next(server)
 
     def _trial_good(self, attempt: Attempt) -> None:
         self.pool.first_byte(attempt, self.now_s)
-        self.pool.end(attempt, Outcome.OK, self.now_s)
+        self.pool.end(attempt, AttemptOutcome.OK, self.now_s)
 
     def _over(self, exchange: _Exchange, ttft_s: float, endpoint: str) -> None:
         exchange.over = True
@@ -375,14 +378,14 @@ class Simulation:
             self.at(self.now_s + (1e-3 if ttft_s == inf else 0.0), exchange.then)
 
 
-def _immediate(server: Server, now_s: float) -> tuple[Outcome, float] | None:
+def _immediate(server: SimulatedServer, now_s: float) -> tuple[AttemptOutcome, float] | None:
     """How a faulty server fails at once, and after what time."""
     fault = server.fault(now_s)
     if fault is None:
         return None
     known = {
-        "refuse": (Outcome.CONNECT, 0.0),
-        "full": (Outcome.BACKPRESSURE, 1e-3),
-        "error": (Outcome.STATUS, 1e-3),
+        "refuse": (AttemptOutcome.CONNECT, 0.0),
+        "full": (AttemptOutcome.BACKPRESSURE, 1e-3),
+        "error": (AttemptOutcome.STATUS, 1e-3),
     }
     return known.get(fault.what)

@@ -20,9 +20,9 @@ __all__ = [
     "Candidate",
     "Context",
     "EndpointSignal",
-    "Facts",
-    "Kind",
-    "Outcome",
+    "RequestFacts",
+    "AttemptKind",
+    "AttemptOutcome",
     "Row",
     "Scorer",
     "stable_hash",
@@ -37,7 +37,7 @@ def stable_hash(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1 | 1
 
 
-class Outcome(StrEnum):
+class AttemptOutcome(StrEnum):
     """How an attempt ended. Only the last six count against the endpoint."""
 
     OK = "ok"
@@ -63,7 +63,7 @@ class Outcome(StrEnum):
     """A 3xx or 4xx where another endpoint answered the same request well."""
 
 
-class Kind(StrEnum):
+class AttemptKind(StrEnum):
     """Why an attempt is made."""
 
     FIRST = "first"
@@ -72,7 +72,7 @@ class Kind(StrEnum):
     TRIAL = "trial"
 
 
-class Facts:
+class RequestFacts:
     """What is known of a request before it is sent anywhere. Tokens are estimates: by the kind of
     its parts for the prompt (``proxy.prompt``), corrected by what answers count, and
     ``max_tokens`` (or what answers had so far) for the output."""
@@ -169,7 +169,7 @@ class Scorer(Protocol):
     name: str
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         """One number for each candidate; the least is taken, the first of equal ones.
 

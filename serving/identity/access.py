@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from trainmesh.serving.config.types import Config, EndpointConfig, TenantConfig
-from trainmesh.serving.decide.types import Facts
+from trainmesh.serving.decide.types import RequestFacts
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, Rule
 
@@ -52,7 +52,7 @@ class Grant:
         self._rule = rule
         self._groups = rule_groups
 
-    def narrow(self, facts: Facts) -> tuple[frozenset[int] | None, Mapping[int, str]]:
+    def narrow(self, facts: RequestFacts) -> tuple[frozenset[int] | None, Mapping[int, str]]:
         """``allowed`` and ``refused`` for this request."""
         if self._rule is None:
             return self.allowed, self.refused

@@ -22,7 +22,7 @@ def create(run_dir: Path) -> str:
     """Write a new token into ``run_dir``, mode 0600.
 
     Returns:
-        Its digest, for ``Gate(admin_digests=...)``.
+        Its digest, for ``Authenticator(admin_digests=...)``.
     """
     token = secrets.token_urlsafe(32)
     path = run_dir / FILE

@@ -17,9 +17,9 @@ from trainmesh.errors import ConfigError
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s
 from trainmesh.serving.decide.record import Decision, facts_of, replay
 from trainmesh.serving.decide.types import Scorer
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.entry import LedgerEntry
 
-__all__ = ["Comparison", "Shift", "compare"]
+__all__ = ["PolicyComparison", "Shift", "compare"]
 
 KEPT = 10
 """Requests that are named as examples of a difference."""
@@ -34,7 +34,7 @@ class Shift(Struct, frozen=True, kw_only=True):
     replayed: int
 
 
-class Comparison(Struct, frozen=True, kw_only=True):
+class PolicyComparison(Struct, frozen=True, kw_only=True):
     """What came out. ``policy`` is None where each decision was taken by its own one again."""
 
     policy: str | None
@@ -56,11 +56,11 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 
 def compare(
-    entries: Iterable[Entry],
+    entries: Iterable[LedgerEntry],
     scorers: Mapping[str, Scorer],
     policy: str | None = None,
     model: str | None = None,
-) -> Comparison:
+) -> PolicyComparison:
     """Take every decision (of ``model``) again, with ``policy`` or with its own one.
 
     Raises:
@@ -112,10 +112,10 @@ class _Tally:
         self._recorded_s += by_name[decision.chosen]
         self._replayed_s += by_name[again]
 
-    def result(self, policy: str | None) -> Comparison:
+    def result(self, policy: str | None) -> PolicyComparison:
         number = self._decisions or 1
         endpoints = sorted(self._recorded.keys() | self._replayed.keys())
-        return Comparison(
+        return PolicyComparison(
             policy=policy,
             decisions=self._decisions,
             same=self._same,

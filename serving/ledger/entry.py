@@ -5,16 +5,16 @@ from __future__ import annotations
 from msgspec import Struct
 
 from trainmesh.serving.decide.record import Decision
-from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.decide.types import AttemptOutcome
 
-__all__ = ["Entry"]
+__all__ = ["LedgerEntry"]
 
 
-class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LedgerEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Written when the attempt is over. Durations are seconds since it began."""
 
     decision: Decision
-    outcome: Outcome | None = None
+    outcome: AttemptOutcome | None = None
     """None: no attempt was made, as no endpoint could take the request."""
     status: int = 0
     """The endpoint's; 0 where it gave none."""

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s, network_s
 from trainmesh.serving.decide.record import Decision, facts_of
-from trainmesh.serving.decide.types import Context, Facts, Kind, Outcome, Row
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.decide.types import AttemptKind, AttemptOutcome, Context, RequestFacts, Row
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.units import count, duration
 
 __all__ = ["AttemptStory", "Terms", "attempts_of", "terms_of", "words"]
@@ -38,11 +38,11 @@ class Terms(Struct, frozen=True, kw_only=True):
 class AttemptStory(Struct, frozen=True, kw_only=True):
     """One attempt, with its candidates' terms, best first."""
 
-    entry: Entry
+    entry: LedgerEntry
     candidates: tuple[Terms, ...]
 
 
-def attempts_of(entries: Iterable[Entry]) -> list[AttemptStory]:
+def attempts_of(entries: Iterable[LedgerEntry]) -> list[AttemptStory]:
     """The attempts of one request in the order in which they began."""
     ordered = sorted(entries, key=lambda entry: entry.decision.unix_s)
     return [AttemptStory(entry=each, candidates=terms_of(each.decision)) for each in ordered]
@@ -57,7 +57,12 @@ def terms_of(decision: Decision) -> tuple[Terms, ...]:
 
 
 def _terms(
-    facts: Facts, context: Context, row: Row, name: str, score: float | None, decision: Decision
+    facts: RequestFacts,
+    context: Context,
+    row: Row,
+    name: str,
+    score: float | None,
+    decision: Decision,
 ) -> Terms:
     idle = replace(row, inflight=0, inflight_tokens=0, waiting_tokens=0, queued=0)
     total_s, idle_s = expected_ttfts_s(facts, (row, idle), context, cache=context.prefix_pays)
@@ -114,12 +119,12 @@ def _moment(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
 
 
-def _kind(kind: Kind) -> str:
+def _kind(kind: AttemptKind) -> str:
     return {
-        Kind.FIRST: "first attempt",
-        Kind.RETRY: "retry",
-        Kind.HEDGE: "hedge beside a slow attempt",
-        Kind.TRIAL: "copy, to see whether the endpoint has recovered",
+        AttemptKind.FIRST: "first attempt",
+        AttemptKind.RETRY: "retry",
+        AttemptKind.HEDGE: "hedge beside a slow attempt",
+        AttemptKind.TRIAL: "copy, to see whether the endpoint has recovered",
     }[kind]
 
 
@@ -154,7 +159,7 @@ def _margin(story: AttemptStory, chosen: Terms) -> str:
     )
 
 
-def _ended(entry: Entry, outcome: Outcome) -> str:
+def _ended(entry: LedgerEntry, outcome: AttemptOutcome) -> str:
     status = f" with status {entry.status}" if entry.status else ""
     error = f": {entry.error}" if entry.error else ""
     first = f", first byte after {duration(entry.ttft_s)}" if entry.ttft_s is not None else ""
@@ -162,16 +167,16 @@ def _ended(entry: Entry, outcome: Outcome) -> str:
 
 
 _OUTCOMES = {
-    Outcome.OK: "answered",
-    Outcome.CLIENT_ERROR: "refused as the client's error",
-    Outcome.LONE_ERROR: "refused what another endpoint answered",
-    Outcome.BACKPRESSURE: "refused: the endpoint is full",
-    Outcome.CANCELLED: "cancelled",
-    Outcome.CONNECT: "failed to connect",
-    Outcome.RESET: "connection ended before the first byte",
-    Outcome.STATUS: "failed",
-    Outcome.TIMEOUT: "timed out",
-    Outcome.SILENT: "said nothing for too long",
-    Outcome.CLOSED: "found its kept connection closed",
-    Outcome.STREAM: "ended in the middle of the answer",
+    AttemptOutcome.OK: "answered",
+    AttemptOutcome.CLIENT_ERROR: "refused as the client's error",
+    AttemptOutcome.LONE_ERROR: "refused what another endpoint answered",
+    AttemptOutcome.BACKPRESSURE: "refused: the endpoint is full",
+    AttemptOutcome.CANCELLED: "cancelled",
+    AttemptOutcome.CONNECT: "failed to connect",
+    AttemptOutcome.RESET: "connection ended before the first byte",
+    AttemptOutcome.STATUS: "failed",
+    AttemptOutcome.TIMEOUT: "timed out",
+    AttemptOutcome.SILENT: "said nothing for too long",
+    AttemptOutcome.CLOSED: "found its kept connection closed",
+    AttemptOutcome.STREAM: "ended in the middle of the answer",
 }

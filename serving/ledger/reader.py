@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.segments import Segment, segments
 
 __all__ = ["entries", "find_lines", "read_lines"]
@@ -30,9 +30,9 @@ def read_lines(path: Path) -> Iterator[bytes]:
             continue  # it was the oldest and has been removed since
 
 
-def entries(lines: Iterable[bytes]) -> Iterator[Entry]:
+def entries(lines: Iterable[bytes]) -> Iterator[LedgerEntry]:
     """The entries of those lines that hold one."""
-    decode = msgspec.json.Decoder(Entry).decode
+    decode = msgspec.json.Decoder(LedgerEntry).decode
     for line in lines:
         try:
             yield decode(line)

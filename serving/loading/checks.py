@@ -16,7 +16,7 @@ from trainmesh.serving.config.addresses import (
     parse_url,
     same_server,
 )
-from trainmesh.serving.config.problem import Path, Problem, near
+from trainmesh.serving.config.problem import ConfigPath, Problem, near
 from trainmesh.serving.config.types import (
     ANY,
     Config,
@@ -150,7 +150,7 @@ def _check_endpoints(endpoints: tuple[EndpointConfig, ...], *path: str) -> None:
     names: dict[str, int] = {}
     urls: dict[str, int] = {}
     for place, endpoint in enumerate(endpoints):
-        here: Path = (*path, "endpoints", place)
+        here: ConfigPath = (*path, "endpoints", place)
         _check_endpoint(endpoint, *here)
         url = parse_url(endpoint.url)
         for what, value, seen in (

@@ -7,7 +7,7 @@ from functools import cache
 
 from trainmesh.errors import ConfigError
 from trainmesh.serving.config.addresses import parse_url
-from trainmesh.serving.config.problem import Path, Problem, near
+from trainmesh.serving.config.problem import ConfigPath, Problem, near
 from trainmesh.serving.config.types import Config, JwtConfig
 from trainmesh.serving.identity.access import MAX_GROUPS, groups
 from trainmesh.serving.identity.rules import REQUEST, Rule
@@ -46,7 +46,7 @@ def _check_known(name: str, known: Iterable[str], what: str, *path: str | int) -
 
 def _check_credentials(config: Config) -> None:
     owner: dict[str, str] = {}
-    admin: Path = ("admin_keys",)
+    admin: ConfigPath = ("admin_keys",)
     _take(config.admin_keys, owner, "admin_keys", *admin)
     for name, tenant in config.tenants.items():
         path = ("tenants", name)

@@ -1,10 +1,10 @@
-"""What the board counts, and where each number lies in a worker's row.
+"""What the counters file counts, and where each number lies in a worker's row.
 
 A *cell* is eight bytes: a whole number, or a float where the field says so. Cells come in groups:
 one for the worker itself, and one for each model, endpoint and tenant. A group's fields hold
 offsets into the row, so the hot path is ``cells[group.requests] += 1``.
 
-The layout is a pure function of the configuration and is stored in the board's file, so a reader
+The layout is a pure function of the configuration and is stored in the counters file, so a reader
 needs nothing else.
 """
 
@@ -16,10 +16,10 @@ from typing import Annotated, NamedTuple, TypeVar, get_type_hints
 from msgspec import Struct
 
 from trainmesh.serving.config.types import Config
-from trainmesh.serving.decide.health import State
-from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.decide.health import HealthState
+from trainmesh.serving.decide.types import AttemptOutcome
 from trainmesh.serving.identity.access import ANONYMOUS
-from trainmesh.serving.observe.durations import BOUNDS_S, Histogram
+from trainmesh.serving.observe.durations import BOUNDS_S, SharedHistogram
 
 __all__ = [
     "BOUNDS_S",
@@ -28,8 +28,8 @@ __all__ = [
     "STATUSES",
     "Cells",
     "EndpointCells",
-    "Histogram",
-    "Layout",
+    "SharedHistogram",
+    "CellLayout",
     "ModelCells",
     "Names",
     "TenantCells",
@@ -50,21 +50,21 @@ STATUSES: tuple[int, ...] = (
 )
 """Statuses that are counted one by one; 0 stands for all others. 499: the client went away."""
 
-STATES = (State.HEALTHY, State.SLOW_START, State.BACKOFF, State.EJECTED)
+STATES = (HealthState.HEALTHY, HealthState.SLOW_START, HealthState.BACKOFF, HealthState.EJECTED)
 """What EndpointCells.state counts from 0, the worst last."""
 
 
-class Kind(NamedTuple):
+class CellKind(NamedTuple):
     """A gauge says what is now, the rest only grows; ``real``: the cell is a float."""
 
     gauge: bool
     real: bool
 
 
-Count = Annotated[int, Kind(gauge=False, real=False)]
-Total = Annotated[int, Kind(gauge=False, real=True)]
-Gauge = Annotated[int, Kind(gauge=True, real=False)]
-Level = Annotated[int, Kind(gauge=True, real=True)]
+Count = Annotated[int, CellKind(gauge=False, real=False)]
+Total = Annotated[int, CellKind(gauge=False, real=True)]
+Gauge = Annotated[int, CellKind(gauge=True, real=False)]
+Level = Annotated[int, CellKind(gauge=True, real=True)]
 
 
 class WorkerCells(NamedTuple):
@@ -168,7 +168,7 @@ class EndpointCells(NamedTuple):
     """Estimated TTFT of an empty prompt."""
     s_per_token: Level
 
-    def outcome(self, outcome: Outcome) -> int:
+    def outcome(self, outcome: AttemptOutcome) -> int:
         """The cell that counts attempts which ended so."""
         offset: int = getattr(self, outcome.value)
         return offset
@@ -202,7 +202,7 @@ def is_real(group: type[Cells], field: str) -> bool:
     return _KINDS[group.__name__][field].real
 
 
-def _kinds_of(group: type[Cells]) -> dict[str, Kind]:
+def _kinds_of(group: type[Cells]) -> dict[str, CellKind]:
     hints = get_type_hints(group, include_extras=True)
     return {name: hints[name].__metadata__[0] for name in group._fields}
 
@@ -214,7 +214,7 @@ _KINDS = {
 _STATE_INDEX = {state: index for index, state in enumerate(STATES)}
 
 
-def state_index(state: State) -> int:
+def state_index(state: HealthState) -> int:
     """Place of ``state`` in STATES."""
     return _STATE_INDEX[state]
 
@@ -228,7 +228,7 @@ def status_index(status: int) -> int:
 
 
 class Names(Struct, frozen=True):
-    """What the groups of a board are for: all that its layout depends on."""
+    """What the groups of a counters file are for: all that its layout depends on."""
 
     models: tuple[tuple[str, tuple[str, ...]], ...]
     """Each model with its endpoints' names."""
@@ -246,7 +246,7 @@ def names_of(config: Config) -> Names:
     )
 
 
-class Layout:
+class CellLayout:
     """Offsets of all groups within a row."""
 
     def __init__(self, names: Names) -> None:
@@ -259,7 +259,7 @@ class Layout:
         self.models: dict[str, ModelCells] = {}
         self.model_statuses: dict[str, int] = {}
         self.endpoints: dict[tuple[str, str], EndpointCells] = {}
-        self.histograms: dict[tuple[str, str], Histogram] = {}
+        self.histograms: dict[tuple[str, str], SharedHistogram] = {}
         for model, endpoints in names.models:
             self.models[model] = self._group(ModelCells)
             self.model_statuses[model] = self._take(len(STATUSES))
@@ -302,11 +302,11 @@ class Layout:
                 self.reals.add(index)
         return group._make(range(offset, offset + len(group._fields)))
 
-    def _histogram(self) -> Histogram:
-        histogram = Histogram(self._take(Histogram.NUM_CELLS))
+    def _histogram(self) -> SharedHistogram:
+        histogram = SharedHistogram(self._take(SharedHistogram.NUM_CELLS))
         self.reals.add(histogram.sum_offset)
         return histogram
 
 
-def _cells_of(histogram: Histogram) -> range:
-    return range(histogram.offset, histogram.offset + Histogram.NUM_CELLS)
+def _cells_of(histogram: SharedHistogram) -> range:
+    return range(histogram.offset, histogram.offset + SharedHistogram.NUM_CELLS)

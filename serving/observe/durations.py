@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import ClassVar
 
-__all__ = ["BOUNDS_S", "Histogram"]
+__all__ = ["BOUNDS_S", "SharedHistogram"]
 
 BOUNDS_S = tuple(0.25e-3 * 2 ** (step / 2) for step in range(43))
 """Upper bounds of histogram buckets: 0.25 ms to 524 s in steps of sqrt(2)."""
 
 
-class Histogram:
+class SharedHistogram:
     """Counts of durations in log buckets: the cells of its bounds, one above them, and the sum."""
 
     __slots__ = ("offset",)

@@ -19,7 +19,7 @@ from trainmesh.serving.proxy.reading.headers import (
     nominated,
 )
 
-__all__ = ["Answer", "Client", "Request", "end_of_chunks", "excess_line_ends"]
+__all__ = ["AnswerHead", "Client", "UpstreamRequest", "end_of_chunks", "excess_line_ends"]
 
 
 class Client(Protocol):
@@ -28,7 +28,7 @@ class Client(Protocol):
     def write(self, data: bytes) -> None: ...
 
 
-class Request:
+class UpstreamRequest:
     """What is sent: bytes of the head and body, and how the answer is to be read."""
 
     __slots__ = ("body", "decode", "generates", "head", "inbound")
@@ -51,7 +51,7 @@ class Request:
         """The answer is text, whose tokens count; embeddings are none."""
 
 
-class Answer:
+class AnswerHead:
     """The head of an answer, as it will be told to the client."""
 
     __slots__ = ("_compressed", "_content_type", "chunked", "connection", "content_length",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainmesh.serving.identity.gate import Tenant
+from trainmesh.serving.identity.authenticator import Tenant
 from trainmesh.serving.proxy.reading.headers import CONNECTION, nominated
 
 __all__ = ["Call"]

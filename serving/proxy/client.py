@@ -65,7 +65,7 @@ _ONCE: Final = {
 LEAST_BODY_BYTES_PER_S: Final = 50_000
 
 
-class Phase(Enum):
+class ClientPhase(Enum):
     IDLE = "idle"
     HEADER = "header"
     BODY = "body"
@@ -85,7 +85,7 @@ class ClientConnection(asyncio.Protocol):
         self._router = router
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._parser = httptools.HttpRequestParser(self)
-        self._phase = Phase.IDLE
+        self._phase = ClientPhase.IDLE
         self._since_s = monotonic()
         self._call: Call | None = None
         self._header_bytes = 0
@@ -191,7 +191,7 @@ class ClientConnection(asyncio.Protocol):
                 break
         if self._call is not None:
             self._check_header(nbytes)
-        if self._phase is not Phase.BUSY and self._ready:
+        if self._phase is not ClientPhase.BUSY and self._ready:
             self._next()
         if len(self._ready) >= PAUSE_AT or (self.paused and self._ready):
             self._reading = False
@@ -226,8 +226,8 @@ class ClientConnection(asyncio.Protocol):
         self._received += 1
         call.place = self._received
         self._header_bytes = 0
-        if self._phase is Phase.IDLE:
-            self._enter(Phase.HEADER, monotonic())
+        if self._phase is ClientPhase.IDLE:
+            self._enter(ClientPhase.HEADER, monotonic())
 
     def on_url(self, url: bytes) -> None:
         self._current().target += url
@@ -271,8 +271,8 @@ class ClientConnection(asyncio.Protocol):
         if CONTENT_LENGTH in special or TRANSFER_ENCODING in special:
             if parser.should_upgrade():
                 self._framing_ahead = framing_head(call)
-            if self._phase is Phase.HEADER:
-                self._enter(Phase.BODY, now_s)
+            if self._phase is ClientPhase.HEADER:
+                self._enter(ClientPhase.BODY, now_s)
             expects = EXPECT in special and not call.http10  # RFC 9110, 10.1.1
             if expects and self._exchange is None and not self._ready:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -350,7 +350,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Begin the next request, if the one before is done and the client takes its answers."""
-        if self._exchange is not None or self.paused or self._phase is Phase.LINGER:
+        if self._exchange is not None or self.paused or self._phase is ClientPhase.LINGER:
             return
         if not self._ready:
             if not self._reading:
@@ -366,7 +366,7 @@ class ClientConnection(asyncio.Protocol):
             self._lose_order(f"request {item.place} came up as number {self._answered}")
             return
         self._serving = item
-        self._enter(Phase.BUSY, item.received_s)
+        self._enter(ClientPhase.BUSY, item.received_s)
         try:
             answer = self._router.open(self, item)
         except Refusal as refusal:
@@ -396,7 +396,7 @@ class ClientConnection(asyncio.Protocol):
         if self.transport.is_closing():
             return  # its client has left; nobody reads it
         self.transport.write(refusal.answer(head=head, close=True))
-        self._enter(Phase.LINGER, monotonic())
+        self._enter(ClientPhase.LINGER, monotonic())
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -453,7 +453,7 @@ class ClientConnection(asyncio.Protocol):
             self._broken = True
             self.transport.close()
             return
-        self._enter(Phase.HEADER if self._call is not None else Phase.IDLE, monotonic())
+        self._enter(ClientPhase.HEADER if self._call is not None else ClientPhase.IDLE, monotonic())
         if self._ready or not self._reading:
             # Not from here: an endpoint's answer is still being taken apart further up, and
             # others are to be served between two pipelined requests.
@@ -478,7 +478,7 @@ class ClientConnection(asyncio.Protocol):
 
     # -- time ------------------------------------------------------------------------------
 
-    def _enter(self, phase: Phase, now_s: float) -> None:
+    def _enter(self, phase: ClientPhase, now_s: float) -> None:
         self._phase = phase
         self._since_s = now_s
 
@@ -487,15 +487,15 @@ class ClientConnection(asyncio.Protocol):
         limits = self._router.config.limits
         waited_s = now_s - self._since_s
         match self._phase:
-            case Phase.IDLE if waited_s > limits.idle_timeout_s or self._router.draining:
+            case ClientPhase.IDLE if waited_s > limits.idle_timeout_s or self._router.draining:
                 self.transport.close()
-            case Phase.HEADER if waited_s > limits.header_timeout_s:
+            case ClientPhase.HEADER if waited_s > limits.header_timeout_s:
                 self._hang_up(Refusal(408, "the header took too long"))
-            case Phase.BODY if waited_s > limits.body_timeout_s + self._body_grace_s():
+            case ClientPhase.BODY if waited_s > limits.body_timeout_s + self._body_grace_s():
                 self._hang_up(Refusal(408, "the body took too long"))
-            case Phase.LINGER if waited_s > LINGER_S:
+            case ClientPhase.LINGER if waited_s > LINGER_S:
                 self.transport.abort()
-            case Phase.BUSY if self._exchange is not None:
+            case ClientPhase.BUSY if self._exchange is not None:
                 if self._half_closed:
                     self._see_whether_it_reads(now_s)
                 self._exchange.check(now_s)

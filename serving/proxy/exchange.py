@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.client_errors import is_client_error
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
-from trainmesh.serving.decide.health import FAULTS, State
+from trainmesh.serving.decide.health import FAULTS, HealthState
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
 from trainmesh.serving.decide.types import (
-    Facts,
-    Kind,
-    Outcome,
+    AttemptKind,
+    AttemptOutcome,
+    RequestFacts,
 )
 from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.reading.headers import TRACEPARENT
@@ -27,20 +27,20 @@ from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
-    from trainmesh.serving.decide.choice import Choice
+    from trainmesh.serving.decide.choice import RoutingChoice
     from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
     from trainmesh.serving.proxy.call import Call
     from trainmesh.serving.proxy.client import ClientConnection
-    from trainmesh.serving.proxy.route import Route
+    from trainmesh.serving.proxy.route import ModelRoute
     from trainmesh.serving.proxy.router import Router
 
-__all__ = ["Exchange", "NoRoom", "Trial"]
+__all__ = ["Exchange", "NoRoom", "TrialRequest"]
 
 _FRESH_S: Final = 1.0
 """Hardly anybody closes a connection that was used so lately: servers wait for 5 s and more, though
 some close after a number of requests."""
 _FULL: Final = (429, 503, 529)
-_IN_USE: Final = (State.HEALTHY, State.SLOW_START)
+_IN_USE: Final = (HealthState.HEALTHY, HealthState.SLOW_START)
 """Endpoints that a request is sent to which another one refused."""
 
 
@@ -49,13 +49,13 @@ def traceparent_of(call: Call) -> bytes:
     return call.special.get(TRACEPARENT, b"")
 
 
-def outcome_of(status: int) -> Outcome:
+def outcome_of(status: int) -> AttemptOutcome:
     """What a status says of the endpoint."""
     if status < 300:
-        return Outcome.OK
+        return AttemptOutcome.OK
     if status in _FULL:
-        return Outcome.BACKPRESSURE
-    return Outcome.CLIENT_ERROR if is_client_error(status) else Outcome.STATUS
+        return AttemptOutcome.BACKPRESSURE
+    return AttemptOutcome.CLIENT_ERROR if is_client_error(status) else AttemptOutcome.STATUS
 
 
 def _refused(error: Unsupported) -> Refusal:
@@ -76,10 +76,10 @@ class Exchange:
     def __init__(
         self,
         router: Router,
-        route: Route,
+        route: ModelRoute,
         client: ClientConnection,
         call: Call,
-        facts: Facts,
+        facts: RequestFacts,
         allowed: frozenset[int] | None,
     ) -> None:
         self._router = router
@@ -124,7 +124,7 @@ class Exchange:
                     raise NoRoom
                 raise _refused(unsupported) if unsupported else self._unroutable(choice)
             try:
-                self._send(choice, choice.endpoint, Kind.FIRST, now_s)
+                self._send(choice, choice.endpoint, AttemptKind.FIRST, now_s)
             except Unsupported as error:
                 unsupported = error
         pool = self.route.pool
@@ -133,7 +133,7 @@ class Exchange:
             self.route.expect_hedge(self)
         ejected = pool.trial(self.facts, now_s, sent_to=self.tried, allowed=self.allowed)
         if ejected is not None:
-            Trial(self._router, self.route, ejected).start(self, now_s)
+            TrialRequest(self._router, self.route, ejected).start(self, now_s)
 
     def hedge(self, now_s: float) -> None:
         """It takes longer than others did: send it a second time, elsewhere, if that is allowed."""
@@ -147,20 +147,26 @@ class Exchange:
         if choice.endpoint is None:
             return
         try:
-            self._send(choice, choice.endpoint, Kind.HEDGE, now_s)
+            self._send(choice, choice.endpoint, AttemptKind.HEDGE, now_s)
         except Unsupported:
             return
         self.route.count("hedges")
         self.route.count("hedge_tokens", self.facts.prompt_tokens + self.facts.output_tokens)
 
-    def _choose(self, now_s: float) -> Choice:
+    def _choose(self, now_s: float) -> RoutingChoice:
         return self._router.choose(self, now_s)
 
     def _send(
-        self, choice: Choice, endpoint: Endpoint, kind: Kind, now_s: float, *, surely: bool = False
+        self,
+        choice: RoutingChoice,
+        endpoint: Endpoint,
+        kind: AttemptKind,
+        now_s: float,
+        *,
+        surely: bool = False,
     ) -> None:
         self.tried.append(endpoint)
-        name = self.facts.request_id + ("-hedge" if kind is Kind.HEDGE else "")
+        name = self.facts.request_id + ("-hedge" if kind is AttemptKind.HEDGE else "")
         span = self.trace.attempt(endpoint.name, kind.value) if self.trace is not None else None
         traceparent = span.traceparent if span is not None else traceparent_of(self.call)
         request = self.route.request(endpoint, self.call, name, traceparent)
@@ -191,17 +197,17 @@ class Exchange:
         return self._send_again(choice, choice.endpoint, now_s)
 
     def _send_again(
-        self, choice: Choice, endpoint: Endpoint, now_s: float, *, surely: bool = False
+        self, choice: RoutingChoice, endpoint: Endpoint, now_s: float, *, surely: bool = False
     ) -> bool:
         self.route.count("retries")
         try:
-            self._send(choice, endpoint, Kind.RETRY, now_s, surely=surely)
+            self._send(choice, endpoint, AttemptKind.RETRY, now_s, surely=surely)
         except Unsupported:
             return False
         return True
 
-    def _again(self, upstream: Upstream, outcome: Outcome, now_s: float) -> bool:
-        if outcome is Outcome.CLOSED:
+    def _again(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> bool:
+        if outcome is AttemptOutcome.CLOSED:
             return self._replace(upstream, now_s)
         return self._retry(now_s)
 
@@ -211,7 +217,7 @@ class Exchange:
         if self._attempts >= self.route.pool.config.retry.attempts:
             return False
         choice = self._choose(now_s)
-        if choice.endpoint is None or choice.endpoint.health.state is State.EJECTED:
+        if choice.endpoint is None or choice.endpoint.health.state is HealthState.EJECTED:
             self.tried.remove(upstream.attempt.endpoint)
             choice = self._choose(now_s)
         return choice.endpoint is not None and self._send_again(
@@ -267,19 +273,19 @@ class Exchange:
     def on_first(self, upstream: Upstream, now_s: float) -> Client | None:
         client = self.client
         if client is None:
-            self._abandon(upstream, Outcome.CANCELLED, now_s)
+            self._abandon(upstream, AttemptOutcome.CANCELLED, now_s)
             return None
         self.winner = upstream
         for other in tuple(self._live):
             if other is not upstream:
-                self._abandon(other, Outcome.CANCELLED, now_s)
+                self._abandon(other, AttemptOutcome.CANCELLED, now_s)
         if self._refusing is not None:
             self._settle(self._refusing, upstream, now_s)
         if not upstream.awaits_byte:
             self.on_first_byte(upstream, now_s)
         taker = client.begin_answer(self, upstream)
         if taker is None:
-            self._abandon(upstream, Outcome.CANCELLED, now_s)
+            self._abandon(upstream, AttemptOutcome.CANCELLED, now_s)
         return taker
 
     def on_first_byte(self, upstream: Upstream, now_s: float) -> None:
@@ -294,18 +300,18 @@ class Exchange:
         status = refusing.answer.status
         if other.answer.status < 300:
             self.route.pool.asking_paid(status)
-            self._abandon(refusing, Outcome.LONE_ERROR, now_s)
+            self._abandon(refusing, AttemptOutcome.LONE_ERROR, now_s)
             return
         alike = other.answer.status == status
         refusing.attempt.confirmed = other.attempt.confirmed = alike
-        self._abandon(refusing, Outcome.CLIENT_ERROR, now_s)
+        self._abandon(refusing, AttemptOutcome.CLIENT_ERROR, now_s)
 
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         status = upstream.answer.status
         self._end(upstream, outcome_of(status), now_s)
         self._finish(status, now_s)
 
-    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def on_lost(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         if upstream is self._refusing:
             self._refusing = None
         self._end(upstream, outcome, now_s)
@@ -336,12 +342,12 @@ class Exchange:
     def _fail(self, upstream: Upstream, now_s: float) -> None:
         """No endpoint has answered, and none is left to ask."""
         name, outcome = upstream.attempt.endpoint.name, upstream.outcome
-        status = 504 if outcome is Outcome.TIMEOUT else 502
+        status = 504 if outcome is AttemptOutcome.TIMEOUT else 502
         reason = upstream.error or "the connection ended before an answer"
         message = f"no endpoint answered ({self._attempts} tried); the last, {name}: {reason}"
         self.refuse(Refusal(status, message, code=f"upstream_{outcome}"), now_s)
 
-    def _unroutable(self, choice: Choice) -> Refusal:
+    def _unroutable(self, choice: RoutingChoice) -> Refusal:
         self.route.count("unroutable")
         self._router.recorder.none_found(choice, self.facts)
         return Refusal(
@@ -360,7 +366,7 @@ class Exchange:
         for upstream in tuple(self._live):
             if now_s - upstream.attempt.started_s > limits.first_byte_timeout_s:
                 upstream.error = f"nothing came for {limits.first_byte_timeout_s:g} s"
-                upstream.lose(Outcome.TIMEOUT)
+                upstream.lose(AttemptOutcome.TIMEOUT)
             elif self._wants_comment(now_s - self.started_s) and upstream.begin_silent(now_s):
                 upstream.comment(now_s)
                 return
@@ -370,10 +376,10 @@ class Exchange:
         silent_s = 0.0 if self._client_is_slow() else now_s - winner.last_byte_s
         if now_s - self.started_s > limits.stream_timeout_s:
             winner.error = f"the answer took more than {limits.stream_timeout_s:g} s"
-            winner.lose(Outcome.STREAM)
+            winner.lose(AttemptOutcome.STREAM)
         elif silent_s > limits.silence_timeout_s:
             winner.error = f"nothing came for {limits.silence_timeout_s:g} s"
-            winner.lose(Outcome.SILENT)
+            winner.lose(AttemptOutcome.SILENT)
         elif self._wants_comment(min(silent_s, now_s - winner.commented_s)):
             winner.comment(now_s)
 
@@ -423,16 +429,16 @@ class Exchange:
 
     def _abandon_all(self, now_s: float) -> None:
         for upstream in tuple(self._live):
-            self._abandon(upstream, Outcome.CANCELLED, now_s)
+            self._abandon(upstream, AttemptOutcome.CANCELLED, now_s)
         if self._refusing is not None:
-            self._abandon(self._refusing, Outcome.CLIENT_ERROR, now_s)
+            self._abandon(self._refusing, AttemptOutcome.CLIENT_ERROR, now_s)
             self._refusing = None
 
-    def _abandon(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def _abandon(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         upstream.drop()
         self._end(upstream, outcome, now_s)
 
-    def _end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def _end(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         if upstream in self._live:
             self._live.remove(upstream)
         upstream.outcome = outcome
@@ -449,13 +455,13 @@ class Exchange:
             client.end_answer(self, close=close)
 
 
-class Trial:
+class TrialRequest:
     """A copy of a request for an endpoint that gets none, to see whether it is well. Its answer is
     thrown away at the first byte; the client has its own from elsewhere."""
 
     __slots__ = ("_router", "_upstream", "endpoint", "route")
 
-    def __init__(self, router: Router, route: Route, endpoint: Endpoint) -> None:
+    def __init__(self, router: Router, route: ModelRoute, endpoint: Endpoint) -> None:
         self._router = router
         self._upstream: Upstream | None = None
         self.route = route
@@ -472,7 +478,7 @@ class Trial:
             )
         except Unsupported:
             return
-        attempt = self.route.pool.begin(self.endpoint, facts, Kind.TRIAL, now_s)
+        attempt = self.route.pool.begin(self.endpoint, facts, AttemptKind.TRIAL, now_s)
         self.route.began(attempt)
         self._upstream = self.route.server(self.endpoint).send(self, attempt, request)
         self._router.trials.add(self)
@@ -481,7 +487,7 @@ class Trial:
         """Called now and then: a trial without an answer has failed."""
         upstream = self._upstream
         if upstream is not None and now_s - upstream.attempt.started_s > TRIAL_TIMEOUT_S:
-            upstream.lose(Outcome.TIMEOUT)
+            upstream.lose(AttemptOutcome.TIMEOUT)
 
     def on_head(self, upstream: Upstream) -> bool:
         return True
@@ -499,10 +505,10 @@ class Trial:
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         raise AssertionError("a trial is dropped at its first byte")
 
-    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def on_lost(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         self._end(upstream, outcome, now_s)
 
-    def _end(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def _end(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         self._upstream = None
         self._router.trials.discard(self)
         self.route.ended(upstream, outcome, now_s)

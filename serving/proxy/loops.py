@@ -8,13 +8,13 @@ from typing import Final
 
 from trainmesh.serving.proxy.replies.answers import Refusal
 
-__all__ = ["Way"]
+__all__ = ["ViaChain"]
 
 FIELD: Final = b"x-trainmesh-via"
 """Not ``Via`` (RFC 9110, 7.6.3): nginx compresses nothing for those who send it."""
 
 
-class Way:
+class ViaChain:
     """The routers that a request has been through. Args: ``own``: this one's name, which no other
     has."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from time import time
 
-from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.choice import RoutingChoice
+from trainmesh.serving.decide.decision_record import decision_of
 from trainmesh.serving.decide.endpoint import Attempt
-from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.types import (
-    Facts,
-    Kind,
-    Outcome,
+    AttemptKind,
+    AttemptOutcome,
+    RequestFacts,
 )
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.proxy.upstream import Upstream
 
@@ -27,26 +27,28 @@ class Recorder:
         self.version = 0
         """Of the snapshot that decisions are taken with."""
 
-    def began(self, choice: Choice, attempt: Attempt) -> None:
+    def began(self, choice: RoutingChoice, attempt: Attempt) -> None:
         """An attempt begins: keep why it goes where it goes, until it is over."""
         if self._ledger is not None:
             attempt.decision = decision_of(
                 choice, attempt.facts, attempt.kind, unix_s=time(), snapshot=self.version
             )
 
-    def none_found(self, choice: Choice, facts: Facts) -> None:
+    def none_found(self, choice: RoutingChoice, facts: RequestFacts) -> None:
         """No endpoint could take a request: write down why."""
         if self._ledger is not None:
-            decision = decision_of(choice, facts, Kind.FIRST, unix_s=time(), snapshot=self.version)
-            self._ledger.add(Entry(decision=decision, status=503))
+            decision = decision_of(
+                choice, facts, AttemptKind.FIRST, unix_s=time(), snapshot=self.version
+            )
+            self._ledger.add(LedgerEntry(decision=decision, status=503))
 
-    def ended(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def ended(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         """An attempt is over: write down both."""
         attempt = upstream.attempt
         if self._ledger is None or attempt.decision is None:
             return
         first_s = attempt.first_byte_s
-        entry = Entry(
+        entry = LedgerEntry(
             decision=attempt.decision,
             outcome=outcome,
             status=upstream.answer.status,

@@ -16,14 +16,14 @@ from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.learn.token_ratio import TokenRatio
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.types import (
-    Kind,
-    Outcome,
+    AttemptKind,
+    AttemptOutcome,
 )
-from trainmesh.serving.observe.board import Board, Row
 from trainmesh.serving.observe.cells import state_index, status_index
-from trainmesh.serving.proxy.answer import Request
+from trainmesh.serving.observe.shared_counters import SharedCounters, WorkerRow
+from trainmesh.serving.proxy.answer import UpstreamRequest
 from trainmesh.serving.proxy.call import Call
-from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.reading.api import EMBEDDINGS
 from trainmesh.serving.proxy.reading.headers import VIA
 from trainmesh.serving.proxy.reading.request_ids import for_endpoint
@@ -33,13 +33,13 @@ from trainmesh.serving.proxy.upstream import Upstream
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.exchange import Exchange
 
-__all__ = ["Route"]
+__all__ = ["ModelRoute"]
 
 
-class Route:
+class ModelRoute:
     """What requests for one model share. It stays through reloads, and so do its connections."""
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, way: Way) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, way: ViaChain) -> None:
         self.name = name
         self._way = way
         self._loop = loop
@@ -48,7 +48,7 @@ class Route:
         self._hedges: deque[Exchange] = deque()
         self._hedge_timer: asyncio.TimerHandle | None = None
 
-    def configure(self, pool: Pool, row: Row, limits: LimitsConfig) -> None:
+    def configure(self, pool: Pool, row: WorkerRow, limits: LimitsConfig) -> None:
         """Go on with ``pool``, and count in ``row``.
 
         Raises:
@@ -101,7 +101,7 @@ class Route:
 
     def request(
         self, endpoint: Endpoint, call: Call, request_id: str, traceparent: bytes
-    ) -> Request:
+    ) -> UpstreamRequest:
         """The bytes of ``call`` for ``endpoint``.
 
         Raises:
@@ -129,7 +129,9 @@ class Route:
             b"content-length: %d\r\n\r\n" % len(body),
         ]
         generates = call.path != EMBEDDINGS
-        return Request(b"".join(head), body, inbound, decode=call.http10, generates=generates)
+        return UpstreamRequest(
+            b"".join(head), body, inbound, decode=call.http10, generates=generates
+        )
 
     def _head(self, endpoint: Endpoint, call: Call, target: bytes) -> bytes:
         """The first lines; ``target`` may have a query."""
@@ -158,11 +160,11 @@ class Route:
             return
         cells[own.attempts] += 1
         cells[own.prompt_tokens] += attempt.prompt_tokens
-        if attempt.kind is Kind.RETRY:
+        if attempt.kind is AttemptKind.RETRY:
             cells[own.retries] += 1
-        elif attempt.kind is Kind.HEDGE:
+        elif attempt.kind is AttemptKind.HEDGE:
             cells[own.hedges] += 1
-        elif attempt.kind is Kind.TRIAL:
+        elif attempt.kind is AttemptKind.TRIAL:
             cells[own.trials] += 1
 
     def first_byte(self, exchange: Exchange, attempt: Attempt, now_s: float) -> None:
@@ -174,14 +176,14 @@ class Route:
         if own is not None:
             cells[own.ttft_count] += 1
             reals[own.ttft_s] += now_s - attempt.started_s
-            if attempt.kind is Kind.HEDGE:
+            if attempt.kind is AttemptKind.HEDGE:
                 cells[own.hedge_wins] += 1
                 cells[self._own.hedge_wins] += 1
 
-    def ended(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def ended(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         """An attempt is over."""
         attempt = upstream.attempt
-        output_tokens = upstream.output_tokens() if outcome is Outcome.OK else 0
+        output_tokens = upstream.output_tokens() if outcome is AttemptOutcome.OK else 0
         self.pool.end(attempt, outcome, now_s, output_tokens, upstream.answer.retry_after_s)
         cells, own = self._cells, self._counters.get(attempt.endpoint)
         if own is None:
@@ -201,7 +203,7 @@ class Route:
         self._queue_wait.observe(self._cells, self._reals, seconds)
 
     def publish(self, now_s: float, queued: int) -> None:
-        """Write what is true now to the board, and close what has been idle for long.
+        """Write what is true now to the counters file, and close what has been idle for long.
 
         Args:
             now_s: monotonic seconds.
@@ -232,14 +234,14 @@ class Route:
         cells[own.base_requests], cells[own.arm_requests] = versus.answered
         reals[own.base_ttft_s], reals[own.arm_ttft_s] = versus.ttft_sums_s
 
-    def share(self, routes: Iterable[Route]) -> None:
+    def share(self, routes: Iterable[ModelRoute]) -> None:
         """Count what other workers have in flight at an endpoint's URL for any of ``routes``."""
         cells = {e: own for route in routes for e, own in route._counters.items()}
         self._at_url = {e: [cells[one] for one in (e, *e.twins)] for e in self._counters}
 
-    def hear_others(self, board: Board, worker: int) -> None:
+    def hear_others(self, counters: SharedCounters, worker: int) -> None:
         """Take over what other workers have in flight."""
-        others = board.others
+        others = counters.others
         for endpoint, cells in self._at_url.items():
             endpoint.set_others(
                 sum([others(each.inflight, worker) for each in cells]),

@@ -12,25 +12,25 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Final, cast
 
 from trainmesh.errors import WireError
-from trainmesh.serving.control.orders import Orders
 from trainmesh.serving.control.snapshot import Snapshot
+from trainmesh.serving.control.worker_config import WorkerConfig
 from trainmesh.serving.decide.admission.admission import Admission, Queued, Ticket
 from trainmesh.serving.decide.admission.admission import Refused as Full
-from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.choice import RoutingChoice
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.types import Facts
+from trainmesh.serving.decide.types import RequestFacts
 from trainmesh.serving.identity.access import Access
-from trainmesh.serving.identity.gate import Gate, Tenant
+from trainmesh.serving.identity.authenticator import Authenticator, Tenant
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tls import ServerTls
 from trainmesh.serving.ledger.writer import LedgerWriter
-from trainmesh.serving.observe.board import Board, Row
 from trainmesh.serving.observe.cells import status_index
 from trainmesh.serving.observe.log import ACCESS, LOGGER, log_event
+from trainmesh.serving.observe.shared_counters import SharedCounters, WorkerRow
 from trainmesh.serving.observe.trace import Tracer
-from trainmesh.serving.proxy.exchange import Exchange, NoRoom, Trial
-from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.exchange import Exchange, NoRoom, TrialRequest
+from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.open_files import connections_that_fit
 from trainmesh.serving.proxy.reading.api import (
     EMBEDDINGS,
@@ -59,7 +59,7 @@ from trainmesh.serving.proxy.replies.local import (
     models_answer,
     unknown_path,
 )
-from trainmesh.serving.proxy.route import Route
+from trainmesh.serving.proxy.route import ModelRoute
 from trainmesh.serving.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -80,11 +80,16 @@ class Router:
     """
 
     def __init__(
-        self, orders: Orders, row: Row, worker: int, loop: asyncio.AbstractEventLoop, way: Way
+        self,
+        worker_config: WorkerConfig,
+        row: WorkerRow,
+        worker: int,
+        loop: asyncio.AbstractEventLoop,
+        way: ViaChain,
     ) -> None:
         self.loop = loop
         self.connections: set[ClientConnection] = set()
-        self.trials: set[Trial] = set()
+        self.trials: set[TrialRequest] = set()
         self.buffered_bytes = 0
         self.draining = False
         self._worker = worker
@@ -94,9 +99,9 @@ class Router:
         self._ids = RequestIds()
         self._cors: Cors | None = None
         self._random = random.Random(secrets.randbits(64))  # noqa: S311 - no secret
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[str, ModelRoute] = {}
         self._snapshot: Snapshot | None = None
-        config = orders.config
+        config = worker_config.config
         self._admission = Admission(config, {}, now_s=monotonic())
         self._tls = ServerTls(config.tls) if config.tls is not None else None
         telemetry = config.telemetry
@@ -105,7 +110,7 @@ class Router:
         if config.ledger.enabled:
             self._ledger = LedgerWriter(Path(config.ledger.dir), worker, config.ledger)
         self.recorder = Recorder(self._ledger)
-        self.reload(orders, row)
+        self.reload(worker_config, row)
 
     # -- configuration ---------------------------------------------------------------------
 
@@ -114,20 +119,20 @@ class Router:
         """For the listener."""
         return self._tls.context if self._tls is not None else None
 
-    def reload(self, orders: Orders, row: Row) -> None:
+    def reload(self, worker_config: WorkerConfig, row: WorkerRow) -> None:
         """Go on with another configuration; requests on their way are not disturbed.
 
         Raises:
             ConfigError: it can't be used; what has not changed yet stays.
         """
-        config, now_s = orders.config, monotonic()
+        config, now_s = worker_config.config, monotonic()
         scorers, problems = load_scorers()
         for problem in problems:
             log_event(LOGGER, "plug_in", reason=problem)
-        routes: dict[str, Route] = {}
+        routes: dict[str, ModelRoute] = {}
         old_pools = [route.pool for route in self._routes.values()]
         for name, model in config.models.items():
-            route = self._routes.get(name) or Route(name, self.loop, self._way)
+            route = self._routes.get(name) or ModelRoute(name, self.loop, self._way)
             previous = route.pool if name in self._routes else None
             pool = Pool(
                 name, model, limits=config.limits, scorers=scorers, rng=self._random,
@@ -145,7 +150,7 @@ class Router:
         self._routes = routes
         self._catalogue = Catalogue(routes)
         self._cors = Cors(config.cors) if config.cors is not None else None
-        self._gate = Gate(config)
+        self._authenticator = Authenticator(config)
         self._access = Access(config)
         self._open = not config.tenants and config.jwt is None
         self._row, self._cells, self._reals = row, row.cells, row.reals
@@ -155,15 +160,15 @@ class Router:
             config, {name: route.pool for name, route in routes.items()}, now_s=now_s,
             previous=self._admission,
         )  # fmt: skip
-        self.hear_keys(orders)
+        self.hear_keys(worker_config)
         if self._snapshot is not None:
             self.take(self._snapshot, now_s)
 
-    def hear_keys(self, orders: Orders) -> None:
+    def hear_keys(self, worker_config: WorkerConfig) -> None:
         """The token issuer's keys may be new."""
-        if orders.jwks:
+        if worker_config.jwks:
             try:
-                self._gate.set_keys(orders.jwks.encode())
+                self._authenticator.set_keys(worker_config.jwks.encode())
             except WireError as error:
                 log_event(LOGGER, "keys_refused", reason=str(error))
 
@@ -203,7 +208,7 @@ class Router:
         shown = authorization
         if shown is None and key is not None:
             shown = b"Bearer " + key  # as Azure's clients show it
-        found = self._gate.identify(shown, names)
+        found = self._authenticator.identify(shown, names)
         if isinstance(found, Refused):
             raise Refusal(found.status, found.message, code=found.code)
         if self._open:
@@ -296,7 +301,7 @@ class Router:
         prompt = body.prompt
         output_tokens = body.output_tokens or route.pool.expected_output_tokens()
         session = route.session_of(call) or body.prompt_cache_key.encode("utf-8", "replace")
-        facts = Facts(
+        facts = RequestFacts(
             request_id=self._ids.name(call),
             client_id=call.given_id,
             model=route.name,
@@ -330,7 +335,7 @@ class Router:
                           trainmesh__request_id=facts.request_id)  # fmt: skip
         return exchange
 
-    def _only_route(self, tenant: Tenant | None) -> tuple[Route, None]:
+    def _only_route(self, tenant: Tenant | None) -> tuple[ModelRoute, None]:
         """Of a request that names no model.
 
         Raises:
@@ -363,7 +368,7 @@ class Router:
             exchange.refuse(refusal, now_s)
         return True
 
-    def choose(self, exchange: Exchange, now_s: float) -> Choice:
+    def choose(self, exchange: Exchange, now_s: float) -> RoutingChoice:
         """Ask the pool, and see how long it takes."""
         begun_s = perf_counter()
         choice = exchange.route.pool.choose(
@@ -484,17 +489,17 @@ class Router:
         for ticket in self._admission.ready(now_s):
             self._start(ticket, now_s)
 
-    def hear_others(self, board: Board, worker: int) -> None:
+    def hear_others(self, counters: SharedCounters, worker: int) -> None:
         """What other workers of this router have in flight, and what tenants used there."""
         for route in self._routes.values():
-            route.hear_others(board, worker)
-        for name, cells in board.layout.tenants.items():
+            route.hear_others(counters, worker)
+        for name, cells in counters.layout.tenants.items():
             tokens = cells.prompt_tokens, cells.output_tokens
             self._admission.hear_others(
                 name,
-                board.others(cells.requests, worker),
-                sum(board.others(cell, worker) for cell in tokens),
-                board.others(cells.inflight, worker),
+                counters.others(cells.requests, worker),
+                sum(counters.others(cell, worker) for cell in tokens),
+                counters.others(cells.inflight, worker),
             )
 
     def tick_slowly(self, now_s: float) -> None:

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.types import (
-    Outcome,
+    AttemptOutcome,
 )
+from trainmesh.serving.identity.describe_tls import handshake_problem
 from trainmesh.serving.identity.tls import UpstreamSide
-from trainmesh.serving.identity.tls_words import handshake_problem
-from trainmesh.serving.proxy.answer import Request
+from trainmesh.serving.proxy.answer import UpstreamRequest
 from trainmesh.serving.proxy.upstream import Sink, Upstream
 
 __all__ = ["Server"]
@@ -61,7 +61,7 @@ class Server:
         self.closed = False
 
     def send(
-        self, sink: Sink, attempt: Attempt, request: Request, *, idle_s: float = math.inf
+        self, sink: Sink, attempt: Attempt, request: UpstreamRequest, *, idle_s: float = math.inf
     ) -> Upstream:
         """Send ``request``, over an open connection if there is one; ``sink`` hears of the rest,
         but nothing before this returns. ``idle_s``: over none that has been idle for longer, as
@@ -82,7 +82,7 @@ class Server:
         task.add_done_callback(self._connecting.discard)
         return upstream
 
-    async def _connect(self, upstream: Upstream, request: Request) -> None:
+    async def _connect(self, upstream: Upstream, request: UpstreamRequest) -> None:
         side = self.side
         try:
             async with asyncio.timeout(self._connect_timeout_s):
@@ -97,7 +97,7 @@ class Server:
         except OSError as error:  # of which TLS errors and time-outs are kinds
             upstream.connecting = None
             upstream.error = _words(error, tls=side is not None)
-            upstream.lose(Outcome.CONNECT)
+            upstream.lose(AttemptOutcome.CONNECT)
             return
         upstream.connecting = None
         if upstream.sink is None:

@@ -13,12 +13,12 @@ import httptools
 from trainmesh.serving.adapters.types import AdapterError
 from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.types import (
-    Outcome,
+    AttemptOutcome,
 )
 from trainmesh.serving.proxy.answer import (
-    Answer,
+    AnswerHead,
     Client,
-    Request,
+    UpstreamRequest,
     end_of_chunks,
     excess_line_ends,
 )
@@ -27,7 +27,7 @@ from trainmesh.serving.proxy.reading.usage import (
     NO_USAGE,
     USAGE_BYTES,
     USAGE_PIECES,
-    Usage,
+    PartialUsage,
     find_usage,
 )
 
@@ -47,7 +47,7 @@ EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\n\n\r\n", b"\r\n\r\n\r\n")
 """Of what was forwarded last, without and with the end of its chunk."""
 
 
-class Keeper(Protocol):
+class ConnectionPool(Protocol):
     """Who opens connections to an endpoint and keeps them (``server.Server``)."""
 
     closed: bool
@@ -77,7 +77,7 @@ class Sink(Protocol):
         """The whole answer has been forwarded."""
         ...
 
-    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def on_lost(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         """No more will come."""
         ...
 
@@ -98,12 +98,12 @@ class Upstream(asyncio.Protocol):
 
     __deletable__ = ("answer", "attempt", "client", "request")  # mypyc wants to be told
 
-    def __init__(self, server: Keeper) -> None:
+    def __init__(self, server: ConnectionPool) -> None:
         self.server = server
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.connecting: asyncio.Task[None] | None = None
         self.sink: Sink | None = None
-        self.outcome = Outcome.OK
+        self.outcome = AttemptOutcome.OK
         """How the attempt ended; set by the sink."""
         self.idle_since_s = 0.0
         self.error = ""
@@ -112,13 +112,13 @@ class Upstream(asyncio.Protocol):
 
     # -- sending ---------------------------------------------------------------------------
 
-    def assign(self, sink: Sink, attempt: Attempt, request: Request) -> None:
+    def assign(self, sink: Sink, attempt: Attempt, request: UpstreamRequest) -> None:
         """The next answer is for ``sink``."""
         self.sink = sink
         self.attempt = attempt
         self.request = request
         self.client: Client | None = None
-        self.answer = Answer()
+        self.answer = AnswerHead()
         self.error = ""
         self.chunks = 0
         self.nbytes = 0
@@ -132,7 +132,7 @@ class Upstream(asyncio.Protocol):
         self._held = self._tail = self._last = b""
         self._ends: deque[bytes] = deque(maxlen=USAGE_PIECES)
         """Of what was forwarded last, where answers say what they have counted."""
-        self._usage: Usage | None = None
+        self._usage: PartialUsage | None = None
         self._unjudged = False
         """The answer may be an error though its status is 200; ``_first`` is its body so far."""
         self._first = b""
@@ -146,13 +146,13 @@ class Upstream(asyncio.Protocol):
         """Forward a decoded body as chunks; the sink sets it in ``on_first``."""
         self._out = b""
 
-    def send(self, sink: Sink, attempt: Attempt, request: Request) -> None:
+    def send(self, sink: Sink, attempt: Attempt, request: UpstreamRequest) -> None:
         """Send over this connection, which served another request before."""
         self._reused = True
         self.assign(sink, attempt, request)
         self.write_request(request)
 
-    def write_request(self, request: Request) -> None:
+    def write_request(self, request: UpstreamRequest) -> None:
         if len(request.body) < LARGE_BYTES:
             self.transport.write(request.head + request.body)
         else:
@@ -182,7 +182,7 @@ class Upstream(asyncio.Protocol):
             raise ValueError("there is no such status")
         if status < 200:
             self._informational += 1
-            self.answer = Answer()
+            self.answer = AnswerHead()
             return
         self.answer.status = status
         self._in_head = False
@@ -224,12 +224,12 @@ class Upstream(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.error = "it switched to another protocol, which nobody had asked for"
-            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            self.lose(AttemptOutcome.RESET if self.client is None else AttemptOutcome.STREAM)
             return
         except httptools.HttpParserError as error:
             if not self._complete:
                 self.error = f"its answer is not HTTP: {error}"
-                self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+                self.lose(AttemptOutcome.RESET if self.client is None else AttemptOutcome.STREAM)
                 return
             self._excess = True
         if self._framing > MAX_FRAMING_BYTES and not was_in_head and not self._complete:
@@ -251,7 +251,7 @@ class Upstream(asyncio.Protocol):
         if self.sink is not None and not (self._on_hold and self._complete):
             if exc is not None and not self.error:
                 self.error = str(exc)
-            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            self.lose(AttemptOutcome.RESET if self.client is None else AttemptOutcome.STREAM)
 
     # -- an answer, step by step -----------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Upstream(asyncio.Protocol):
         if self._in_head:
             if len(self._raw) > MAX_HEAD_BYTES:
                 self.error = "its header is too long"
-                self.lose(Outcome.RESET)
+                self.lose(AttemptOutcome.RESET)
             return
         raw, start = self._raw, 0
         for _ in range(self._informational + 1):
@@ -303,7 +303,7 @@ class Upstream(asyncio.Protocol):
     def _take_body(self, data: bytes) -> None:
         if self._excess and self.answer.chunked and not self._decoding:
             self.error = "it sent more than one answer"  # which is not told apart from the first
-            self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+            self.lose(AttemptOutcome.RESET if self.client is None else AttemptOutcome.STREAM)
             return
         now_s = monotonic()
         if self._decoding and not self._decode():
@@ -341,7 +341,7 @@ class Upstream(asyncio.Protocol):
 
     def _lose_endless(self) -> None:
         self.error = "it sends framing without end"
-        self.lose(Outcome.RESET if self.client is None else Outcome.STREAM)
+        self.lose(AttemptOutcome.RESET if self.client is None else AttemptOutcome.STREAM)
 
     def _judge(self, data: bytes) -> bool:
         """See whether the answer is an error though its status is 200. True: go on with ``data``;
@@ -434,7 +434,7 @@ class Upstream(asyncio.Protocol):
             self._complete = False
             if self.client is not None:
                 self._forward_decoded()
-            self.lose(Outcome.STATUS if self.client is None else Outcome.STREAM)
+            self.lose(AttemptOutcome.STATUS if self.client is None else AttemptOutcome.STREAM)
             return False
         return True
 
@@ -553,7 +553,7 @@ class Upstream(asyncio.Protocol):
             cast(Client, self.client).write(self.told(COMMENT))
 
     @property
-    def usage(self) -> Usage:
+    def usage(self) -> PartialUsage:
         """What the endpoint counted, if the answer says so and is complete."""
         if not self._complete or self.answer.status >= 300:
             return NO_USAGE
@@ -586,14 +586,14 @@ class Upstream(asyncio.Protocol):
             self.connecting = None
         self.close()
 
-    def lose(self, outcome: Outcome) -> None:
+    def lose(self, outcome: AttemptOutcome) -> None:
         """No more will come of this answer."""
         sink, self.sink = self.sink, None
         self.close()
         if sink is None:
             return
-        if self._reused and self._in_head and not self._raw and outcome is Outcome.RESET:
-            outcome = Outcome.CLOSED
+        if self._reused and self._in_head and not self._raw and outcome is AttemptOutcome.RESET:
+            outcome = AttemptOutcome.CLOSED
         sink.on_lost(self, outcome, monotonic())
 
     def close(self) -> None:

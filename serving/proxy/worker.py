@@ -22,13 +22,13 @@ import uvloop
 
 from trainmesh.errors import TrainmeshError, WireError
 from trainmesh.rundir import write_atomically
-from trainmesh.serving.control.orders import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.control.rundir import ServeRun, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.observe.board import Board
+from trainmesh.serving.control.worker_config import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.observe.log import LOGGER, Logs, log_event
+from trainmesh.serving.observe.shared_counters import SharedCounters
 from trainmesh.serving.proxy.client import ClientConnection
-from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.router import Router
 from trainmesh.wire import decode, encode
 
@@ -58,8 +58,8 @@ class Worker:
         self._watch_orders = FileWatch(run.config)
         self._watch_snapshot = FileWatch(run.snapshot)
         self._watch_orders.changed()
-        self._orders = read_orders(run.config)
-        self._board = Board.open(run.board(self._orders.generation))
+        self._worker_config = read_orders(run.config)
+        self._counters = SharedCounters.open(run.counters(self._worker_config.generation))
         self._draining = asyncio.Event()
         self._cut_short = False
         self._tls = None
@@ -73,20 +73,20 @@ class Worker:
             TrainmeshError: the configuration can't be used here.
         """
         loop = asyncio.get_running_loop()
-        row = self._board.row(self._index)
+        row = self._counters.row(self._index)
         row.clear_gauges()
         row.cells[row.layout.worker.pid] = os.getpid()
         row.reals[row.layout.worker.started_unix_s] = time()
-        way = Way(self._run.path.name.encode())
-        self.router = Router(self._orders, row, self._index, loop, way)
+        way = ViaChain(self._run.path.name.encode())
+        self.router = Router(self._worker_config, row, self._index, loop, way)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._draining.set)
         loop.add_signal_handler(CUT_SHORT, self._hear_cut_short)
         loop.add_reader(sys.stdin.fileno(), self._hear_control)
-        limits = self._orders.config.limits
+        limits = self._worker_config.config.limits
         server = await loop.create_server(
             lambda: ClientConnection(self.router),
-            sock=_listener(self._orders.host, self._orders.port),
+            sock=_listener(self._worker_config.host, self._worker_config.port),
             ssl=self.router.listener_tls,
             ssl_handshake_timeout=limits.header_timeout_s if self.router.listener_tls else None,
             backlog=BACKLOG,
@@ -136,12 +136,12 @@ class Worker:
         if self._watch_snapshot.changed():
             self._take_snapshot(now_s)
         self.router.tick(now_s, late_s)
-        if len(self._board.rows) > 1:
-            self.router.hear_others(self._board, self._index)
+        if len(self._counters.rows) > 1:
+            self.router.hear_others(self._counters, self._index)
 
     def _tick_slowly(self, now_s: float) -> None:
         self.router.tick_slowly(now_s)
-        row = self._board.row(self._index)
+        row = self._counters.row(self._index)
         row.cells[row.layout.worker.log_dropped] = self._logs.dropped
         words = WorkerWords(excluded=self.router.exclusions(), missing=self.router.missing())
         if words != self._words:
@@ -150,16 +150,16 @@ class Worker:
 
     def _reload(self) -> None:
         try:
-            orders = read_orders(self._run.config)
-            if orders.generation != self._orders.generation:
-                board = Board.open(self._run.board(orders.generation))
-                row = board.row(self._index)
-                row.adopt(self._board.row(self._index))
-                self.router.reload(orders, row)
-                self._board = board
+            worker_config = read_orders(self._run.config)
+            if worker_config.generation != self._worker_config.generation:
+                counters = SharedCounters.open(self._run.counters(worker_config.generation))
+                row = counters.row(self._index)
+                row.adopt(self._counters.row(self._index))
+                self.router.reload(worker_config, row)
+                self._counters = counters
             else:
-                self.router.hear_keys(orders)
-            self._orders = orders
+                self.router.hear_keys(worker_config)
+            self._worker_config = worker_config
         except TrainmeshError as error:
             log_event(LOGGER, "reload_refused", reason=str(error))
 
@@ -173,7 +173,7 @@ class Worker:
         self.router.take(snapshot, now_s)
 
     async def _drain(self) -> None:
-        router, limit_s = self.router, self._orders.config.limits.drain_s
+        router, limit_s = self.router, self._worker_config.config.limits.drain_s
         router.drain()
         until_s = monotonic() + limit_s
         while router.busy and monotonic() < until_s and not self._cut_short:

@@ -12,17 +12,17 @@ from yarl import URL
 from trainmesh.serving.config.addresses import OPENAI_ROOTS
 from trainmesh.serving.config.types import EndpointConfig, UpstreamTls
 from trainmesh.serving.identity.certificates import FileProblem
+from trainmesh.serving.identity.describe_tls import handshake_problem
 from trainmesh.serving.identity.tls import UpstreamSide
-from trainmesh.serving.identity.tls_words import handshake_problem
 
-__all__ = ["Answer", "Fetcher", "error_words", "root_of"]
+__all__ = ["Fetched", "Fetcher", "describe_error", "root_of"]
 
 MAX_BYTES = 8 << 20
 """Of a page; a busy engine's metrics are some 100 KB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Fetched:
     """``status`` is 0 and ``problem`` says why where there was no answer."""
 
     status: int = 0
@@ -51,7 +51,7 @@ class Fetcher:
 
     async def get(
         self, endpoint: EndpointConfig, url: URL, timeout_s: float, *, keyed: bool = False
-    ) -> Answer:
+    ) -> Fetched:
         """GET ``url`` with the TLS of ``endpoint``; never raises for what the other side does.
         ``keyed``: with its key, if it wants one."""
         try:
@@ -66,11 +66,11 @@ class Fetcher:
             ) as response:
                 return await _answer(response)
         except TimeoutError:
-            return Answer(problem=f"no answer within {timeout_s:g} s")
+            return Fetched(problem=f"no answer within {timeout_s:g} s")
         except FileProblem as error:
-            return Answer(problem=str(error))
+            return Fetched(problem=str(error))
         except (aiohttp.ClientError, OSError) as error:
-            return Answer(problem=error_words(error))
+            return Fetched(problem=describe_error(error))
 
     def _side(self, endpoint: EndpointConfig, url: URL) -> UpstreamSide | None:
         """How to speak TLS with ``endpoint``, with the newest of its files; None for http.
@@ -97,16 +97,16 @@ def _key(endpoint: EndpointConfig) -> dict[str, str] | None:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def _answer(response: aiohttp.ClientResponse) -> Answer:
+async def _answer(response: aiohttp.ClientResponse) -> Fetched:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_BYTES:
-            return Answer(problem=f"more than {MAX_BYTES >> 20} MiB")
-    return Answer(response.status, bytes(body))
+            return Fetched(problem=f"more than {MAX_BYTES >> 20} MiB")
+    return Fetched(response.status, bytes(body))
 
 
-def error_words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """A failure of the network in one short line, the same whatever event loop it comes from."""
     if isinstance(error.__cause__, ssl.SSLError):  # aiohttp's own errors don't say why
         return handshake_problem(error.__cause__)

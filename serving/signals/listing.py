@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from trainmesh.serving.config.types import EndpointConfig, ModelConfig, Runtime
 
-__all__ = ["Adapter", "Card", "Listing", "cards_in", "listing_of", "models_path"]
+__all__ = ["LoraAdapter", "Card", "Listing", "cards_in", "listing_of", "models_path"]
 
 Card = dict[str, Any]
 """A model's entry in the list, as the endpoint has it."""
@@ -20,7 +20,7 @@ MAX_ADAPTERS = 256
 """Of one model: every worker is told of each, several times a second."""
 
 
-class Adapter(Struct, frozen=True):
+class LoraAdapter(Struct, frozen=True):
     """A LoRA adapter or the like: a name of its own at some of a model's endpoints (by name)."""
 
     card: Card
@@ -31,7 +31,7 @@ class Listing(Struct, frozen=True, omit_defaults=True):
     """Of one model: its fields, without ``id``, and its adapters by their names."""
 
     card: Card = {}
-    adapters: dict[str, Adapter] = {}
+    adapters: dict[str, LoraAdapter] = {}
 
 
 class _Entries(Struct):
@@ -85,7 +85,7 @@ def listing_of(name: str, model: ModelConfig, told: Mapping[str, Mapping[str, Ca
     return Listing(
         card={key: value for key, value in base.items() if key != "id"},
         adapters={
-            id_: Adapter({**cards[id_], "parent": name}, tuple(names))
+            id_: LoraAdapter({**cards[id_], "parent": name}, tuple(names))
             for id_, names in sorted(holders.items())[:MAX_ADAPTERS]
         },
     )

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from yarl import URL
 
 from trainmesh.serving.config.types import Config, EndpointConfig, Runtime
-from trainmesh.serving.signals.fetch import Answer, Fetcher, error_words, root_of
+from trainmesh.serving.signals.fetch import Fetched, Fetcher, describe_error, root_of
 from trainmesh.serving.signals.listing import Card, cards_in, models_path
-from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.poller import Poller
+from trainmesh.serving.signals.probe_state import ProbeState
 from trainmesh.serving.signals.revisions import revision_path, revisions_in
-from trainmesh.serving.signals.rounds import Rounds
 
-__all__ = ["HEALTH_PATHS", "Prober", "problem_of", "tcp_rtt_s"]
+__all__ = ["HEALTH_PATHS", "EndpointProber", "problem_of", "tcp_rtt_s"]
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 3.0
@@ -42,7 +42,7 @@ RTT_OFFSET = 68
 """Of ``tcpi_rtt``, microseconds, in Linux's ``struct tcp_info`` (linux/tcp.h)."""
 
 
-def problem_of(runtime: Runtime, path: str, answer: Answer) -> str:
+def problem_of(runtime: Runtime, path: str, answer: Fetched) -> str:
     """What is wrong with the answer to a health check; empty if nothing is.
 
     Only a server that says so itself is unhealthy: one without the page (404, 501), or that wants
@@ -81,9 +81,9 @@ async def tcp_rtt_s(host: str, port: int) -> float:
     raise refused or OSError(f"{host} has no address")
 
 
-class Prober:
-    """Keeps ``pulses`` and ``revisions`` (by URL) up to date; calls ``on_change`` when an endpoint
-    went down, came back or has other revisions."""
+class EndpointProber:
+    """Keeps ``probe_states`` and ``revisions`` (by URL) up to date; calls ``on_change`` when an
+    endpoint went down, came back or has other revisions."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Prober:
         on_change: Callable[[], None],
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
-        self.pulses: dict[str, Pulse] = {}
+        self.probe_states: dict[str, ProbeState] = {}
         self.revisions: dict[str, tuple[str, ...]] = {}
         self.listed: dict[str, dict[str, Card]] = {}
         """By URL: the models that it lists."""
@@ -99,7 +99,7 @@ class Prober:
         self._fetcher = fetcher
         self._on_change = on_change
         self._timeout_s = answer_timeout_s
-        self._rounds = Rounds(self._probe)
+        self._rounds = Poller(self._probe)
         self._interval_s = 1.0
         self._models: dict[str, str] = {}
         self._asked_at_s: dict[str, float] = {}
@@ -116,7 +116,7 @@ class Prober:
             endpoint for model in config.models.values() for endpoint in model.endpoints
         )
         for url in gone:
-            for kept in (self.pulses, self.revisions, self._asked_at_s, self.listed,
+            for kept in (self.probe_states, self.revisions, self._asked_at_s, self.listed,
                          self._listed_at_s):  # fmt: skip
                 kept.pop(url, None)
 
@@ -124,11 +124,11 @@ class Prober:
         await self._rounds.close()
 
     async def _probe(self, endpoint: EndpointConfig) -> float:
-        before = self.pulses.get(endpoint.url, Pulse())
-        pulse = await self._check(endpoint, before)
-        self.pulses[endpoint.url] = pulse
-        changed = bool(pulse.down) != bool(before.down)
-        if not pulse.problem:
+        before = self.probe_states.get(endpoint.url, ProbeState())
+        probe_state = await self._check(endpoint, before)
+        self.probe_states[endpoint.url] = probe_state
+        changed = bool(probe_state.down) != bool(before.down)
+        if not probe_state.problem:
             came_back = bool(before.problem)
             changed = await self._ask_revision(endpoint, came_back=bool(before.down)) or changed
             changed = await self._ask_models(endpoint, came_back=came_back) or changed
@@ -136,7 +136,7 @@ class Prober:
             self._on_change()
         return self._interval_s
 
-    async def _check(self, endpoint: EndpointConfig, before: Pulse) -> Pulse:
+    async def _check(self, endpoint: EndpointConfig, before: ProbeState) -> ProbeState:
         root = root_of(endpoint.url)
         path = HEALTH_PATHS[endpoint.runtime]
         url = _under(root, path)
@@ -146,7 +146,7 @@ class Prober:
         except TimeoutError:
             return before.failed(f"no connection within {CONNECT_TIMEOUT_S:g} s", time.monotonic())
         except OSError as error:
-            return before.failed(f"no connection: {error_words(error)}", time.monotonic())
+            return before.failed(f"no connection: {describe_error(error)}", time.monotonic())
         problem = problem_of(
             endpoint.runtime, path, await self._fetcher.get(endpoint, url, self._timeout_s)
         )

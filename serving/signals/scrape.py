@@ -19,9 +19,18 @@ from yarl import URL
 
 from trainmesh.serving.config.types import Config, EndpointConfig, Runtime
 from trainmesh.serving.signals.fetch import Fetcher, root_of
-from trainmesh.serving.signals.rounds import Rounds
+from trainmesh.serving.signals.poller import Poller
 
-__all__ = ["PAGES", "Page", "Report", "Scraped", "Scraper", "Source", "metrics_url", "read_page"]
+__all__ = [
+    "PAGES",
+    "Page",
+    "EngineLoad",
+    "Scraped",
+    "Scraper",
+    "Source",
+    "metrics_url",
+    "read_page",
+]
 
 TIMEOUT_S = 1.0
 MAX_WAIT_S = 30.0
@@ -31,7 +40,7 @@ PORTS = {Runtime.TRITON: 8002, Runtime.TORCHSERVE: 8082}
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class EngineLoad:
     """Requests waiting and running, and the part of the KV cache in use; ``at_s``: when, 0 for
     never (monotonic)."""
 
@@ -124,7 +133,7 @@ PAGES: Mapping[Runtime, Page] = {
 class Scraped:
     """A report, and the counters that the next one is compared with."""
 
-    report: Report = field(default_factory=Report)
+    report: EngineLoad = field(default_factory=EngineLoad)
     totals: Mapping[Source, float] = field(default_factory=dict)
     at_s: float = 0.0
 
@@ -141,7 +150,7 @@ def read_page(page: Page, text: str, now_s: float, before: Scraped) -> Scraped:
     kv_use = reader.first(page.kv_use, max)
     report = before.report
     if (queued, running, kv_use) != (None, None, None):
-        report = Report(
+        report = EngineLoad(
             queued=_count(queued),
             running=_count(running),
             kv_use=min(1.0, max(0.0, kv_use or 0.0)),
@@ -218,7 +227,7 @@ class Scraper:
     def __init__(self, fetcher: Fetcher) -> None:
         self.scraped: dict[str, Scraped] = {}
         self._fetcher = fetcher
-        self._rounds = Rounds(self._scrape)
+        self._rounds = Poller(self._scrape)
         self._interval_s = 1.0
         self._waits_s: dict[str, float] = {}
 
@@ -231,7 +240,7 @@ class Scraper:
             self.scraped.pop(url, None)
             self._waits_s.pop(url, None)
 
-    def reports(self) -> dict[str, Report]:
+    def reports(self) -> dict[str, EngineLoad]:
         return {url: one.report for url, one in self.scraped.items()}
 
     async def close(self) -> None:

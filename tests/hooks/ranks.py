@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 
 Result = TypeVar("Result")
 
 
-class ThreadFabric(Fabric):
+class ThreadFabric(GroupFactory):
     """Makes groups without a default process group, of which a process has only one."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, timeout_s: float) -> None:

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from trainmesh.hooks import agreement as agreeing
-from trainmesh.hooks.agreement import Agreement, Verdict
+from trainmesh.hooks.agreement import Agreement, AgreementResult
 from trainmesh.hooks.context import RankContext
-from trainmesh.hooks.observer import Observer
+from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.switching import Switching
 from trainmesh.types import MAX_INT, Hint, Plan
 
@@ -70,7 +70,7 @@ def test_a_round_at_the_ends_of_the_range(
     if digests is not None:
         monkeypatch.setattr(agreeing, "hint_digest", lambda hint: digests[held.rank])
 
-    def act(rank: int, group: Any) -> Verdict | None:
+    def act(rank: int, group: Any) -> AgreementResult | None:
         held.rank = rank
         one = Agreement(channel(group), 1, "n")
         one.propose(0, hints[rank])
@@ -106,8 +106,8 @@ class OneRound(Agreement):
     def is_round(self, step: int) -> bool:
         return True
 
-    def result(self) -> Verdict:
-        return Verdict(split=True)
+    def result(self) -> AgreementResult:
+        return AgreementResult(split=True)
 
     def propose(self, step: int, candidate: Hint | None) -> None:
         pass
@@ -119,7 +119,7 @@ def test_a_split_is_noted_once_an_epoch() -> None:
     context._newest, context._split_epoch = HINT, 0
     context.note = lambda kind, text, *, step=0, epoch=0: notes.append((kind, epoch))  # type: ignore[method-assign]
     context.newest_hint = lambda: None  # type: ignore[method-assign]
-    observer = Observer("cpu", lambda: (context, 0))
+    observer = ModuleObserver("cpu", lambda: (context, 0))
     observer._context = context
     switching: Switching[None] = Switching(channel(None), observer, None, 1)  # type: ignore[arg-type]
     switching._agreement = OneRound()

@@ -17,8 +17,8 @@ from trainmesh.hooks.codecs import (
     CODECS,
     ErrorFeedback,
     Gradient,
+    GradientLayout,
     GroupExchange,
-    Layout,
     Layouts,
     codec,
     measure_cost,
@@ -110,7 +110,7 @@ def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def split(buffer: torch.Tensor, layouts: Sequence[Layout]) -> list[Gradient]:
+def split(buffer: torch.Tensor, layouts: Sequence[GradientLayout]) -> list[Gradient]:
     parts = buffer.split([layout.numel for layout in layouts])
     return [Gradient(part, layout) for part, layout in zip(parts, layouts, strict=True)]
 
@@ -127,7 +127,7 @@ def check_conserves(
     name: str,
     world_size: int,
     dtype: torch.dtype,
-    by_step: Sequence[Sequence[Layout]],
+    by_step: Sequence[Sequence[GradientLayout]],
     skipped: Sequence[int] = (),
 ) -> None:
     """What went in has come out or is in the memory; in ``skipped`` steps there are NaNs."""
@@ -172,8 +172,8 @@ def rounding(name: str, dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_is_lost_and_a_nan_leaves_no_trace(name: str, dtype: torch.dtype) -> None:
     shapes = {"m": (40, 30), "b": (31,), "c": (32, 3, 3, 3), "s": (1,), "n": (40, 30)}
-    together = Layout.of(shapes)
-    apart = [Layout.of({key: shapes[key] for key in keys}) for keys in ("nb", "cs", "m")]
+    together = GradientLayout.of(shapes)
+    apart = [GradientLayout.of({key: shapes[key] for key in keys}) for keys in ("nb", "cs", "m")]
     assert sum(layout.numel for layout in apart) == together.numel
     plan = [[together]] * 9
     check_conserves(name, 3, dtype, plan, skipped=(2, 3, 4))
@@ -185,8 +185,8 @@ def by_key(
     name: str,
     dtype: torch.dtype,
     shapes: dict[str, tuple[int, ...]],
-    first: Sequence[Layout],
-    then: Sequence[Layout],
+    first: Sequence[GradientLayout],
+    then: Sequence[GradientLayout],
 ) -> None:
     """Regrouped and back: each parameter keeps what belongs to it."""
 
@@ -227,14 +227,16 @@ def test_any_sizes_and_any_regrouping(data: st.DataObject) -> None:
     for _ in range(4):
         cut = data.draw(st.integers(1, len(shapes)))
         groups = [list(shapes)[:cut], list(shapes)[cut:]]
-        plan.append([Layout.of({key: shapes[key] for key in group}) for group in groups if group])
+        plan.append(
+            [GradientLayout.of({key: shapes[key] for key in group}) for group in groups if group]
+        )
     check_conserves(name, data.draw(st.integers(2, 4)), dtype, plan)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", EVERY)
 def test_by_gloo_all_ranks_have_the_same_bits(name: str) -> None:
-    layout = Layout.of({"m": (65, 63), "b": (1001,)})
+    layout = GradientLayout.of({"m": (65, 63), "b": (1001,)})
 
     def work(fabric: ThreadFabric) -> list[torch.Tensor]:
         exchange, made = GroupExchange(fabric.parent), codec(name, fabric.world_size)
@@ -256,7 +258,7 @@ def test_int8_never_overflows(world_size: int) -> None:
     levels = 127 - world_size / 2
     half = (int(levels / world_size - 0.5) + 0.5) * world_size / levels  # q = integer + 1/2
     values = torch.tensor([1.0, -1.0, half, -half * 1.0001, half * 1.0001, 0.0])
-    layout = Layout.of({"x": (len(values),)})
+    layout = GradientLayout.of({"x": (len(values),)})
 
     def work(exchange: SharedExchange) -> list[torch.Tensor]:
         buffer = values.clone()
@@ -270,7 +272,7 @@ def test_int8_never_overflows(world_size: int) -> None:
 
 
 def test_int8_keeps_small_blocks_apart_from_large_ones() -> None:
-    layout = Layout.of({"x": (700,)})
+    layout = GradientLayout.of({"x": (700,)})
     values = torch.cat([1e6 * noise(1, 256), 1e-6 * noise(2, 256), 1e-35 * noise(3, 188)]).float()
 
     def work(exchange: SharedExchange) -> list[torch.Tensor]:
@@ -289,7 +291,7 @@ def test_int8_keeps_small_blocks_apart_from_large_ones() -> None:
 
 
 def test_powersgd_finds_a_matrix_of_its_rank_exactly() -> None:
-    layout = Layout.of({"m": (30, 50), "v": (7,)})
+    layout = GradientLayout.of({"m": (30, 50), "v": (7,)})
     matrix = noise(1, 60).view(30, 2) @ noise(2, 100).view(2, 50)
     values = torch.cat([matrix.flatten(), noise(3, 7)])
 
@@ -305,7 +307,7 @@ def test_powersgd_finds_a_matrix_of_its_rank_exactly() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_powersgd_comes_back_from_a_parameter_that_was_unused(rank: int) -> None:
-    layout = Layout.of({"m": (30, 50)})
+    layout = GradientLayout.of({"m": (30, 50)})
     matrix = noise(1, 1500)
 
     def work(exchange: SharedExchange) -> list[torch.Tensor]:
@@ -322,7 +324,7 @@ def test_powersgd_comes_back_from_a_parameter_that_was_unused(rank: int) -> None
 
 
 def test_powersgd_shrinks_very_small_and_very_large_gradients_alike() -> None:
-    layout = Layout.of({"m": (40, 40)})
+    layout = GradientLayout.of({"m": (40, 40)})
 
     def result(scale: float) -> torch.Tensor:
         def work(exchange: SharedExchange) -> list[torch.Tensor]:
@@ -340,7 +342,7 @@ def test_powersgd_shrinks_very_small_and_very_large_gradients_alike() -> None:
 
 def test_topk_sends_the_largest_of_every_block() -> None:
     values = noise(1, 3 * 1024).float()
-    layout = Layout.of({"x": (3 * 1024,)})
+    layout = GradientLayout.of({"x": (3 * 1024,)})
 
     def work(exchange: SharedExchange) -> list[torch.Tensor]:
         buffer = values.clone()
@@ -355,7 +357,7 @@ def test_topk_sends_the_largest_of_every_block() -> None:
 
 
 def test_the_next_codec_sends_what_the_last_one_has_not() -> None:
-    layout = Layout.of({"m": (40, 40), "b": (10,)})
+    layout = GradientLayout.of({"m": (40, 40), "b": (10,)})
 
     def work(exchange: SharedExchange) -> list[torch.Tensor]:
         memory, came_out = ErrorFeedback(), torch.zeros(1610, dtype=torch.float64)
@@ -393,7 +395,7 @@ def test_layouts_know_how_a_tensor_lies_in_memory() -> None:
 
 def test_a_gradient_must_fit_its_layout() -> None:
     with pytest.raises(ValueError, match="11 elements"):
-        Gradient(torch.zeros(10), Layout.of({"x": (11,)}))
+        Gradient(torch.zeros(10), GradientLayout.of({"x": (11,)}))
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.hooks.ranks import ThreadFabric, run_ranks
-from trainmesh.hooks.executor import Executor, Fabric
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
-from trainmesh.hooks.executors.rounds import Op, RoundsExecutor, rounds
+from trainmesh.hooks.executors.rounds import RoundOp, RoundsExecutor, rounds
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Algorithm, Hop, Plan, Tree
 
@@ -96,7 +96,7 @@ def gradient(rank: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(numel, generator=generator, dtype=torch.float64).to(dtype)
 
 
-Make = Callable[[Plan, Fabric], Executor]
+Make = Callable[[Plan, GroupFactory], Executor]
 
 
 def check(
@@ -274,7 +274,9 @@ def test_rounds_of_all_ranks_fit_together(data: st.DataObject) -> None:
             assert all(ranks == set(range(plan.world_size)) for ranks in held.values())
 
 
-def play(by_rank: list[list[list[Op]]], tree: int, piece: int, held: dict[int, set[int]]) -> None:
+def play(
+    by_rank: list[list[list[RoundOp]]], tree: int, piece: int, held: dict[int, set[int]]
+) -> None:
     """Whose contributions each rank holds of a piece after all messages, each taken when both of
     its ranks have come to its round."""
     queues = [

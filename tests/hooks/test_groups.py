@@ -44,7 +44,7 @@ def test_groups_of_a_restarted_job_meet_no_stale_addresses(
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         before = set(store.list_keys())
         try:
-            group = executor.Fabric(dist.group.WORLD).new_group([0])
+            group = executor.GroupFactory(dist.group.WORLD).new_group([0])
             assert group is not None
             left.append(set(store.list_keys()) - (before if start == 1 else set()))
             other = dist.new_group([0])

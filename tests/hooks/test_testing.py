@@ -9,9 +9,9 @@ import torch
 from torch.futures import Future
 
 from trainmesh.errors import ConfigError
-from trainmesh.hooks.codecs import ErrorFeedback, Exchange, Gradient
+from trainmesh.hooks.codecs import CodecCollectives, ErrorFeedback, Gradient
 from trainmesh.hooks.codecs.cast import Plain
-from trainmesh.hooks.executor import Fabric
+from trainmesh.hooks.executor import GroupFactory
 from trainmesh.hooks.testing import check_codec, check_executor, example_plan
 from trainmesh.hooks.testing.__main__ import main
 from trainmesh.hooks.timing import Mark
@@ -26,7 +26,7 @@ EXAMPLE = "examples/my_hook.py"
 class Right:
     """What all broken executors below are but for one thing."""
 
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         self.fabric = fabric
         self.group = fabric.new_group(plan.order)
 
@@ -110,7 +110,7 @@ class Dying(Right):
 
 
 class Raising(Right):
-    def __init__(self, plan: Plan, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         raise RuntimeError("no such cable")
 
 
@@ -142,7 +142,7 @@ def test_a_right_executor_passes() -> None:
 class Unrepentant(Plain):
     """Sends a half, and forgets the rest."""
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         gradient.buffer[::2] = gradient.buffer[::2] * 0
         super().reduce(gradient, exchange, memory)
 
@@ -150,7 +150,7 @@ class Unrepentant(Plain):
 class Hoarding(Plain):
     """Sends nothing, and remembers everything."""
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         everything = torch.empty_like(gradient.buffer)
         memory.add_to(gradient, everything)
         gradient.buffer.mul_(0)
@@ -161,13 +161,13 @@ class Hoarding(Plain):
 class Local(Plain):
     """Every rank keeps a little of its own."""
 
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         super().reduce(gradient, exchange, memory)
         gradient.buffer.mul_(1 + 1e-6 * exchange.rank)
 
 
 class Smoothing(Plain):
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         super().reduce(gradient, exchange, memory)
         gradient.buffer.nan_to_num_(0, 0, 0)
 
@@ -178,7 +178,7 @@ class Boasting(Plain):
 
 
 class Chatting(Plain):
-    def reduce(self, gradient: Gradient, exchange: Exchange, memory: ErrorFeedback) -> None:
+    def reduce(self, gradient: Gradient, exchange: CodecCollectives, memory: ErrorFeedback) -> None:
         exchange.sum(torch.zeros(0)).wait()
         super().reduce(gradient, exchange, memory)
 

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from trainmesh.hooks.executors.trees import Lane, Layout, hops, parts
+from trainmesh.hooks.executors.trees import PeerStream, PieceLayout, hops, parts
 from trainmesh.plan.schedule import trees
 from trainmesh.types import Hop, Plan, Tree
 
@@ -20,8 +20,8 @@ SLOW = Plan(  # rank 3 is slow: it is next to the root of one tree, and the root
 def test_all_trees_progress_alike_on_a_lane() -> None:
     """A lane once took nearly all pieces of one tree before the first one of the other, which
     arrived meanwhile and waited."""
-    layout = Layout.of(SLOW.trees, 1, 1000, 10)
-    for lane in (Lane(0, is_up=False), Lane(2, is_up=True)):
+    layout = PieceLayout.of(SLOW.trees, 1, 1000, 10)
+    for lane in (PeerStream(0, is_up=False), PeerStream(2, is_up=True)):
         items = layout.expected[lane]
         assert len(items) == 100
         ahead = 0
@@ -36,7 +36,7 @@ def test_all_trees_progress_alike_on_a_lane() -> None:
 def test_pieces_of_unequal_trees_come_in_proportion() -> None:
     chain = (Hop(2, 1), Hop(1, 0)), (Hop(0, 1), Hop(1, 2))
     found = (Tree(0, 0.8, *chain), Tree(0, 0.2, *chain))
-    items = Layout.of(found, 0, 1000, 10).expected[Lane(1, is_up=True)]
+    items = PieceLayout.of(found, 0, 1000, 10).expected[PeerStream(1, is_up=True)]
     small = [place for place, item in enumerate(items) if item.tree == 1]
     assert {b - a for a, b in pairwise(small)} == {5}
 

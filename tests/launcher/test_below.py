@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.launchjob import JOBS, LAUNCH, Place
-from trainmesh.hooks.launched import Worker, unmeasured_reason
+from trainmesh.hooks.launched import TorchrunWorker, unmeasured_reason
 
 BELOW = str(JOBS / "below.py")
 TORCHRUN = ["--no-python", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
@@ -48,9 +48,9 @@ def test_worlds_side_by_side_are_left_alone_and_that_is_said_once(here: Place) -
     assert UNTOUCHED not in done.stderr
 
 
-ONE = Worker(0, 1, 1, "a")
-TWO_HERE = Worker(1, 2, 2, "a")
-TWO_NODES = Worker(1, 2, 1, "a")
+ONE = TorchrunWorker(0, 1, 1, "a")
+TWO_HERE = TorchrunWorker(1, 2, 2, "a")
+TWO_NODES = TorchrunWorker(1, 2, 1, "a")
 
 
 @pytest.mark.parametrize(
@@ -59,26 +59,36 @@ TWO_NODES = Worker(1, 2, 1, "a")
         (None, ONE, 0, 1, True),  # no launch of ours
         (ONE, ONE, 0, 1, True),
         (TWO_HERE, TWO_HERE, 1, 2, True),
-        (ONE, Worker(3, 4, 4, "b"), 3, 4, True),  # a launcher below the one worker
+        (ONE, TorchrunWorker(3, 4, 4, "b"), 3, 4, True),  # a launcher below the one worker
         (ONE, ONE, 3, 4, True),  # spawned by it
-        (TWO_HERE, Worker(0, 1, 1, "b"), 0, 1, False),  # each of two has a world of its own
-        (TWO_HERE, Worker(1, 2, 2, "b"), 1, 2, False),  # of the same size
+        (TWO_HERE, TorchrunWorker(0, 1, 1, "b"), 0, 1, False),  # each of two has a world of its own
+        (TWO_HERE, TorchrunWorker(1, 2, 2, "b"), 1, 2, False),  # of the same size
         (TWO_HERE, TWO_HERE, 3, 4, False),
-        (TWO_NODES, Worker(7, 8, 4, "b"), 7, 8, True),  # one launcher a node, one world
-        (TWO_NODES, Worker(3, 4, 4, "b"), 3, 4, False),  # one launcher a node, a world a node
+        (TWO_NODES, TorchrunWorker(7, 8, 4, "b"), 7, 8, True),  # one launcher a node, one world
+        (
+            TWO_NODES,
+            TorchrunWorker(3, 4, 4, "b"),
+            3,
+            4,
+            False,
+        ),  # one launcher a node, a world a node
         (TWO_NODES, TWO_NODES, 7, 8, True),  # spawned on each of the nodes
     ],
 )
 def test_which_world_is_measured(
-    launched: Worker | None, here: Worker, rank: int, world_size: int, measured: bool
+    launched: TorchrunWorker | None,
+    here: TorchrunWorker,
+    rank: int,
+    world_size: int,
+    measured: bool,
 ) -> None:
     assert (unmeasured_reason(launched, here, rank, world_size) is None) == measured
 
 
 @pytest.mark.parametrize("text", [None, "", "1,2", "a,b,c,d", "-1,2,2,a", "1,2,2"])
 def test_a_note_that_is_none(text: str | None) -> None:
-    assert Worker.parse(text) is None
+    assert TorchrunWorker.parse(text) is None
 
 
 def test_a_note_is_read_back() -> None:
-    assert Worker.parse("1,2,2,a,b") == Worker(1, 2, 2, "a,b")
+    assert TorchrunWorker.parse("1,2,2,a,b") == TorchrunWorker(1, 2, 2, "a,b")

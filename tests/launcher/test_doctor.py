@@ -9,7 +9,7 @@ import pytest
 
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.doctor import checks as doctor
-from trainmesh.launcher.doctor.checks import Check, State
+from trainmesh.launcher.doctor.checks import Check, CheckState
 from trainmesh.launcher.doctor.interfaces import Interface, Reach
 
 GOOD = {"torch": "2.13.0+cpu", "gloo": True, "nccl": False, "cuda_devices": 0, "hooked_buckets": 1}
@@ -48,15 +48,15 @@ def test_a_fail_is_told_with_its_cure_and_the_exit_code(
 
 
 def test_python() -> None:
-    assert doctor.python_check((3, 11, 2)).state is State.OK
+    assert doctor.python_check((3, 11, 2)).state is CheckState.OK
     old = doctor.python_check((3, 10, 9))
-    assert (old.state, old.text) == (State.FAIL, "3.10.9")
+    assert (old.state, old.text) == (CheckState.FAIL, "3.10.9")
 
 
 def test_torch_facts() -> None:
     found = by_name(doctor.torch_checks(GOOD))
     assert {name: check.state for name, check in found.items()} == dict.fromkeys(
-        ("torch", "gloo", "nccl", "comm hook"), State.OK
+        ("torch", "gloo", "nccl", "comm hook"), CheckState.OK
     )
     assert "none" in found["nccl"].text
 
@@ -64,20 +64,20 @@ def test_torch_facts() -> None:
 @pytest.mark.parametrize(
     ("facts", "name", "state"),
     [
-        ({"error": "No module named 'torch'"}, "torch", State.FAIL),
-        (GOOD | {"torch": "2.4.1"}, "torch", State.WARN),
-        (GOOD | {"torch": "3.0.0"}, "torch", State.WARN),
-        (GOOD | {"gloo": False}, "gloo", State.FAIL),
-        (GOOD | {"cuda_devices": 2}, "nccl", State.WARN),
-        (GOOD | {"hooked_buckets": 0}, "comm hook", State.FAIL),
+        ({"error": "No module named 'torch'"}, "torch", CheckState.FAIL),
+        (GOOD | {"torch": "2.4.1"}, "torch", CheckState.WARN),
+        (GOOD | {"torch": "3.0.0"}, "torch", CheckState.WARN),
+        (GOOD | {"gloo": False}, "gloo", CheckState.FAIL),
+        (GOOD | {"cuda_devices": 2}, "nccl", CheckState.WARN),
+        (GOOD | {"hooked_buckets": 0}, "comm hook", CheckState.FAIL),
         (
             {**GOOD, "hooked_buckets": None, "hook_error": "TypeError: no"},
             "comm hook",
-            State.FAIL,
+            CheckState.FAIL,
         ),
     ],
 )
-def test_what_is_wrong_with_torch(facts: dict[str, object], name: str, state: State) -> None:
+def test_what_is_wrong_with_torch(facts: dict[str, object], name: str, state: CheckState) -> None:
     check = by_name(doctor.torch_checks(facts))[name]
     assert check.state is state
     assert check.fix
@@ -100,35 +100,43 @@ MACHINE = [LO, IFB0, DOCKER0, EMPTY, ETH0]
 @pytest.mark.parametrize(
     ("chosen", "state", "says"),
     [
-        ("eth0", State.OK, "eth0 (GLOO_SOCKET_IFNAME)"),
-        ("lo", State.OK, "GLOO_SOCKET_IFNAME=lo: loopback; reaches this machine only"),
-        ("docker0", State.OK, "GLOO_SOCKET_IFNAME=docker0: a bridge inside this machine; reaches"),
-        ("nosuch0", State.FAIL, "GLOO_SOCKET_IFNAME=nosuch0, but there is no nosuch0"),
-        ("eth0,nosuch0", State.FAIL, "GLOO_SOCKET_IFNAME=eth0,nosuch0, but there is no nosuch0"),
-        ("ens9", State.FAIL, "GLOO_SOCKET_IFNAME=ens9, but ens9 has no address"),
-        ("^lo,docker", State.FAIL, "GLOO_SOCKET_IFNAME=^lo,docker: gloo takes names; ^ and ="),
+        ("eth0", CheckState.OK, "eth0 (GLOO_SOCKET_IFNAME)"),
+        ("lo", CheckState.OK, "GLOO_SOCKET_IFNAME=lo: loopback; reaches this machine only"),
+        (
+            "docker0",
+            CheckState.OK,
+            "GLOO_SOCKET_IFNAME=docker0: a bridge inside this machine; reaches",
+        ),
+        ("nosuch0", CheckState.FAIL, "GLOO_SOCKET_IFNAME=nosuch0, but there is no nosuch0"),
+        (
+            "eth0,nosuch0",
+            CheckState.FAIL,
+            "GLOO_SOCKET_IFNAME=eth0,nosuch0, but there is no nosuch0",
+        ),
+        ("ens9", CheckState.FAIL, "GLOO_SOCKET_IFNAME=ens9, but ens9 has no address"),
+        ("^lo,docker", CheckState.FAIL, "GLOO_SOCKET_IFNAME=^lo,docker: gloo takes names; ^ and ="),
     ],
 )
-def test_the_interface_that_was_chosen(chosen: str, state: State, says: str) -> None:
+def test_the_interface_that_was_chosen(chosen: str, state: CheckState, says: str) -> None:
     check = doctor.interface_check({"GLOO_SOCKET_IFNAME": chosen}, MACHINE)
     assert check.state is state
     assert check.text.startswith(says)
-    if state is State.FAIL:
+    if state is CheckState.FAIL:
         assert check.fix.startswith("set it to eth0 (Ethernet, 10.1.2.3, 25 Gbit/s, default route)")
 
 
 @pytest.mark.parametrize(
     ("address", "state"),
     [
-        ("127.0.1.1", State.OK),
-        ("10.1.2.3", State.OK),
-        ("fd00::7", State.OK),
-        ("172.17.0.1", State.WARN),
-        (None, State.WARN),
+        ("127.0.1.1", CheckState.OK),
+        ("10.1.2.3", CheckState.OK),
+        ("fd00::7", CheckState.OK),
+        ("172.17.0.1", CheckState.WARN),
+        (None, CheckState.WARN),
     ],
 )
 def test_the_interface_that_the_host_name_leads_to(
-    monkeypatch: pytest.MonkeyPatch, address: str | None, state: State
+    monkeypatch: pytest.MonkeyPatch, address: str | None, state: CheckState
 ) -> None:
     def resolve(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
         if address is None:
@@ -159,32 +167,32 @@ def test_a_machine_whose_interfaces_lead_nowhere(monkeypatch: pytest.MonkeyPatch
 
 def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert doctor.run_directory_check().state is State.OK
+    assert doctor.run_directory_check().state is CheckState.OK
     assert list((tmp_path / "trainmesh").iterdir()) == []
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    assert doctor.run_directory_check().state is State.OK  # longer than a socket path may be
+    assert doctor.run_directory_check().state is CheckState.OK  # longer than a socket path may be
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "trainmesh").write_text("in the way")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "file"))
-    assert doctor.run_directory_check().state is State.FAIL
+    assert doctor.run_directory_check().state is CheckState.FAIL
 
 
 def test_small_limits_are_warned_of(tmp_path: Path) -> None:
     limit = tmp_path / "qlen"
-    assert doctor.datagram_check(limit).state is State.WARN
+    assert doctor.datagram_check(limit).state is CheckState.WARN
     limit.write_text("4\n")
-    assert doctor.datagram_check(limit).state is State.WARN
+    assert doctor.datagram_check(limit).state is CheckState.WARN
     limit.write_text("512\n")
-    assert doctor.datagram_check(limit).state is State.OK
-    assert doctor.shared_memory_check(tmp_path / "none").state is State.WARN
+    assert doctor.datagram_check(limit).state is CheckState.OK
+    assert doctor.shared_memory_check(tmp_path / "none").state is CheckState.WARN
 
 
 def test_more_ranks_than_cpus_are_warned_of() -> None:
-    assert doctor.cpu_check(4, None).state is State.OK
-    assert doctor.cpu_check(4, 4).state is State.OK
-    assert doctor.cpu_check(4, 5).state is State.WARN
+    assert doctor.cpu_check(4, None).state is CheckState.OK
+    assert doctor.cpu_check(4, 4).state is CheckState.OK
+    assert doctor.cpu_check(4, 5).state is CheckState.WARN
 
 
 def test_a_wrong_number_of_ranks_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from tests.launcher.records import analysed, lines
 from trainmesh.errors import TrainmeshError
 from trainmesh.launcher.report.findings import Tone, headline
+from trainmesh.launcher.run.describe_outcome import describe_attempts, outcome_title
 from trainmesh.launcher.run.outcome import ATTEMPT_FAILED, Ending, first_signal
-from trainmesh.launcher.run.outcome_words import attempts_words, outcome_title
 from trainmesh.launcher.run.signals import Ended
 from trainmesh.launcher.run.torchrun import stopped
 from trainmesh.types import Failure, Outcome, RecordLine
@@ -51,7 +51,7 @@ def test_each_attempt_s_first_failure_is_known(tmp_path: Path) -> None:
         LOGGER.error("something else: %s", "x")
         kept = decode((tmp_path / "outcome.json").read_bytes(), Outcome, what="outcome")
         assert kept.exit_code is None
-        assert attempts_words(kept) == [
+        assert describe_attempts(kept) == [
             "Attempt 1 of torchrun failed: rank 1 ended with exit code 4."
         ]
         failed(-11, 0)
@@ -79,7 +79,7 @@ def test_on_several_nodes_a_local_rank_is_not_called_a_rank() -> None:
         failed(4, 1)
     ending.ended(0)
     assert ending.outcome.exit_code == 0
-    assert attempts_words(ending.outcome) == [
+    assert describe_attempts(ending.outcome) == [
         "Attempt 1 of torchrun failed: local rank 1 ended with exit code 4."
     ]
 

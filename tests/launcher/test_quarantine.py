@@ -12,7 +12,7 @@ import pytest
 from tests.serving.signals.test_graph import fabric
 from trainmesh.launcher.cli import main
 from trainmesh.launcher.commands.quarantine import duration_s
-from trainmesh.serving.cluster.peers import Place, RouterState, router_prefix
+from trainmesh.serving.cluster.peers import PeerEndpoint, RouterState, router_prefix
 from trainmesh.serving.cluster.verdicts import QUARANTINE
 from trainmesh.serving.control.rundir import RouterInfo, ServeRun
 from trainmesh.store.base import job_prefix
@@ -34,7 +34,7 @@ def store(etcd_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     opened.close()
 
 
-def routers(store: EtcdStore, *places: Place) -> None:
+def routers(store: EtcdStore, *places: PeerEndpoint) -> None:
     state = RouterState(name="r1", sequence=1, places=places)
     store.put(f"{router_prefix('quarantine')}r1", encode(state))
 
@@ -99,10 +99,10 @@ def test_the_last_endpoint_of_a_model_stays(
 ) -> None:
     routers(
         store,
-        Place("m", "a", "h1", True),
-        Place("m", "b", "h1", True),
-        Place("m", "c", "h2", False),
-        Place("n", "c", "h2", True),
+        PeerEndpoint("m", "a", "h1", True),
+        PeerEndpoint("m", "b", "h1", True),
+        PeerEndpoint("m", "c", "h2", False),
+        PeerEndpoint("n", "c", "h2", True),
     )
     assert quarantine("add", "endpoint", "a") == 0
     assert quarantine("add", "endpoint", "b") == 1  # though its router still calls a open

@@ -23,9 +23,9 @@ from trainmesh.launcher.run.service import (
     restart_delay_s,
     why_ended,
 )
-from trainmesh.launcher.run.supervisor import Keeper, Supervisor
+from trainmesh.launcher.run.supervisor import ServiceKeeper, Supervisor
 from trainmesh.launcher.run.troubles import Troubles, read_told
-from trainmesh.process_health import Health, HealthReporter
+from trainmesh.process_health import HealthReporter, ProcessHealth
 from trainmesh.wire import decode, encode
 
 
@@ -162,7 +162,7 @@ class Looked:
         self.path = tmp_path / "troubles.json"
         self.process = Scripted()
         self.troubles = Troubles(self.path, self.said.append)
-        self.keeper = Keeper(Service("agent", tmp_path / "log", self.process), self.troubles)
+        self.keeper = ServiceKeeper(Service("agent", tmp_path / "log", self.process), self.troubles)
         self.now_s = 0.0
 
     def run(self, seconds: int, *, dies: bool = False) -> None:
@@ -227,14 +227,14 @@ def test_a_process_that_the_end_itself_ends_has_nothing_to_tell(
 def test_what_a_process_tells_is_said_when_it_lasts(tmp_path: Path) -> None:
     looked = Looked(tmp_path)
     looked.run(1)
-    looked.process.lines = [b"a library's words", encode(Health(about="store", text="full"))]
+    looked.process.lines = [b"a library's words", encode(ProcessHealth(about="store", text="full"))]
     looked.run(3)
-    looked.process.lines = [encode(Health(about="store", text=""))]
+    looked.process.lines = [encode(ProcessHealth(about="store", text=""))]
     looked.run(10)
     assert looked.said == [], "a short interruption is nobody's concern"
-    looked.process.lines = [encode(Health(about="store", text="full"))]
+    looked.process.lines = [encode(ProcessHealth(about="store", text="full"))]
     looked.run(10)
-    looked.process.lines = [encode(Health(about="store", text="full of it"))]
+    looked.process.lines = [encode(ProcessHealth(about="store", text="full of it"))]
     looked.run(10)
     assert looked.said == ["warning: full"], "said once"
     looked.process.code = 1
@@ -277,7 +277,7 @@ def test_a_health_reporter_tells_changes_and_never_blocks() -> None:
     with reporter.writing(Path("x")):
         full_disk()
     lines = os.read(reading, 65_536).splitlines()
-    told = [decode(line, Health, what="line") for line in lines]
+    told = [decode(line, ProcessHealth, what="line") for line in lines]
     assert [(each.about, each.text) for each in told] == [
         ("store", "full"),
         ("store", ""),

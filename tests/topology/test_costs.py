@@ -17,7 +17,7 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import BUILT_IN
 from trainmesh.topology.planners import hierarchical, sharded
 from trainmesh.topology.planners.tree import binary_edges, binomial_edges
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Collective, Hop, Plan, Tree
 
 NBYTES = 10**9
@@ -135,10 +135,10 @@ def test_blueconnect_in_turn_and_in_a_pipeline(
 ) -> None:
     """2 racks of 4 hosts of 25: 2 (3/4) / 25 + 1 / uplink, and the larger of the two."""
     graph = racks(range(8), uplink=uplink)
-    whole = hierarchical.plan(graph, Request(NBYTES, executors=PLAIN))
+    whole = hierarchical.plan(graph, PlanRequest(NBYTES, executors=PLAIN))
     assert whole is not None
     assert NBYTES / predict(whole, graph, NBYTES) / GB == pytest.approx(in_turn)
-    chunked = hierarchical.plan(graph, Request(NBYTES))
+    chunked = hierarchical.plan(graph, PlanRequest(NBYTES))
     assert chunked is not None
     assert NBYTES / predict(chunked, graph, NBYTES) / GB == pytest.approx(at_once)
 
@@ -150,7 +150,7 @@ def test_a_star_is_as_fast_as_its_formula(nics: list[float]) -> None:
     graph = star(nics)
     expected = max(1 / min(nics), 2 * (len(nics) - 1) / sum(nics))
     assert bound(graph, NBYTES).time_s == pytest.approx(expected)
-    plan = sharded.plan(graph, Request(NBYTES))
+    plan = sharded.plan(graph, PlanRequest(NBYTES))
     assert plan is not None
     assert predict(plan, graph, NBYTES) == pytest.approx(expected)
 
@@ -179,7 +179,7 @@ def test_every_message_costs_its_sender_an_alpha(collective: Collective, count: 
     """As none of today's executors sends one while another is on its way to the same wire."""
     graph = switched(count)
     for planner in BUILT_IN.values():
-        plan = planner(graph, Request(1, collective))
+        plan = planner(graph, PlanRequest(1, collective))
         if plan is not None:
             rounds = schedule(plan).rounds
             ways = {(i, msg.src, msg.dst) for i, msgs in enumerate(rounds) for msg in msgs}

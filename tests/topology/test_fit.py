@@ -9,14 +9,14 @@ from trainmesh.topology.cost import predict
 from trainmesh.topology.graph import Link, LinkGraph, Provenance, host_graph
 from trainmesh.topology.measure.fit import fit_class, fit_line
 from trainmesh.topology.planners import native
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import LinkCost
 
 SIZES = (100_000, 1_000_000, 4_000_000)
 
 
 def times(graph: LinkGraph) -> list[tuple[int, float]]:
-    plan = native.plan(graph, Request(1, executors=PLAIN))
+    plan = native.plan(graph, PlanRequest(1, executors=PLAIN))
     return [(n, predict(plan, graph, n)) for n in SIZES for _ in range(3)]
 
 
@@ -38,7 +38,7 @@ def test_an_assumed_class_takes_what_was_measured() -> None:
     assumed = host_graph({"a": [0, 1], "b": [2, 3]})
     real = LinkCost(alpha_s=30e-6, bandwidth_bytes_per_s=4e8)
     fit = fit_class(
-        native.plan(assumed, Request(1, executors=PLAIN)),
+        native.plan(assumed, PlanRequest(1, executors=PLAIN)),
         assumed,
         times(assumed.with_class_cost("ethernet", real)),
     )
@@ -50,10 +50,10 @@ def test_an_assumed_class_takes_what_was_measured() -> None:
     learned = assumed.with_class_cost(fit.link_class, fit.planned)
     assert learned.version == assumed.version + 1
     assert predict(
-        native.plan(learned, Request(1, executors=PLAIN)), learned, 10**6
+        native.plan(learned, PlanRequest(1, executors=PLAIN)), learned, 10**6
     ) == pytest.approx(
         predict(
-            native.plan(assumed, Request(1, executors=PLAIN)),
+            native.plan(assumed, PlanRequest(1, executors=PLAIN)),
             assumed.with_class_cost("ethernet", real),
             10**6,
         )
@@ -72,7 +72,7 @@ def test_a_declared_class_never_becomes_faster_than_declared(factor: float) -> N
         for link in declared.links
     ]
     fit = fit_class(
-        native.plan(declared, Request(1, executors=PLAIN)),
+        native.plan(declared, PlanRequest(1, executors=PLAIN)),
         declared,
         times(LinkGraph(declared.nodes, links)),
     )
@@ -86,7 +86,7 @@ def test_the_links_of_a_class_keep_their_ratios() -> None:
     nics = (1.0, 1.0, 1.0, 0.5)
     declared = star(nics)
     real = star([0.8 * nic for nic in nics], alpha_us=20)
-    fit = fit_class(native.plan(declared, Request(1, executors=PLAIN)), declared, times(real))
+    fit = fit_class(native.plan(declared, PlanRequest(1, executors=PLAIN)), declared, times(real))
     assert fit is not None
     assert fit.planned.bandwidth_bytes_per_s == pytest.approx(0.4e9)
     learned = declared.with_class_cost(fit.link_class, fit.planned)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from tests.topology import oracles
 from tests.topology.graphs import GB, random_graphs
 from tests.topology.systems import TABLE, System, build, hypercube
-from trainmesh.topology.answer import Answer, answer
+from trainmesh.topology.answer import PlanAnswer, answer
 from trainmesh.topology.bounds import bound
 from trainmesh.topology.cost import predict
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node
@@ -55,7 +55,7 @@ def limit(graph: LinkGraph, collective: Collective) -> float:
     return NBYTES / bound(graph, NBYTES, collective).time_s
 
 
-def forest_algbw(found: Answer) -> float:
+def forest_algbw(found: PlanAnswer) -> float:
     """0 if there is none."""
     plans = [plan for plan in found.choice.candidates if plan.algorithm == "forest"]
     return plans[0].algbw_bytes_per_s if plans else 0.0

@@ -16,7 +16,7 @@ from trainmesh.topology.explain import Comparison, reason
 from trainmesh.topology.graph import Kind, Link, LinkGraph, Node, host_graph
 from trainmesh.topology.planner import BUILT_IN, choose, why_not
 from trainmesh.topology.planners import hierarchical
-from trainmesh.topology.request import NCCL, ONE_RING, Executors, Request
+from trainmesh.topology.request import NCCL, ONE_RING, Executors, PlanRequest
 from trainmesh.types import Choice, Collective, LinkCost, Plan
 from trainmesh.wire import decode, encode
 
@@ -85,7 +85,7 @@ def test_the_ring_across_follows_the_fabric() -> None:
         for rank in (2 * rack, 2 * rack + 1):
             nodes.append(Node(f"g{rank}", Kind.RANK, rank))
             links += both_ways(f"g{rank}", f"leaf{rack}", 25)
-    plan = hierarchical.plan(LinkGraph(nodes, links), Request(NBYTES, executors=PLAIN))
+    plan = hierarchical.plan(LinkGraph(nodes, links), PlanRequest(NBYTES, executors=PLAIN))
     assert plan is not None
     order = [island[0] // 2 % 2 for island in plan.islands]
     assert order in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1])
@@ -207,7 +207,7 @@ def test_why_an_algorithm_can_t_be_had(
 ) -> None:
     """The planner leaves out just what is refused, and native stays with that reason, even where
     (two racks) something else would be faster."""
-    request = Request(NBYTES, Collective(collective))
+    request = PlanRequest(NBYTES, Collective(collective))
     refusal = why_not(algorithm, graph, request)
     assert refusal is not None
     assert words in refusal
@@ -223,7 +223,7 @@ def test_why_an_algorithm_can_t_be_had(
 @pytest.mark.parametrize("algorithm", sorted(BUILT_IN))
 def test_what_is_not_refused_is_planned(algorithm: str) -> None:
     graph = racks(range(4), uplink=1, per_rack=2)
-    assert why_not(algorithm, graph, Request(NBYTES)) is None
+    assert why_not(algorithm, graph, PlanRequest(NBYTES)) is None
     assert choose(graph, [NBYTES], only=algorithm).chosen == algorithm
 
 

@@ -13,7 +13,7 @@ from trainmesh.plan.shape import check_shape
 from trainmesh.topology.cost import plan_cost, stages
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN, choose
-from trainmesh.topology.request import ANY, Request
+from trainmesh.topology.request import ANY, PlanRequest
 from trainmesh.topology.validate import check_loads, interpret, validate
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 from trainmesh.wire import decode, encode
@@ -45,7 +45,7 @@ def plans() -> list[tuple[str, LinkGraph, Plan]]:
     for name, graph in GRAPHS.items():
         for collective in Collective:
             for planner in BUILT_IN.values():
-                plan = planner(graph, Request(NBYTES, collective))
+                plan = planner(graph, PlanRequest(NBYTES, collective))
                 if plan is not None:
                     label = f"{name} {plan.algorithm} {collective.value}"
                     found.append((label, graph, plan))
@@ -227,7 +227,7 @@ def test_a_slow_nic_gets_less_to_carry_on_a_large_cluster() -> None:
             links += both_ways(f"g{rank}", f"nvswitch{host}", 900)
             links += both_ways(f"g{rank}", f"rail{gpu}", 50 if rank else 25)
     graph = LinkGraph(nodes, links)
-    plan = BUILT_IN["hierarchical"](graph, Request(NBYTES))
+    plan = BUILT_IN["hierarchical"](graph, PlanRequest(NBYTES))
     assert plan is not None
     assert plan.shares == pytest.approx((1 / 3, 2 / 3))
     validate(plan, 6)

@@ -17,7 +17,7 @@ from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import LinkGraph, Node
 from trainmesh.topology.planner import choose
 from trainmesh.topology.planners import ring
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.topology.validate import validate
 from trainmesh.types import Collective, Plan
 
@@ -52,7 +52,7 @@ def test_any_numbering_of_racks_gets_a_ring_that_crosses_each_uplink_once(
     order: list[int], uplink: float
 ) -> None:
     graph = racks(order, uplink=uplink)
-    plan = ring.plan(graph, Request(NBYTES, executors=PLAIN))
+    plan = ring.plan(graph, PlanRequest(NBYTES, executors=PLAIN))
     assert plan is not None
     [stage] = plan_cost(plan, graph).stages
     assert stage.transfer_s(1) == pytest.approx(2 * 11 / 12 / (min(uplink, 25) * GB))
@@ -61,7 +61,7 @@ def test_any_numbering_of_racks_gets_a_ring_that_crosses_each_uplink_once(
 @thorough
 @given(random_graphs(max_ranks=6))
 def test_ring_order_is_the_best_of_all(graph: LinkGraph) -> None:
-    plan = ring.plan(graph, Request(NBYTES, executors=PLAIN))
+    plan = ring.plan(graph, PlanRequest(NBYTES, executors=PLAIN))
     if plan is None:
         return
     [stage] = plan_cost(plan, graph).stages
@@ -94,8 +94,8 @@ def test_numbering_the_ranks_otherwise_changes_no_bound_and_no_best_ring(
         expected = bound(graph, NBYTES, collective).time_s
         assert bound(other, NBYTES, collective).time_s == pytest.approx(expected)
     first, second = (
-        ring.plan(graph, Request(NBYTES, executors=PLAIN)),
-        ring.plan(other, Request(NBYTES, executors=PLAIN)),
+        ring.plan(graph, PlanRequest(NBYTES, executors=PLAIN)),
+        ring.plan(other, PlanRequest(NBYTES, executors=PLAIN)),
     )
     if first is not None and second is not None:
         transfer = [

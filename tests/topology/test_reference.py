@@ -13,7 +13,7 @@ from trainmesh.topology.cost import busbw_bytes_per_s, predict
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import choose
 from trainmesh.topology.planners import hierarchical, native, ring
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Plan
 
 NBYTES = 10**9
@@ -58,17 +58,17 @@ def test_racks(case: Racks) -> None:
     for graph in (contiguous, interleaved):
         limit = NBYTES / bound(graph, NBYTES).time_s / 1e9
         assert limit == pytest.approx(case["bound"], rel=NEAR)
-        best = algbw(ring.plan(graph, Request(NBYTES, executors=PLAIN)), graph)
+        best = algbw(ring.plan(graph, PlanRequest(NBYTES, executors=PLAIN)), graph)
         assert best == pytest.approx(case["contiguous"], rel=NEAR)
-    assert algbw(native.plan(contiguous, Request(1, executors=PLAIN)), contiguous) == pytest.approx(
-        case["contiguous"], rel=NEAR
-    )
+    assert algbw(
+        native.plan(contiguous, PlanRequest(1, executors=PLAIN)), contiguous
+    ) == pytest.approx(case["contiguous"], rel=NEAR)
     if "interleaved" in case:
         assert algbw(
-            native.plan(interleaved, Request(1, executors=PLAIN)), interleaved
+            native.plan(interleaved, PlanRequest(1, executors=PLAIN)), interleaved
         ) == pytest.approx(case["interleaved"], rel=NEAR)
     if "hierarchical" in case:
-        plan = hierarchical.plan(interleaved, Request(NBYTES, executors=PLAIN))
+        plan = hierarchical.plan(interleaved, PlanRequest(NBYTES, executors=PLAIN))
         assert algbw(plan, interleaved) == pytest.approx(case["hierarchical"], rel=NEAR)
 
 
@@ -78,10 +78,10 @@ def test_rank_order_by_host_name(case: ByName) -> None:
     hosts = [f"node{i}" for i in range(1, 17)]
     rank_of = {host: rank for rank, host in enumerate(sorted(hosts))}
     graph = racks([rank_of[host] for host in hosts], uplink=case["uplink"], nic=100)
-    assert algbw(native.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
+    assert algbw(native.plan(graph, PlanRequest(1, executors=PLAIN)), graph) == pytest.approx(
         case["by_name"], rel=NEAR
     )
-    assert algbw(ring.plan(graph, Request(1, executors=PLAIN)), graph) == pytest.approx(
+    assert algbw(ring.plan(graph, PlanRequest(1, executors=PLAIN)), graph) == pytest.approx(
         case["ring"], rel=NEAR
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.topology.systems import TABLE, System, build, exact
-from trainmesh.topology.answer import Answer, answer
+from trainmesh.topology.answer import PlanAnswer, answer
 from trainmesh.topology.cost import predict
 from trainmesh.topology.planners.ring import best_order
 from trainmesh.types import Collective, Plan
@@ -21,11 +21,11 @@ def by_name(system: System) -> str:
     return system["name"]
 
 
-def algbw(found: Answer) -> float:
+def algbw(found: PlanAnswer) -> float:
     return NBYTES / found.bound.time_s / 1e9
 
 
-def plans(found: Answer) -> dict[str, Plan]:
+def plans(found: PlanAnswer) -> dict[str, Plan]:
     return {plan.algorithm: plan for plan in found.choice.candidates}
 
 

@@ -10,7 +10,7 @@ from trainmesh.plan.schedule import Message, Schedule, schedule
 from trainmesh.topology.cost import link_loads, plan_cost
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.topology.validate import flows, interpret
 from trainmesh.types import Collective, Plan
 
@@ -83,7 +83,7 @@ def plans() -> Iterator[tuple[LinkGraph, Plan]]:
     for graph in GRAPHS.values():
         for collective in Collective:
             for planner in BUILT_IN.values():
-                plan = planner(graph, Request(10**8, collective))
+                plan = planner(graph, PlanRequest(10**8, collective))
                 if plan is not None:
                     yield graph, plan
 

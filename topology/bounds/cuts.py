@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from trainmesh.topology.bounds.symmetry import Colouring
-from trainmesh.topology.flow import Edge, Network
+from trainmesh.topology.flow import Edge, FlowNetwork
 from trainmesh.topology.indexed import Indexed
 
 __all__ = ["Cut", "broadcast_cut", "separating_cut"]
@@ -88,7 +88,7 @@ def _newton(graph: Indexed, best: Cut, sink: int) -> Cut:
         x = best.value
         edges = [(tail, head, capacity * x.denominator) for tail, head, capacity in graph.edges]
         edges += [(source, node, x.numerator) for node in graph.ranks]
-        flow, side = Network(graph.size + 1, edges).min_cut(source, sink)
+        flow, side = FlowNetwork(graph.size + 1, edges).min_cut(source, sink)
         if flow >= count * x.numerator:
             return best
         side -= {source}
@@ -107,7 +107,7 @@ def _newton_on_colours(graph: Indexed, colouring: Colouring, best: Cut, sink: in
         x = best.value
         edges: list[Edge] = [(a, b, capacity * x.denominator) for a, b, capacity in links]
         edges += [(size, colour, ranks * x.numerator) for colour, ranks in enumerate(ranks_of)]
-        flow, side = Network(size + 1, edges).min_cut(size, goal)
+        flow, side = FlowNetwork(size + 1, edges).min_cut(size, goal)
         if flow >= len(graph.ranks) * x.numerator:
             return best
         leaving = sum(capacity for a, b, capacity in links if a in side and b not in side)
@@ -145,7 +145,7 @@ def _from_rank_0_on_colours(graph: Indexed, best: Cut) -> Cut:
         seen.add(int(around[node]))
         colours = colouring.singled_out([first, node])
         size, links = colouring.quotient(colours)
-        flow, side = Network(size, links).min_cut(int(colours[first]), int(colours[node]))
+        flow, side = FlowNetwork(size, links).min_cut(int(colours[first]), int(colours[node]))
         if flow < best.value:
             nodes = frozenset(n for n in range(graph.size) if int(colours[n]) in side)
             best = Cut(Fraction(flow), nodes, exact=False)

@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from trainmesh.errors import PlanError
 from trainmesh.topology.bounds.partition import Volume, volume
 from trainmesh.topology.clusters import Groups
-from trainmesh.topology.flow import Network
+from trainmesh.topology.flow import FlowNetwork
 from trainmesh.topology.indexed import Indexed
 
 __all__ = ["Reduction", "reduction_optimum"]
@@ -168,7 +168,7 @@ class _Programme:
         edges = list(zip(tails.tolist(), heads.tolist(), whole, strict=True))
         roots = np.rint(solution.rooted * scale).astype(np.int64).tolist()
         edges += [(source, int(node), z) for node, z in zip(self._ranks, roots, strict=True)]
-        network = Network(source + 1, edges)
+        network = FlowNetwork(source + 1, edges)
         enough = (1 - VIOLATED) * SCALE
         for node in self._graph.ranks:
             flow, side = network.min_cut(source, node)

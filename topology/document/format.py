@@ -24,7 +24,7 @@ from trainmesh.errors import GraphError
 from trainmesh.topology.document.text import Value, parse
 from trainmesh.topology.document.timeline import LinkChange, read_timeline
 from trainmesh.topology.document.values import (
-    Problem,
+    DocumentProblem,
     label,
     mapping,
     number,
@@ -34,10 +34,10 @@ from trainmesh.topology.document.values import (
 )
 from trainmesh.topology.graph import (
     MAX_LINKS,
-    Health,
     Kind,
     Link,
     LinkGraph,
+    LinkHealth,
     Node,
     Provenance,
     link_problem,
@@ -55,7 +55,7 @@ LINK_KEYS = dict.fromkeys(
     ("src", "dst", *UNITS, "alpha_us", "duplex", "class", "source", "health")
 ).keys()
 KINDS = {kind.value: kind for kind in Kind}
-HEALTHS = {health.value: health for health in Health}
+HEALTHS = {health.value: health for health in LinkHealth}
 SOURCES = {provenance.name.lower(): provenance for provenance in Provenance}
 MAX_NAMED = 3
 """Of the nodes that one complaint is about, beside the first."""
@@ -113,7 +113,7 @@ def _load(
         if to_plan:
             _check_usable(graph, document.root)
         return graph, timeline
-    except Problem as problem:
+    except DocumentProblem as problem:
         line = document.line(problem.path)
         raise GraphError(f"{source}:{line}: {problem}") from problem
     except GraphError as error:
@@ -142,7 +142,7 @@ def dump(graph: LinkGraph) -> dict[str, object]:
                 "alpha_us": _in_unit(link.cost.alpha_s, 1e-6),
                 "class": link.link_class,
                 "source": link.provenance.name.lower(),
-                **({} if link.health is Health.HEALTHY else {"health": link.health.value}),
+                **({} if link.health is LinkHealth.HEALTHY else {"health": link.health.value}),
                 "duplex": False,
             }
             for link in graph.links
@@ -158,11 +158,11 @@ def _in_unit(value: float, unit: float) -> float:
 def _contents(root: Value) -> tuple[LinkGraph, tuple[LinkChange, ...]]:
     fields = mapping(root, "the document", DOCUMENT_KEYS)
     if "version" not in fields:
-        raise Problem("version must be 1")
+        raise DocumentProblem("version must be 1")
     if fields["version"] != "1":
-        raise Problem("version must be 1", "version")
+        raise DocumentProblem("version must be 1", "version")
     if "nodes" not in fields:
-        raise Problem("nodes is missing")
+        raise DocumentProblem("nodes is missing")
     graph_version = 1
     if "graph_version" in fields:
         graph_version = whole(fields, "graph_version", "graph_version", at_most=MAX_INT)
@@ -185,13 +185,15 @@ def _nodes(value: Value) -> dict[str, Node]:
             path = ("nodes", name)
             node = _node(name, entry, next_rank)
             if problem := node_problem(node, nodes):
-                raise Problem(problem)
+                raise DocumentProblem(problem)
             if node.rank is not None:
                 if (other := owner.setdefault(node.rank, name)) != name:
-                    raise Problem(f"node {name!r}: rank {node.rank} is that of node {other!r}")
+                    raise DocumentProblem(
+                        f"node {name!r}: rank {node.rank} is that of node {other!r}"
+                    )
                 next_rank = node.rank + 1
             nodes[name] = node
-    except Problem as problem:
+    except DocumentProblem as problem:
         raise problem.inside(path) from problem
     return nodes
 
@@ -209,7 +211,7 @@ def _node(name: str, entry: Value, next_rank: int) -> Node:
 
 def _links(value: Value, nodes: Mapping[str, Node]) -> list[Link]:
     if not isinstance(value, list):
-        raise Problem("links must be a list", "links")
+        raise DocumentProblem("links must be a list", "links")
     links: dict[str, Link] = {}
     path: tuple[str | int, ...] = ("links",)
     try:
@@ -217,11 +219,13 @@ def _links(value: Value, nodes: Mapping[str, Node]) -> list[Link]:
             path = ("links", place)
             for link in _link(entry):
                 if problem := link_problem(link, nodes, links):
-                    raise Problem(problem)
+                    raise DocumentProblem(problem)
                 links[link.name] = link
             if len(links) > MAX_LINKS:
-                raise Problem(f"more than the {MAX_LINKS} links allowed, counted by direction")
-    except Problem as problem:
+                raise DocumentProblem(
+                    f"more than the {MAX_LINKS} links allowed, counted by direction"
+                )
+    except DocumentProblem as problem:
         raise problem.inside(path) from problem
     return list(links.values())
 
@@ -238,7 +242,7 @@ def _link(entry: Value) -> Iterable[Link]:
         link_class = label(fields, "class", f"{what}: class")
     if "source" in fields:
         provenance = one_of(fields, "source", f"{what}: source", SOURCES)
-    health = Health.HEALTHY
+    health = LinkHealth.HEALTHY
     if "health" in fields:
         health = one_of(fields, "health", f"{what}: health", HEALTHS)
     if "duplex" in fields:
@@ -250,7 +254,7 @@ def _link(entry: Value) -> Iterable[Link]:
 def _cost(fields: Mapping[str, Value], what: str) -> LinkCost:
     given = [unit for unit in UNITS if unit in fields]
     if len(given) != 1:
-        raise Problem(f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
+        raise DocumentProblem(f"{what}: give bandwidth_GBps or bandwidth_gbps, one of them")
     [unit] = given
     bandwidth = number(fields, unit, f"{what}: {unit}", positive=True)
     alpha_us = 0.0
@@ -290,8 +294,8 @@ def _check_usable(graph: LinkGraph, root: Value) -> None:
     except GraphError as error:
         links = root.get("links") if isinstance(root, dict) else None
         for place, entry in enumerate(links if isinstance(links, list) else ()):
-            if isinstance(entry, dict) and entry.get("health") == Health.QUARANTINED.value:
-                raise Problem(str(error), "links", place) from error
+            if isinstance(entry, dict) and entry.get("health") == LinkHealth.QUARANTINED.value:
+                raise DocumentProblem(str(error), "links", place) from error
         raise
 
 
@@ -302,4 +306,6 @@ def _refuse(names: list[str], what: str) -> None:
     if others := names[1:]:
         shown = ", ".join(repr(name) for name in others[:MAX_NAMED])
         more = f" and {len(others)} more ({shown}{', ...' if len(others) > MAX_NAMED else ''})"
-    raise Problem(f"{what} {names[0]!r}{more}: the graph is disconnected", "nodes", names[0])
+    raise DocumentProblem(
+        f"{what} {names[0]!r}{more}: the graph is disconnected", "nodes", names[0]
+    )

@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeAlias
 
 import yaml
 
-__all__ = ["Path", "Token", "TokenKind", "json_tokens", "places", "yaml_tokens"]
+__all__ = ["DocumentPath", "Token", "TokenKind", "json_tokens", "places", "yaml_tokens"]
 
-Path: TypeAlias = tuple[str | int, ...]
+DocumentPath: TypeAlias = tuple[str | int, ...]
 """Keys and places in lists, from the root."""
 JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s{}\[\],:"]+')
 
@@ -63,9 +63,9 @@ def yaml_tokens(events: Iterable[yaml.Event]) -> Iterator[Token]:
             yield Token(TokenKind.END, line)
 
 
-def places(tokens: Iterable[Token]) -> Iterator[tuple[Path, int]]:
+def places(tokens: Iterable[Token]) -> Iterator[tuple[DocumentPath, int]]:
     """Each value's path and line, that of its key if it has one, in the order of the text."""
-    open_paths: list[Path] = []
+    open_paths: list[DocumentPath] = []
     counts: list[int | None] = []
     key: Token | None = None
     for token in tokens:
@@ -73,7 +73,7 @@ def places(tokens: Iterable[Token]) -> Iterator[tuple[Path, int]]:
             open_paths.pop()
             counts.pop()
             continue
-        path: Path = ()
+        path: DocumentPath = ()
         line = token.line
         if open_paths:
             count = counts[-1]

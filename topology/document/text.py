@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from trainmesh.errors import GraphError
-from trainmesh.topology.document.places import Path, Token, json_tokens, places, yaml_tokens
+from trainmesh.topology.document.places import DocumentPath, Token, json_tokens, places, yaml_tokens
 
 __all__ = ["MAX_ENTRIES", "Document", "Value", "parse"]
 
@@ -55,7 +55,7 @@ class Document:
     root: Value
     _tokens: Callable[[], Iterable[Token]]
 
-    def line(self, path: Path) -> int:
+    def line(self, path: DocumentPath) -> int:
         """Where ``path`` begins: the line of its key if it has one."""
         found = (line for place, line in places(self._tokens()) if place == path)
         return next(found, 1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from trainmesh.topology.document.text import Value
 from trainmesh.topology.document.values import (
-    Problem,
+    DocumentProblem,
     label,
     mapping,
     number,
@@ -63,14 +63,14 @@ def read_timeline(value: Value, links: Collection[tuple[str, str]]) -> tuple[Lin
         Problem: they are not of the documented form.
     """
     if not isinstance(value, list):
-        raise Problem("timeline must be a list", "timeline")
+        raise DocumentProblem("timeline must be a list", "timeline")
     if len(value) > MAX_CHANGES:
-        raise Problem(f"timeline: more than {MAX_CHANGES} changes", "timeline")
+        raise DocumentProblem(f"timeline: more than {MAX_CHANGES} changes", "timeline")
     changes = []
     for place, entry in enumerate(value):
         try:
             changes.append(_change(entry, links))
-        except Problem as problem:
+        except DocumentProblem as problem:
             raise problem.inside(("timeline", place)) from problem
     return tuple(changes)
 
@@ -78,7 +78,7 @@ def read_timeline(value: Value, links: Collection[tuple[str, str]]) -> tuple[Lin
 def _change(entry: Value, links: Collection[tuple[str, str]]) -> LinkChange:
     fields = mapping(entry, "timeline entry", KEYS)
     if len(fields.keys() & set(WHEN)) != 1:
-        raise Problem("timeline entry: give at_step or at_s, one of them")
+        raise DocumentProblem("timeline entry: give at_step or at_s, one of them")
     link = _link(fields)
     what = f"timeline of link {link[0][:40]}-{link[1][:40]}"
     both = True
@@ -86,12 +86,14 @@ def _change(entry: Value, links: Collection[tuple[str, str]]) -> LinkChange:
         both = one_of(fields, "direction", f"{what}: direction", DIRECTIONS)
     for ends in (link, link[::-1])[: 1 + both]:
         if ends not in links:
-            raise Problem(f"{what}: there is no link {ends[0][:40]}->{ends[1][:40]}", "link")
+            raise DocumentProblem(
+                f"{what}: there is no link {ends[0][:40]}->{ends[1][:40]}", "link"
+            )
     _check_what(fields, what)
     latency_us = _optional(fields, "latency_us", what)
     loss = _optional(fields, "loss", what)
     if loss is not None and loss > 1:
-        raise Problem(f"{what}: loss must be a share from 0 to 1", "loss")
+        raise DocumentProblem(f"{what}: loss must be a share from 0 to 1", "loss")
     for word in ("down", "restore"):
         if word in fields:
             one_of(fields, word, f"{what}: {word}", ONLY_TRUE)
@@ -113,7 +115,7 @@ def _change(entry: Value, links: Collection[tuple[str, str]]) -> LinkChange:
 def _link(fields: Mapping[str, Value]) -> tuple[str, str]:
     ends = fields.get("link")
     if not isinstance(ends, list) or len(ends) != 2:
-        raise Problem("timeline entry: link must be a list of two nodes")
+        raise DocumentProblem("timeline entry: link must be a list of two nodes")
     src, dst = (label({"link": end}, "link", "timeline entry: link") for end in ends)
     return src, dst
 
@@ -121,12 +123,12 @@ def _link(fields: Mapping[str, Value]) -> tuple[str, str]:
 def _check_what(fields: Mapping[str, Value], what: str) -> None:
     given = [key for key in WHAT if key in fields]
     if not given:
-        raise Problem(f"{what}: nothing changes; give one of {', '.join(WHAT)}")
+        raise DocumentProblem(f"{what}: nothing changes; give one of {', '.join(WHAT)}")
     for alone in ("down", "restore"):
         if alone in given and len(given) > 1:
-            raise Problem(f"{what}: {alone} stands alone", alone)
+            raise DocumentProblem(f"{what}: {alone} stands alone", alone)
     if len(fields.keys() & UNITS.keys()) > 1:
-        raise Problem(f"{what}: give one of {', '.join(UNITS)}")
+        raise DocumentProblem(f"{what}: give one of {', '.join(UNITS)}")
 
 
 def _bandwidth(fields: Mapping[str, Value], what: str) -> float | None:

@@ -7,26 +7,26 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
-from trainmesh.topology.document.places import Path
+from trainmesh.topology.document.places import DocumentPath
 from trainmesh.topology.document.text import Value
 from trainmesh.topology.graph import MAX_NAME
 
-__all__ = ["Problem", "label", "mapping", "number", "one_of", "required", "whole"]
+__all__ = ["DocumentProblem", "label", "mapping", "number", "one_of", "required", "whole"]
 
 WORDS = {True: "true", False: "false", None: "null"}
 T = TypeVar("T")
 
 
-class Problem(Exception):
+class DocumentProblem(Exception):
     """What is wrong, and the path to it."""
 
     def __init__(self, text: str, *path: str | int) -> None:
         super().__init__(text)
-        self.path: Path = path
+        self.path: DocumentPath = path
 
-    def inside(self, path: Path) -> Problem:
+    def inside(self, path: DocumentPath) -> DocumentProblem:
         """The same, seen from further out."""
-        return Problem(str(self), *path, *self.path)
+        return DocumentProblem(str(self), *path, *self.path)
 
 
 Fields = Mapping[str, Value]
@@ -35,18 +35,18 @@ Fields = Mapping[str, Value]
 def mapping(value: Value, what: str, allowed: AbstractSet[str] | None = None) -> dict[str, Value]:
     """``value`` as a mapping that has no other keys than those allowed."""
     if not isinstance(value, dict):
-        raise Problem(f"{what} must be a mapping")
+        raise DocumentProblem(f"{what} must be a mapping")
     if allowed is not None and not value.keys() <= allowed:
         key = next(key for key in value if key not in allowed)
         names = ", ".join(allowed)
-        raise Problem(f"{what}: unknown key {key[:40]!r}; known are {names}", key)
+        raise DocumentProblem(f"{what}: unknown key {key[:40]!r}; known are {names}", key)
     return value
 
 
 def required(fields: Fields, key: str, what: str) -> str:
     """The scalar at ``key``, which must be there."""
     if key not in fields:
-        raise Problem(f"{what}: {key} is missing")
+        raise DocumentProblem(f"{what}: {key} is missing")
     return _scalar(fields, key, what)
 
 
@@ -55,7 +55,7 @@ def _scalar(fields: Fields, key: str, what: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, dict | list):
-        raise Problem(f"{what} must be a single value", key)
+        raise DocumentProblem(f"{what} must be a single value", key)
     return WORDS[value]
 
 
@@ -63,7 +63,7 @@ def label(fields: Fields, key: str, what: str) -> str:
     """A name."""
     value = _scalar(fields, key, what)
     if not 0 < len(value) <= MAX_NAME or not value.isprintable():
-        raise Problem(f"{what} must be 1 to {MAX_NAME} printable characters", key)
+        raise DocumentProblem(f"{what} must be 1 to {MAX_NAME} printable characters", key)
     return value
 
 
@@ -71,7 +71,9 @@ def whole(fields: Fields, key: str, what: str, *, at_most: int) -> int:
     """A whole number from 0 to ``at_most``."""
     word = _scalar(fields, key, what)
     if not (word.isascii() and word.isdigit() and len(word) < 20 and int(word) <= at_most):
-        raise Problem(f"{what} must be a whole number up to {at_most}, not {word[:40]!r}", key)
+        raise DocumentProblem(
+            f"{what} must be a whole number up to {at_most}, not {word[:40]!r}", key
+        )
     return int(word)
 
 
@@ -84,7 +86,7 @@ def number(fields: Fields, key: str, what: str, *, positive: bool) -> float:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (positive and value == 0):
         wanted = "a positive" if positive else "a non-negative"
-        raise Problem(f"{what} must be {wanted} finite number, not {word[:40]!r}", key)
+        raise DocumentProblem(f"{what} must be {wanted} finite number, not {word[:40]!r}", key)
     return value
 
 
@@ -93,5 +95,5 @@ def one_of(fields: Fields, key: str, what: str, choices: Mapping[str, T]) -> T:
     word = _scalar(fields, key, what)
     if word not in choices:
         names = ", ".join(choices)
-        raise Problem(f"{what} must be one of {names}, not {word[:40]!r}", key)
+        raise DocumentProblem(f"{what} must be one of {names}, not {word[:40]!r}", key)
     return choices[word]

@@ -20,7 +20,7 @@ import numpy as np
 from trainmesh.errors import PlanError
 from trainmesh.topology.forest.fabric import Fabric
 from trainmesh.topology.forest.master import Columns, Floats, Shares
-from trainmesh.topology.forest.pricing import Pricing, Tree
+from trainmesh.topology.forest.pricing import PricedTree, Pricing
 from trainmesh.topology.forest.trees import Arc, Number, Pair, loads
 
 __all__ = ["PairForest", "allreduce_forest"]
@@ -95,8 +95,8 @@ def allreduce_forest(
 class _Offer(NamedTuple):
     """The cheapest trees of a root and what they cost together."""
 
-    into: Tree
-    out: Tree
+    into: PricedTree
+    out: PricedTree
     cost: float
 
 
@@ -151,8 +151,8 @@ class _Search:
 
 
 class _Joined(NamedTuple):
-    into: Tree
-    out: Tree
+    into: PricedTree
+    out: PricedTree
     weight: float
 
 

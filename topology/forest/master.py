@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csc_array
 
 from trainmesh.errors import PlanError
-from trainmesh.topology.forest.pricing import Tree
+from trainmesh.topology.forest.pricing import PricedTree
 
 __all__ = ["Columns", "Floats", "Shares"]
 
@@ -39,11 +39,11 @@ class Columns:
 
     capacity: Floats
     ranks: int
-    trees: list[tuple[Tree, bool]] = field(default_factory=list)
+    trees: list[tuple[PricedTree, bool]] = field(default_factory=list)
     _known: set[tuple[bool, int, frozenset[object]]] = field(default_factory=set)
     _columns: list[Floats] = field(default_factory=list)
 
-    def add(self, tree: Tree, *, inwards: bool) -> bool:
+    def add(self, tree: PricedTree, *, inwards: bool) -> bool:
         """Whether it is a new one."""
         key = inwards, tree.root, frozenset(tree.edges)
         if key in self._known:

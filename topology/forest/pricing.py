@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trainmesh.topology.forest.arborescence import Costs, parents
 from trainmesh.topology.forest.fabric import Fabric
 
-__all__ = ["Edge", "Pricing", "Tree"]
+__all__ = ["Edge", "Pricing", "PricedTree"]
 
 
 class Edge(NamedTuple):
@@ -22,7 +22,7 @@ class Edge(NamedTuple):
     via: tuple[int, ...]
 
 
-class Tree(NamedTuple):
+class PricedTree(NamedTuple):
     """Edges in broadcast order from ``root``, which for a reduction is the order of the reversed
     edges backwards; ``load`` is how often it uses each arc."""
 
@@ -49,7 +49,7 @@ class Pricing:
         self.costs: Costs = distance[: fabric.ranks, : fabric.ranks]
         np.fill_diagonal(self.costs, np.inf)
 
-    def cheapest(self, root: int, *, inwards: bool = False) -> tuple[Tree, float] | None:
+    def cheapest(self, root: int, *, inwards: bool = False) -> tuple[PricedTree, float] | None:
         """The tree and what it costs; None if none spans the ranks."""
         costs = self.costs.T if inwards else self.costs
         parent = parents(costs, root)
@@ -60,9 +60,9 @@ class Pricing:
         ends = [(v, u) for u, v in reversed(ordered)] if inwards else ordered
         return self._tree(root, ends), float(sum(costs[link] for link in links))
 
-    def _tree(self, root: int, ends: Sequence[tuple[int, int]]) -> Tree:
+    def _tree(self, root: int, ends: Sequence[tuple[int, int]]) -> PricedTree:
         edges = tuple(Edge(u, v, self._via(u, v)) for u, v in ends)
-        return Tree(root, edges, _load(self._arc, edges))
+        return PricedTree(root, edges, _load(self._arc, edges))
 
     def _via(self, u: int, v: int) -> tuple[int, ...]:
         switch = int(self._through[u, v])

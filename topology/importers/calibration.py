@@ -16,11 +16,11 @@ from trainmesh.topology.importers.nccl_tests import BUSBW_FACTOR, Run
 from trainmesh.topology.measure.probing import fit_cost
 from trainmesh.types import LinkCost
 
-__all__ = ["Calibration", "calibrate", "calibrated", "graph_of"]
+__all__ = ["RingCostFit", "calibrate", "calibrated", "graph_of"]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class RingCostFit:
     """Cost of one hop of a ring, fitted; ``residual`` is the median of |measured - fitted| /
     measured over the sizes."""
 
@@ -29,7 +29,7 @@ class Calibration:
     num_samples: int
 
 
-def calibrate(run: Run) -> Calibration:
+def calibrate(run: Run) -> RingCostFit:
     """Fit the cost of a hop to the times of ``run`` (by ``probing.fit_cost``).
 
     Raises:
@@ -46,7 +46,7 @@ def calibrate(run: Run) -> Calibration:
     start_s = 2 * fit.cost.alpha_s  # fit_cost is made for round trips, of which it takes half
     bandwidth = BUSBW_FACTOR[run.collective](num_ranks) * fit.cost.bandwidth_bytes_per_s
     cost = LinkCost(alpha_s=start_s / hops, bandwidth_bytes_per_s=bandwidth)
-    return Calibration(cost, fit.residual, fit.num_samples)
+    return RingCostFit(cost, fit.residual, fit.num_samples)
 
 
 def calibrated(

@@ -33,7 +33,7 @@ from trainmesh.topology.importers.hardware import (
 from trainmesh.topology.importers.xml_tree import Element, parse_xml
 from trainmesh.types import MAX_RANKS, LinkCost
 
-__all__ = ["Channel", "FoundGraph", "Gpu", "Pattern", "implied", "parse"]
+__all__ = ["NcclChannel", "FoundGraph", "ChannelGpu", "Pattern", "implied", "parse"]
 
 SYSTEM_BITS = 56
 """A device of another host of one NVLink domain has the host's number above these bits."""
@@ -57,7 +57,7 @@ KNOWN = {"graphs": ("graph",), "graph": ("channel",), "channel": ("net", "gpu")}
 
 
 @dataclass(frozen=True)
-class Gpu:
+class ChannelGpu:
     """A GPU of a channel: its NVML index, its host's number in the dump, its rank if given."""
 
     dev: int
@@ -66,10 +66,10 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Channel:
+class NcclChannel:
     """The GPUs in the order in which data passes them; ``nets`` are the NICs (enter, leave)."""
 
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[ChannelGpu, ...]
     nets: tuple[int, ...] = ()
 
 
@@ -85,7 +85,7 @@ class FoundGraph:
     type_intra: str
     type_inter: str
     same_channels: bool
-    channels: tuple[Channel, ...]
+    channels: tuple[NcclChannel, ...]
     where: str
     unknown: tuple[tuple[str, str], ...] = ()
     """Of the first graph of a dump: what in all of the dump is not known, as words and place."""
@@ -178,7 +178,7 @@ def _cost(graph: FoundGraph, ends: _Pair, GBps: float) -> tuple[LinkCost, str]:
     return pcie_cost(GBps, ends=num_gpus), "pcie"
 
 
-def _rank_node(gpu: Gpu, pen: Pen, host: str, first_rank: int, where: str) -> str:
+def _rank_node(gpu: ChannelGpu, pen: Pen, host: str, first_rank: int, where: str) -> str:
     if gpu.system and gpu.rank is None:
         raise GraphError(
             f"{where}: the dump is of several hosts and says no ranks; dump it with NCCL 2.29"
@@ -216,17 +216,17 @@ def _graph(element: Element) -> FoundGraph:
     )
 
 
-def _channel(element: Element) -> Channel:
+def _channel(element: Element) -> NcclChannel:
     gpus = tuple(map(_gpu, element.all("gpu")))
     if not gpus:
         raise GraphError(f"{element.where}: a channel without a GPU; is the dump cut off?")
     names = {(gpu.system, gpu.dev, gpu.rank) for gpu in gpus}
     if len(names) != len(gpus):
         raise GraphError(f"{element.where}: a GPU is there twice in one channel")
-    return Channel(gpus, tuple(net.whole("dev") for net in element.all("net")))
+    return NcclChannel(gpus, tuple(net.whole("dev") for net in element.all("net")))
 
 
-def _gpu(element: Element) -> Gpu:
+def _gpu(element: Element) -> ChannelGpu:
     number = element.whole("dev")
     system, dev = number >> SYSTEM_BITS, number & ((1 << SYSTEM_BITS) - 1)
     rank = element.whole("rank") if "rank" in element.attributes else None
@@ -234,4 +234,4 @@ def _gpu(element: Element) -> Gpu:
         raise element.wrong("dev", "the number of a GPU")
     if rank is not None and not 0 <= rank < MAX_RANKS:
         raise element.wrong("rank", f"0 to {MAX_RANKS - 1}")
-    return Gpu(dev, system, rank)
+    return ChannelGpu(dev, system, rank)

@@ -18,7 +18,7 @@ from trainmesh.topology.importers.fragment import Fragment, Pen, rank_name
 from trainmesh.topology.importers.hardware import nvlink_cost, nvlink_GBps, pcie_GBps
 from trainmesh.topology.importers.nearness import Nearness, plant
 
-__all__ = ["Gpu", "Machine", "Nvml", "fragment", "look"]
+__all__ = ["Gpu", "GpuMachine", "Nvml", "fragment", "look"]
 
 MAX_LINKS = 36
 """NVML_NVLINK_MAX_LINKS"""
@@ -71,14 +71,14 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Machine:
+class GpuMachine:
     """The GPUs by index, and what pairs of them share."""
 
     gpus: tuple[Gpu, ...]
     near: tuple[tuple[int, int, Nearness], ...]
 
 
-def look(nvml: Nvml) -> Machine:
+def look(nvml: Nvml) -> GpuMachine:
     """Ask the driver once.
 
     Raises:
@@ -98,7 +98,7 @@ def look(nvml: Nvml) -> Machine:
         nvml.nvmlShutdown()
 
 
-def _machine(nvml: Nvml) -> Machine:
+def _machine(nvml: Nvml) -> GpuMachine:
     count = nvml.nvmlDeviceGetCount()
     if not count:
         raise TrainmeshError("NVML: the driver knows no GPU; run this on a host that has one")
@@ -108,7 +108,7 @@ def _machine(nvml: Nvml) -> Machine:
         for a, b in combinations(range(count), 2)
         if (shared := _ancestor(nvml, handles[a], handles[b])) is not None
     )
-    return Machine(tuple(_gpu(nvml, handle) for handle in handles), near)
+    return GpuMachine(tuple(_gpu(nvml, handle) for handle in handles), near)
 
 
 def _gpu(nvml: Nvml, handle: Any) -> Gpu:
@@ -154,7 +154,7 @@ def _busid(pci: Any) -> str:
     return str(busid.decode(errors="replace") if isinstance(busid, bytes) else busid).lower()
 
 
-def fragment(machine: Machine, *, host: str, first_rank: int = 0) -> Fragment:
+def fragment(machine: GpuMachine, *, host: str, first_rank: int = 0) -> Fragment:
     """The links of the GPUs; GPU ``i`` is rank ``first_rank + i``. Bandwidths as in
     ``hardware``; those of CPUs are assumed."""
     pen = Pen()

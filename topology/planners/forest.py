@@ -18,7 +18,7 @@ from trainmesh.topology.forest import Hop as Branch
 from trainmesh.topology.forest import OutTree, allgather_forest, allreduce_forest, reversed_hops
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.indexed import rational
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 
 __all__ = ["plan", "why_not"]
@@ -33,7 +33,7 @@ GOOD = 0.995
 pairs could be packed: as good where all ranks are alike, and found in a tenth of the time."""
 
 
-def why_not(graph: LinkGraph, request: Request) -> str | None:
+def why_not(graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why trees are not even tried to be packed; None if they are."""
     if graph.world_size < 2:
         return "one rank has nobody to send to"
@@ -47,7 +47,7 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     return None
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan | None:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan | None:
     """The forest with at most ``request.max_trees`` trees; None for one rank, above 64 ranks, and
     where that many trees can't do (an all-gather needs one for each rank)."""
     if why_not(graph, request) is not None:

@@ -14,7 +14,7 @@ from trainmesh.topology.cost import Flow, busiest, link_loads, predict
 from trainmesh.topology.graph import Kind, LinkGraph
 from trainmesh.topology.indexed import Indexed
 from trainmesh.topology.planners.ring import best_order
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.topology.routes import natural
 from trainmesh.types import Algorithm, Collective, Plan
 
@@ -33,7 +33,7 @@ SEVERAL = 3
 """Islands from which on their order matters."""
 
 
-def why_not(graph: LinkGraph, request: Request) -> str | None:
+def why_not(graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why the graph suggests no islands; None if it suggests some."""
     if _divisions(graph, request):
         return None
@@ -46,7 +46,7 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     )
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan | None:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan | None:
     """The best of the divisions that the graph suggests; None if it suggests none."""
     found = _divisions(graph, request)
     chains: list[tuple[Islands, ...]] = [(division,) for division in found]
@@ -77,14 +77,14 @@ def islands(graph: LinkGraph) -> list[Islands]:
     return sorted(useful, key=lambda d: (not _is_equal(d), len(d), d))
 
 
-def _divisions(graph: LinkGraph, request: Request) -> list[Islands]:
+def _divisions(graph: LinkGraph, request: PlanRequest) -> list[Islands]:
     found = islands(graph)
     if request.collective == Collective.ALLREDUCE:
         return found
     return [division for division in found if _is_equal(division)]
 
 
-def _as_plan(levels: tuple[Islands, ...], graph: LinkGraph, request: Request) -> Plan:
+def _as_plan(levels: tuple[Islands, ...], graph: LinkGraph, request: PlanRequest) -> Plan:
     return Plan(
         algorithm=Algorithm.HIERARCHICAL,
         world_size=graph.world_size,

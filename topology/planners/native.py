@@ -4,13 +4,13 @@ algorithm, and not NCCL's (``Executors.native_is_ring``)."""
 from __future__ import annotations
 
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Algorithm, Plan
 
 __all__ = ["plan"]
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan:
     """The plan that is always there."""
     order = tuple(range(graph.world_size))
     return Plan(

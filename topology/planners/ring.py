@@ -19,7 +19,7 @@ from scipy.optimize import linprog
 from trainmesh.topology.clusters import clustered_ranks, divisions
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.indexed import Indexed
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.topology.routes import Route
 from trainmesh.types import Algorithm, Plan
 
@@ -35,7 +35,7 @@ Order = tuple[int, ...]
 _Cost = tuple[float, float, float, Order]
 
 
-def why_not(graph: LinkGraph, request: Request) -> str | None:
+def why_not(graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why there is no ring to choose; None if there is."""
     if graph.world_size < 3:
         return (
@@ -45,7 +45,7 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     return None
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan | None:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan | None:
     """The best order, starting at rank 0, or several; None for fewer than three ranks (there is
     one ring only).
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Algorithm, Collective, Plan
 
 __all__ = ["plan", "shares", "why_not"]
@@ -20,7 +20,7 @@ MIN_RANKS, MAX_RANKS = 3, 64
 """Everyone sends to everyone: N (N - 1) flows, each with N - 1 messages' latency."""
 
 
-def why_not(graph: LinkGraph, request: Request) -> str | None:
+def why_not(graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why there are no shares to choose; None if there are."""
     if request.collective != Collective.ALLREDUCE:
         return f"it is for allreduce only, not for {request.collective}"
@@ -29,7 +29,7 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     return None
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan | None:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan | None:
     """For an all-reduce of 3 to 64 ranks; None else."""
     if why_not(graph, request) is not None:
         return None

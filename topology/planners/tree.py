@@ -14,7 +14,7 @@ from trainmesh.topology.clusters import clustered_ranks
 from trainmesh.topology.cost import predict
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.indexed import Indexed
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 
 __all__ = ["binary_edges", "binomial_edges", "plan", "why_not"]
@@ -23,7 +23,7 @@ Edge = tuple[int, int]
 """Places of parent and child."""
 
 
-def why_not(graph: LinkGraph, request: Request) -> str | None:
+def why_not(graph: LinkGraph, request: PlanRequest) -> str | None:
     """Why there is no tree; None if there is."""
     if request.collective != Collective.ALLREDUCE:
         return f"it is for allreduce only, not for {request.collective}"
@@ -32,7 +32,7 @@ def why_not(graph: LinkGraph, request: Request) -> str | None:
     return None
 
 
-def plan(graph: LinkGraph, request: Request) -> Plan | None:
+def plan(graph: LinkGraph, request: PlanRequest) -> Plan | None:
     """The faster of the two for an all-reduce of at least two ranks; None else."""
     if why_not(graph, request) is not None:
         return None

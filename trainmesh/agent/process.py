@@ -114,7 +114,7 @@ class Inbox:
             self._dropped += dropped + len(reports) - len(kept)
 
 
-class Uplink:
+class AgentSession:
     """The agent's side of the store: publishes the inbox, brings hints and status down."""
 
     def __init__(
@@ -315,7 +315,7 @@ def _drain(inlet: socket.socket, inbox: Inbox) -> None:
 def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:
     """Work until ``stop``."""
     inbox = Inbox()
-    uplink = Uplink(environment, inbox, health)
+    uplink = AgentSession(environment, inbox, health)
     path = environment.run.socket
     with listen(path) as inlet:
         reader = threading.Thread(target=receive, args=(inlet, inbox, stop), name="inlet")

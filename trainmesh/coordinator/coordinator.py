@@ -17,11 +17,11 @@ from msgspec.structs import replace
 from trainmesh.coordinator.hints import Hints
 from trainmesh.coordinator.job import JobView
 from trainmesh.coordinator.tuning.asked_state import AskedState
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.link_state import Links
 from trainmesh.coordinator.tuning.settings import Settings
-from trainmesh.coordinator.tuning.tuner import Pilot, Proposal, Turn
-from trainmesh.coordinator.worlds import World, Worlds
+from trainmesh.coordinator.tuning.tuner import Proposal, Tuner, Turn
+from trainmesh.coordinator.worlds import Worlds, WorldStart
 from trainmesh.plan.codec_cost import NOTE_KIND, codec_cost
 from trainmesh.topology.document import dump
 from trainmesh.topology.graph import LinkGraph, host_graph
@@ -80,9 +80,9 @@ class Coordinator:
         self._declared = declared
         self._worlds = Worlds()
         self._view = JobView()
-        self._pilot: Pilot | None = None
+        self._pilot: Tuner | None = None
         """None until all ranks are known."""
-        self._proven: tuple[tuple[object, ...], Regime] | None = None
+        self._proven: tuple[tuple[object, ...], CommConfig] | None = None
         """What had proved itself when the last world ended, and where its ranks were."""
         self._recorded: dict[int, Hello] = {}
         self._graphs: tuple[LinkGraph, LinkGraph] | None = None
@@ -253,7 +253,7 @@ class Coordinator:
             self._recorded[hello.rank] = hello
             effects.lines.append(RecordLine(hello=hello))
 
-    def _begin_world(self, world: World, now_s: float, effects: Effects) -> None:
+    def _begin_world(self, world: WorldStart, now_s: float, effects: Effects) -> None:
         """All ranks of ``world`` are known."""
         self._view = JobView(world)
         for hello in world.hellos.values():
@@ -262,7 +262,7 @@ class Coordinator:
         whole = self._graph_of(world.size, nodes, now_s, effects)
         self._graphs = whole, replicas.share(whole)
         links = Links(self._graphs[1], replicas.nodes, backend)
-        self._pilot = Pilot(replicas.settings(self._settings), links, replicas.size, backend)
+        self._pilot = Tuner(replicas.settings(self._settings), links, replicas.size, backend)
         if self._hints.begin(world.number):
             self._await_hint(now_s, effects)
         elif self._proven is not None and self._proven[0] == self._view.placement:
@@ -291,16 +291,16 @@ class Coordinator:
         self._epoch = 0
 
     def _hint_of(self, proposal: Proposal) -> Hint:
-        regime = proposal.regime
+        comm_config = proposal.comm_config
         return Hint(
             job=self._job,
             epoch=self._hints.next_epoch,
             effective_step=self._view.step + 1,
-            plan=regime.plan,
+            plan=comm_config.plan,
             reason=proposal.reason,
             world=self._view.world.number if self._view.world is not None else 0,
-            fusion_bytes=regime.fusion_bytes,
-            codec=regime.codec,
+            fusion_bytes=comm_config.fusion_bytes,
+            codec=comm_config.codec,
             probe_bytes=proposal.probe_bytes,
         )
 
@@ -317,13 +317,13 @@ class Coordinator:
         if hint.plan.world_size == self._view.replicas.size:
             self._pilot.hint(hint)
 
-    def _give_up_waiting(self, pilot: Pilot, now_s: float, effects: Effects) -> None:
+    def _give_up_waiting(self, pilot: Tuner, now_s: float, effects: Effects) -> None:
         """Nothing must be waited for for ever: not for a hint that some rank never takes up, and
         not for the words of one that is in force but that the store has lost."""
         awaited = pilot.awaited
         if awaited is None:
             if self._epoch and self._hints.of_epoch(self._epoch) is None:
-                native = Regime.native(self._view.replicas.size)
+                native = CommConfig.native(self._view.replicas.size)
                 pilot.take_up(native, f"the store has lost the plan of epoch {self._epoch}")
         elif self._view.step > awaited.effective_step + MAX_STEPS_AWAITED:
             text = f"not all ranks have taken up epoch {awaited.epoch}; it is given up"
@@ -388,7 +388,7 @@ class Coordinator:
             return  # not known, or of another job that wrote into the same place
         self._see_in_force(epoch, step, effects)
         if not hint.probe_bytes:
-            ranks, what = self._view.world_size, Regime.of(hint).words
+            ranks, what = self._view.world_size, CommConfig.of(hint).words
             text = f"step {step}: all {ranks} ranks switched to {what} (epoch {epoch})"
             self._log(effects, now_s, "switch", text, step)
         if self._pilot is not None:

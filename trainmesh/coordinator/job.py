@@ -7,7 +7,7 @@ from statistics import median
 
 from trainmesh.coordinator.measure import StepWindow, exposed_s
 from trainmesh.coordinator.tuning.replicas import Replicas
-from trainmesh.coordinator.worlds import World
+from trainmesh.coordinator.worlds import WorldStart
 from trainmesh.types import Hello, RankStatus, StepReport
 
 __all__ = ["JobView"]
@@ -21,7 +21,7 @@ or two of each other."""
 class JobView:
     """Facts of one world; nothing is decided here."""
 
-    def __init__(self, world: World | None = None) -> None:
+    def __init__(self, world: WorldStart | None = None) -> None:
         self.world = world
         """None until the ranks were complete once."""
         self.hellos: Mapping[int, Hello] = world.hellos if world is not None else {}

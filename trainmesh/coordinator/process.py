@@ -40,7 +40,7 @@ MAX_BACKOFF_S = 30.0
 SAID_REFUSALS = 2
 
 
-class Shell:
+class CoordinatorProcess:
     """Keeps one job's Coordinator across sessions with the store."""
 
     def __init__(self, environment: ControlEnvironment, record: RecordWriter) -> None:
@@ -333,7 +333,7 @@ def _now() -> float:
 def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:
     """Work until ``stop``."""
     with RecordWriter(environment.run.record, health) as record:
-        shell = Shell(environment, record)
+        shell = CoordinatorProcess(environment, record)
         run_with_store(environment, stop, health, lambda store: shell.session(store, stop))
 
 

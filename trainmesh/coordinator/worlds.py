@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from trainmesh.types import Hello
 
-__all__ = ["World", "Worlds"]
+__all__ = ["WorldStart", "Worlds"]
 
 MAX_FORMING = 8
 """Starts that wait for ranks at the same time; more come only from a job that starts in vain."""
@@ -27,7 +27,7 @@ Key = tuple[int, int]
 
 
 @dataclass
-class World:
+class WorldStart:
     """One start of the processes; ``number`` is that of its ranks' hellos."""
 
     number: int
@@ -47,11 +47,11 @@ class Worlds:
     """The starts of one job. Bounded."""
 
     def __init__(self) -> None:
-        self.current: World | None = None
+        self.current: WorldStart | None = None
         """None while no world is complete."""
-        self.newest: World | None = None
+        self.newest: WorldStart | None = None
         """The current one, or, without one, that of which something was heard last."""
-        self._open: dict[Key, World] = {}
+        self._open: dict[Key, WorldStart] = {}
         self._over: dict[int, None] = {}
         self._spoken_for: dict[str, Key] = {}
         """The world of which each node spoke last."""
@@ -81,7 +81,7 @@ class Worlds:
             self._over.pop(key[0], None)
             world = None
         if world is None:
-            world = self._open[key] = World(*key)
+            world = self._open[key] = WorldStart(*key)
             self._forget_oldest()
         world.hellos[hello.rank] = hello
         if world.is_complete:  # of two that have no node in common, the one that goes on speaking

@@ -13,7 +13,7 @@ __all__ = [
     "LATER_CODEC",
     "NOTE_KIND",
     "CodecCost",
-    "Verdict",
+    "CodecChoice",
     "codec_cost",
     "worth",
 ]
@@ -78,7 +78,7 @@ def codec_cost(text: str) -> CodecCost | None:
     return cost if is_sane else None
 
 
-class Verdict(NamedTuple):
+class CodecChoice(NamedTuple):
     """Whether to compress, and why in words."""
 
     pays: bool
@@ -92,7 +92,7 @@ def worth(
     decode_s: float,
     extra_latency_s: float,
     seconds_per_byte: float,
-) -> Verdict:
+) -> CodecChoice:
     """Whether compressing a bucket of ``nbytes`` saves more time than it costs.
 
     It does if and only if s (1 - 1/r) beta' > t_enc + t_dec + extra latency, where beta' is what
@@ -111,7 +111,7 @@ def worth(
     cost_s = encode_s + decode_s + extra_latency_s
     pays = saved_s > cost_s
     words = "pays" if pays else "does not pay"
-    return Verdict(
+    return CodecChoice(
         pays,
         f"{words}: a bucket of {nbytes / 1e6:.3g} MB would take {1e3 * saved_s:.3g} ms less on "
         f"the links at ratio {ratio:.3g}, and coding takes {1e3 * cost_s:.3g} ms",

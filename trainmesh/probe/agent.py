@@ -74,7 +74,7 @@ class Prober:
         while not self._closing:
             request = self._next()
             try:
-                self._obey(request)
+                self._follow(request)
             except StoreError as error:
                 _say(str(error))
         self._shut()
@@ -89,7 +89,7 @@ class Prober:
             self._cancel = threading.Event()
             return request
 
-    def _obey(self, request: ProbeRequest | None) -> None:
+    def _follow(self, request: ProbeRequest | None) -> None:
         if self._open is not None and (request is None or request.id != self._open.id):
             self._shut()
         if request is None:

@@ -25,7 +25,7 @@ from enum import IntEnum
 from functools import cache
 from typing import TypeVar
 
-__all__ = ["Channel", "Op", "ask", "prove", "serve"]
+__all__ = ["Channel", "ProbeOp", "ask", "prove", "serve"]
 
 MAGIC = b"TMP1"
 NONCE_BYTES = 32
@@ -40,7 +40,7 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-class Op(IntEnum):
+class ProbeOp(IntEnum):
     ECHO = 0
     PUSH = 1
     PULL = 2
@@ -116,16 +116,16 @@ def prove(channel: Channel, token: str) -> None:
     if not greeting.startswith(MAGIC):
         raise ConnectionRefusedError("something else than an agent listens there")
     channel.send(_proof(token, greeting.removeprefix(MAGIC)))
-    ask(channel, Op.ECHO)
+    ask(channel, ProbeOp.ECHO)
 
 
-def ask(channel: Channel, op: Op, nbytes: int = 0) -> float:
+def ask(channel: Channel, op: ProbeOp, nbytes: int = 0) -> float:
     """One exchange; the seconds it took."""
     begin_s = time.perf_counter()
     channel.send(FRAME.pack(op, nbytes))
-    if op is Op.PUSH:
+    if op is ProbeOp.PUSH:
         channel.send_payload(nbytes)
-    if op is Op.PULL:
+    if op is ProbeOp.PULL:
         channel.receive_payload(nbytes)
     else:
         channel.receive(len(ACK))
@@ -152,11 +152,11 @@ def serve(channel: Channel, token: str, *, nbytes: int, deadline_s: float) -> No
         left -= size
         if left < 0:
             raise ConnectionRefusedError("a request for more bytes than are allowed")
-        if op == Op.PUSH:
+        if op == ProbeOp.PUSH:
             channel.receive_payload(size)
-        if op == Op.PULL:
+        if op == ProbeOp.PULL:
             channel.send_payload(size)
-        elif op in (Op.ECHO, Op.PUSH):
+        elif op in (ProbeOp.ECHO, ProbeOp.PUSH):
             channel.send(ACK)
         else:
             raise ConnectionRefusedError(f"an unknown operation {op}")

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from msgspec.structs import replace
 
-from trainmesh.probe.channel import Channel, Op, ask, prove
+from trainmesh.probe.channel import Channel, ProbeOp, ask, prove
 from trainmesh.probe_types import PairMeasure, ProbePair, ProbeRequest
 from trainmesh.topology.measure.probing import STEP, SWEEPS, fit_cost, ladder, summary
 
@@ -87,7 +87,7 @@ def _round_trips(channel: Channel, request: ProbeRequest, until_s: float, taken:
     """At least one, whatever the time."""
     while taken.sent < request.echoes and (not taken.sent or time.monotonic() < until_s):
         taken.sent += 1
-        taken.echoes_s.append(ask(channel, Op.ECHO))
+        taken.echoes_s.append(ask(channel, ProbeOp.ECHO))
 
 
 def _transfers(channel: Channel, sizes: list[int], stop_s: float, taken: _Taken) -> None:
@@ -99,9 +99,9 @@ def _transfers(channel: Channel, sizes: list[int], stop_s: float, taken: _Taken)
             expected_s = last_s.get(size) or STEP * last_s.get(size // STEP, 0.0)
             if time.monotonic() + expected_s > stop_s:
                 break
-            there_s = ask(channel, Op.PUSH, size)
+            there_s = ask(channel, ProbeOp.PUSH, size)
             taken.forward.append((size, there_s))
-            back_s = ask(channel, Op.PULL, size)
+            back_s = ask(channel, ProbeOp.PULL, size)
             taken.backward.append((size, back_s))
             taken.nbytes += 2 * size
             last_s[size] = there_s + back_s

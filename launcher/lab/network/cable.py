@@ -14,13 +14,13 @@ from trainmesh.launcher.lab.network.namespaces import CONTROL, Namespaces, isola
 from trainmesh.launcher.lab.network.ready import has_input
 from trainmesh.launcher.lab.network.shape import Condition
 
-__all__ = ["Cables", "Ending"]
+__all__ = ["Cables", "CableEnd"]
 
 ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
-class Ending:
+class CableEnd:
     """One end of a cable: a TAP device to be made in a host (its index) or in ``CONTROL``."""
 
     host: int
@@ -34,7 +34,7 @@ class Cables:
         ConfigError: the devices can't be made.
     """
 
-    def __init__(self, namespaces: Namespaces, cables: Sequence[tuple[Ending, Ending]]) -> None:
+    def __init__(self, namespaces: Namespaces, cables: Sequence[tuple[CableEnd, CableEnd]]) -> None:
         files = {
             end.host: namespaces.network_file(end.host)
             for cable in cables

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmesh.errors import ConfigError
-from trainmesh.launcher.lab.layout import Layout, Wire
-from trainmesh.launcher.lab.network.cable import Cables, Ending
+from trainmesh.launcher.lab.layout import LabLayout, Wire
+from trainmesh.launcher.lab.network.cable import CableEnd, Cables
 from trainmesh.launcher.lab.network.namespaces import CONTROL, Namespaces
 from trainmesh.launcher.lab.network.shape import (
     EMULATED_LATENCY_S,
@@ -91,7 +91,7 @@ class Network:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: LabLayout,
         namespaces: Namespaces,
         with_latency: Iterable[frozenset[str]] = (),
     ) -> None:
@@ -180,9 +180,9 @@ class Network:
             rates.setdefault(direction.host, []).extend(lines)
         self._run("tc", rates)
 
-    def _ending(self, src: str, dst: str) -> Ending:
+    def _ending(self, src: str, dst: str) -> CableEnd:
         direction = self._directions[src, dst]
-        return Ending(direction.host, direction.device)
+        return CableEnd(direction.host, direction.device)
 
     def _control_lines(self, tapped: Sequence[Wire]) -> list[str]:
         bridges = {name: f"br{number}" for number, name in enumerate(self._layout.switches)}

@@ -38,7 +38,7 @@ FRAMES_A_TURN = 64
 MAX_HELD_BYTES = 64 * 1024 * 1024
 
 
-class Way:
+class RelayDirection:
     """One direction of a cable: frames from TAP ``source`` to TAP ``sink``."""
 
     def __init__(self, source: int, sink: int, seed: int) -> None:
@@ -106,7 +106,7 @@ def make_tap(namespace: int, device: str) -> int:
     return tap
 
 
-def carry(ways: list[Way]) -> None:
+def carry(ways: list[RelayDirection]) -> None:
     """Carry frames until standard input ends."""
     by_source = {way.source: way for way in ways}
     control = os.fdopen(0, "rb", buffering=0)
@@ -129,7 +129,7 @@ def carry(ways: list[Way]) -> None:
                 obey(json.loads(line), ways)
 
 
-def obey(order: dict[str, float], ways: list[Way]) -> None:
+def obey(order: dict[str, float], ways: list[RelayDirection]) -> None:
     """Change a way as a line says, and answer."""
     way = ways[2 * int(order["cable"]) + int(order["end"])]
     way.set(order["latency_s"], order["loss"])
@@ -138,10 +138,10 @@ def obey(order: dict[str, float], ways: list[Way]) -> None:
 
 def main() -> None:
     """Entry point."""
-    ways: list[Way] = []
+    ways: list[RelayDirection] = []
     for (a_space, a_device), (b_space, b_device) in json.loads(sys.argv[1]):
         a, b = make_tap(a_space, a_device), make_tap(b_space, b_device)
-        ways += [Way(a, b, seed=len(ways)), Way(b, a, seed=len(ways) + 1)]
+        ways += [RelayDirection(a, b, seed=len(ways)), RelayDirection(b, a, seed=len(ways) + 1)]
     print("ready", flush=True)
     carry(ways)
 

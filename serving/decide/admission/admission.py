@@ -14,7 +14,7 @@ from math import ceil
 from typing import Final
 
 from trainmesh.serving.config.types import Config, TenantConfig
-from trainmesh.serving.decide.admission.line import Line, Ticket
+from trainmesh.serving.decide.admission.fair_queue import FairQueue, Ticket
 from trainmesh.serving.decide.admission.quota import Quota
 from trainmesh.serving.decide.pool import Pool
 
@@ -68,16 +68,16 @@ class Admission:
         self._limits = config.limits
         self._tickets: dict[object, Ticket] = {}
         self._out: list[tuple[Ticket, Refused]] = []
-        old_lines: dict[str, Line] = {}
+        old_lines: dict[str, FairQueue] = {}
         old_quotas: dict[str, Quota] = {}
         if previous is not None:
             self._tickets, self._out = previous._tickets, previous._out
             old_lines, old_quotas = dict(previous._lines), previous._quotas
         self._quotas: dict[str, Quota] = _quotas(config, now_s, old_quotas)
         self._unlisted = Quota(TenantConfig(), now_s)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, FairQueue] = {}
         for name, pool in pools.items():
-            line = old_lines.pop(name) if name in old_lines else Line(pool)
+            line = old_lines.pop(name) if name in old_lines else FairQueue(pool)
             self._lines[name] = line
             line.pool = pool
             line.measure()

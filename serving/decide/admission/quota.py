@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trainmesh.serving.config.types import TenantConfig
 
-__all__ = ["Bucket", "Quota"]
+__all__ = ["TokenBucket", "Quota"]
 
 
-class Bucket:
+class TokenBucket:
     """Fills with ``rate_per_s`` up to ``rate_per_s * burst_s``. More than that may be taken from
     a full one, which then owes the rest: a prompt larger than the burst is not refused for ever."""
 
@@ -53,10 +53,12 @@ class Quota:
         """Takes other limits; buckets begin full."""
         self.config = config
         self._requests = (
-            Bucket(config.requests_per_s, config.burst_s, now_s) if config.requests_per_s else None
+            TokenBucket(config.requests_per_s, config.burst_s, now_s)
+            if config.requests_per_s
+            else None
         )
         self._tokens = (
-            Bucket(config.tokens_per_s, config.burst_s, now_s) if config.tokens_per_s else None
+            TokenBucket(config.tokens_per_s, config.burst_s, now_s) if config.tokens_per_s else None
         )
 
     def wait_s(self, tokens: int, now_s: float) -> float:

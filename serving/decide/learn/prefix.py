@@ -108,7 +108,7 @@ class PrefixValue:
         self._forgot_s = 0.0
 
     @property
-    def reuse(self) -> float:
+    def prefix_cache(self) -> float:
         """Share of prompt tokens that some endpoint had been sent before, lately."""
         return self._reused / self._seen if self._seen else 0.0
 
@@ -133,7 +133,7 @@ class PrefixValue:
             return
         self._forgot_s = now_s
         refuted = self._samples >= MIN_SAMPLES and self._misses[0] < MIN_GAIN * self._misses[1]
-        self.pays = self.reuse >= MIN_REUSE and not refuted
+        self.pays = self.prefix_cache >= MIN_REUSE and not refuted
         self._seen *= KEEP_A_SECOND
         self._reused *= KEEP_A_SECOND
         self._samples *= KEEP_A_SECOND

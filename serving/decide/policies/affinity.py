@@ -7,7 +7,7 @@ from math import log
 from typing import Final
 
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s
-from trainmesh.serving.decide.types import Candidate, Context, Facts
+from trainmesh.serving.decide.types import Candidate, Context, RequestFacts
 
 __all__ = ["Affinity", "Prefix", "home", "rendezvous"]
 
@@ -40,7 +40,7 @@ class Affinity:
     name = "affinity"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         key = facts.session_key
         if not key:
@@ -59,7 +59,7 @@ class Prefix:
     name = "prefix"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         costs = expected_ttfts_s(facts, candidates, context, cache=True)
         worth_s = context.affinity_budget_s / (facts.prompt_tokens + 1)

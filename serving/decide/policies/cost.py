@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from trainmesh.serving.decide.learn.estimate import RUNNING_SHARE, RUNNING_TOKENS
-from trainmesh.serving.decide.types import Candidate, Context, Facts
+from trainmesh.serving.decide.types import Candidate, Context, RequestFacts
 
 __all__ = ["expected_ttfts_s", "network_s"]
 
@@ -21,7 +21,7 @@ def network_s(candidate: Candidate, nbytes: int) -> float:
 
 
 def expected_ttfts_s(
-    facts: Facts, candidates: Sequence[Candidate], context: Context, *, cache: bool
+    facts: RequestFacts, candidates: Sequence[Candidate], context: Context, *, cache: bool
 ) -> list[float]:
     """T = rtt + nbytes / bandwidth + (base + s_per_token * work) / (derate * weight).
 

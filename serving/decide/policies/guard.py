@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from trainmesh.serving.decide.policies.scorers import LeastRequests
-from trainmesh.serving.decide.types import Candidate, Context, Facts, Scorer
+from trainmesh.serving.decide.types import Candidate, Context, RequestFacts, Scorer
 
 __all__ = ["Guard"]
 
@@ -34,7 +34,7 @@ class Guard:
 
     def score(
         self,
-        facts: Facts,
+        facts: RequestFacts,
         candidates: Sequence[Candidate],
         context: Context,
         draw: float,
@@ -69,7 +69,7 @@ class Guard:
         self.line = f"policy {self.scorer.name} {what}; least_requests for {OUT_S:.0f} s"
 
     def _fallback(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> tuple[Sequence[float], int]:
         self.policy = LeastRequests().name
         scores = LeastRequests().score(facts, candidates, context, draw)

@@ -8,7 +8,7 @@ from typing import Final
 
 from trainmesh.serving.decide.policies.affinity import home
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s
-from trainmesh.serving.decide.types import Candidate, Context, Facts
+from trainmesh.serving.decide.types import Candidate, Context, RequestFacts
 
 __all__ = ["Hybrid"]
 
@@ -30,7 +30,7 @@ class Hybrid:
     name = "hybrid"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         costs = expected_ttfts_s(facts, candidates, context, cache=context.prefix_pays)
         hot = [c.kv_use > HOT_KV and c.report_age_s < REPORT_LIMIT_S for c in candidates]

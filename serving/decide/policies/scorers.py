@@ -10,7 +10,7 @@ from typing import Final
 from trainmesh.serving.decide.policies.affinity import Affinity, Prefix
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s, network_s
 from trainmesh.serving.decide.policies.hybrid import Hybrid
-from trainmesh.serving.decide.types import Candidate, Context, Facts, Scorer
+from trainmesh.serving.decide.types import Candidate, Context, RequestFacts, Scorer
 
 __all__ = [
     "BUILT_IN",
@@ -39,7 +39,7 @@ class RoundRobin:
     name = "round_robin"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         weights = [c.weight for c in candidates]
         if min(weights) == max(weights):
@@ -58,7 +58,7 @@ class LeastRequests:
     name = "least_requests"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         return [(c.inflight + 1) / c.weight for c in candidates]
 
@@ -69,7 +69,7 @@ class LeastTokens:
     name = "least_tokens"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         own = facts.prompt_tokens + facts.output_tokens + 1
         return [(c.inflight_tokens + own) / c.weight for c in candidates]
@@ -81,7 +81,7 @@ class PowerOfTwo:
     name = "power_of_two"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         n = len(candidates)
         scores = [OUT] * n
@@ -104,7 +104,7 @@ class Heuristic:
     name = "heuristic"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         return [self._load(c) for c in candidates]
 
@@ -123,7 +123,7 @@ class Mesh:
     name = "mesh"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         return [
             network_s(c, facts.nbytes) + context.ttft_s * (c.inflight + 1) / (c.weight * c.derate)
@@ -137,7 +137,7 @@ class Predictive:
     name = "predictive"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         return expected_ttfts_s(facts, candidates, context, cache=False)
 
@@ -150,7 +150,7 @@ class Prequal:
     name = "prequal"
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         costs = expected_ttfts_s(facts, candidates, context, cache=False)
         limit = context.rif_limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["NO_USAGE", "USAGE_BYTES", "USAGE_PIECES", "Usage", "find_usage"]
+__all__ = ["NO_USAGE", "USAGE_BYTES", "USAGE_PIECES", "PartialUsage", "find_usage"]
 
 USAGE_BYTES: Final = 2_048
 """Of the end of a piece: servers write the counts behind the choices."""
@@ -18,17 +18,17 @@ _COUNTS: Final = re.compile(
 """A quotation mark inside a text is escaped, so none of a text's own can stand here."""
 
 
-class Usage(NamedTuple):
+class PartialUsage(NamedTuple):
     """Tokens; 0: not said."""
 
     prompt_tokens: int
     output_tokens: int
 
 
-NO_USAGE: Final = Usage(0, 0)
+NO_USAGE: Final = PartialUsage(0, 0)
 
 
-def find_usage(end: bytes) -> Usage:
+def find_usage(end: bytes) -> PartialUsage:
     """The counts behind the last ``"usage"`` in ``end``: OpenAI's names, chat's and responses'."""
     at = end.rfind(b'"usage"')
     if at < 0:
@@ -40,4 +40,4 @@ def find_usage(end: bytes) -> Usage:
             prompt = prompt or tokens
         else:
             output = output or tokens
-    return Usage(prompt, output)
+    return PartialUsage(prompt, output)

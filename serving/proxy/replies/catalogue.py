@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from trainmesh.serving.proxy.route import Route
+from trainmesh.serving.proxy.route import ModelRoute
 from trainmesh.serving.signals.listing import Listing
 
 __all__ = ["Catalogue"]
@@ -17,9 +17,9 @@ class Catalogue:
     """One worker's. Names of serve.yaml come first; an adapter that several models have is that of
     the first."""
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
-        self._named: dict[str, Route] = dict(routes)
-        self._adapters: dict[str, tuple[Route, frozenset[int]]] = {}
+    def __init__(self, routes: Mapping[str, ModelRoute]) -> None:
+        self._named: dict[str, ModelRoute] = dict(routes)
+        self._adapters: dict[str, tuple[ModelRoute, frozenset[int]]] = {}
         self._listings: Mapping[str, Listing] = {}
         for route in routes.values():
             for alias in route.pool.config.aliases:
@@ -30,7 +30,7 @@ class Catalogue:
         if listings == self._listings:
             return
         self._listings = listings
-        found: dict[str, tuple[Route, frozenset[int]]] = {}
+        found: dict[str, tuple[ModelRoute, frozenset[int]]] = {}
         for name, listing in listings.items():
             route = self._named.get(name)
             if route is None:
@@ -42,7 +42,7 @@ class Catalogue:
                     found[adapter] = (route, indices)
         self._adapters = found
 
-    def find(self, name: str) -> tuple[Route, frozenset[int] | None] | None:
+    def find(self, name: str) -> tuple[ModelRoute, frozenset[int] | None] | None:
         """The route to a name, and which of its endpoints have it (None: all); None: nobody has."""
         route = self._named.get(name)
         if route is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainmesh.errors import GraphError
-from trainmesh.launcher.lab.layout import Layout, lay_out, load_layout
+from trainmesh.launcher.lab.layout import LabLayout, lay_out, load_layout
 from trainmesh.launcher.lab.network.shape import Condition, change_commands, first_commands
 from trainmesh.topology.document import load
 
@@ -33,11 +33,11 @@ links:
 """
 
 
-def laid_out(text: str) -> Layout:
+def laid_out(text: str) -> LabLayout:
     return lay_out(load(text, source="test"))
 
 
-def links(*pairs: str, kinds: str = "") -> Layout:
+def links(*pairs: str, kinds: str = "") -> LabLayout:
     """Ranks are called r0, r1, ..., switches otherwise."""
     names = sorted({name for pair in pairs for name in pair.split("-")})
     nodes = [f"  {n}: {{kind: {'rank' if n[0] == 'r' else 'switch'}}}" for n in names]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchjob import JOBS, Place, wait_for
-from trainmesh.launcher.lab import Job, Lab, run_job
+from trainmesh.launcher.lab import Lab, LabJob, run_job
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("lab_here")]
 LAB = [sys.executable, "-m", "trainmesh", "lab"]
@@ -90,7 +90,7 @@ def test_a_host_that_fails_ends_the_job_of_the_others(star: Star) -> None:
     lines: list[bytes] = []
     with Lab(star({"h0": 100, "h1": 100})) as lab:
         commands = [["sleep", "1000"], ["sh", "-c", "echo no; exit 3"]]
-        job = Job(lab, commands, {}, lambda host, line: lines.append(line))
+        job = LabJob(lab, commands, {}, lambda host, line: lines.append(line))
         assert job.wait(30) == 3
     assert lines == [b"no\n"]
 

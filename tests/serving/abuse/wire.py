@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 from trainmesh.serving.config.types import Config, EndpointConfig, LimitsConfig, ModelConfig
 from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.types import (
-    Outcome,
+    AttemptOutcome,
 )
-from trainmesh.serving.proxy.answer import Client, Request
+from trainmesh.serving.proxy.answer import Client, UpstreamRequest
 from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.client import ClientConnection
 from trainmesh.serving.proxy.replies.answers import Refusal
@@ -87,7 +87,7 @@ class Caller:
     def on_done(self, upstream: Upstream, now_s: float) -> None:
         self.events.append("done")
 
-    def on_lost(self, upstream: Upstream, outcome: Outcome, now_s: float) -> None:
+    def on_lost(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         self.events.append(outcome.value)
 
     def free(self, upstream: Upstream) -> None:
@@ -165,7 +165,7 @@ def answered(pieces: Iterable[bytes], *, ends: bool, decode: bool = False) -> Ca
     caller = Caller()
     upstream = Upstream(cast("Server", caller))
     upstream.connection_made(Recorder())
-    request = Request(b"", b"", None, decode=decode)
+    request = UpstreamRequest(b"", b"", None, decode=decode)
     upstream.assign(caller, cast(Attempt, None), request)
     for piece in pieces:
         upstream.data_received(piece)

@@ -10,14 +10,14 @@ from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelCo
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.simulate import Request, Result, Server, Simulation
+from trainmesh.serving.decide.simulate import Result, SimulatedRequest, SimulatedServer, Simulation
 from trainmesh.serving.decide.types import (
+    AttemptKind,
+    AttemptOutcome,
     Candidate,
     Context,
     EndpointSignal,
-    Facts,
-    Kind,
-    Outcome,
+    RequestFacts,
 )
 
 SLOW_S = 0.295
@@ -43,7 +43,7 @@ def pool_of(config: ModelConfig, *, now_s: float = 0.0, **more: Any) -> Pool:
     return Pool("m", config, now_s=now_s, **{**options, **more})
 
 
-def facts(number: int = 0, **more: Any) -> Facts:
+def facts(number: int = 0, **more: Any) -> RequestFacts:
     """A small request."""
     fields: dict[str, Any] = {
         "request_id": f"r{number}",
@@ -52,7 +52,7 @@ def facts(number: int = 0, **more: Any) -> Facts:
         "prompt_tokens": 50,
         "output_tokens": 10,
     }
-    return Facts(**{**fields, **more})
+    return RequestFacts(**{**fields, **more})
 
 
 def signal(name: str, **fields: Any) -> dict[str, EndpointSignal]:
@@ -60,15 +60,15 @@ def signal(name: str, **fields: Any) -> dict[str, EndpointSignal]:
     return {name: EndpointSignal(name=name, **fields)}
 
 
-def quick(n: int = 4, *last: Any, jitter: float = 0.1) -> list[Server]:
+def quick(n: int = 4, *last: Any, jitter: float = 0.1) -> list[SimulatedServer]:
     """Servers that take 5 ms; ``last``: the faults of the last one."""
-    servers = [Server(base_s=0.005, jitter=jitter, serial=False) for _ in range(n)]
+    servers = [SimulatedServer(base_s=0.005, jitter=jitter, serial=False) for _ in range(n)]
     servers[-1].faults = last
     return servers
 
 
 def closed(
-    servers: Sequence[Server], until_s: float, clients: int = 4, **config: Any
+    servers: Sequence[SimulatedServer], until_s: float, clients: int = 4, **config: Any
 ) -> Simulation:
     """A simulation of clients that send one small request after the other."""
     simulation = Simulation(model(len(servers), **config), servers, seed=1)
@@ -77,9 +77,9 @@ def closed(
     return simulation
 
 
-def gpu(times_slower: float, cache_blocks: int = 0) -> Server:
+def gpu(times_slower: float, cache_blocks: int = 0) -> SimulatedServer:
     """An engine that reads 20 000 tokens a second, or less."""
-    return Server(
+    return SimulatedServer(
         base_s=0.01 * times_slower,
         s_per_token=5e-5 * times_slower,
         s_per_output_token=0.02 * times_slower,
@@ -88,7 +88,7 @@ def gpu(times_slower: float, cache_blocks: int = 0) -> Server:
     )
 
 
-def prompts(rate: float, until_s: float, seed: int) -> Iterator[Request]:
+def prompts(rate: float, until_s: float, seed: int) -> Iterator[SimulatedRequest]:
     """Independent prompts of very different lengths, at random times."""
     rng = random.Random(seed)
     at_s = 0.0
@@ -97,7 +97,7 @@ def prompts(rate: float, until_s: float, seed: int) -> Iterator[Request]:
         tokens = int(rng.lognormvariate(6, 1))
         answer = rng.randint(50, 400)
         number += 1
-        yield Request(
+        yield SimulatedRequest(
             at_s,
             facts(
                 number, stream=True, nbytes=4 * tokens, prompt_tokens=tokens, output_tokens=answer
@@ -106,10 +106,10 @@ def prompts(rate: float, until_s: float, seed: int) -> Iterator[Request]:
 
 
 def talks(
-    rate: float, until_s: float, seed: int, *, reuse: bool = True, named: bool = False
-) -> Iterator[Request]:
-    """Turns of 64 conversations, each with all that was said before; ``reuse`` False: turns have
-    nothing in common; ``named``: with a session header."""
+    rate: float, until_s: float, seed: int, *, prefix_cache: bool = True, named: bool = False
+) -> Iterator[SimulatedRequest]:
+    """Turns of 64 conversations, each with all that was said before; ``prefix_cache`` False: turns
+    have nothing in common; ``named``: with a session header."""
     rng = random.Random(seed)
     said: dict[int, list[int]] = {}
     at_s = 0.0
@@ -117,12 +117,12 @@ def talks(
     while (at_s := at_s + rng.expovariate(rate)) < until_s:
         talk = rng.randrange(64)
         blocks = said.setdefault(talk, [])
-        if not reuse or len(blocks) > 40:
+        if not prefix_cache or len(blocks) > 40:
             blocks.clear()
         blocks += [rng.getrandbits(60), rng.getrandbits(60)]
         number += 1
         more = {"session": b"talk-%d" % talk} if named else {}
-        yield Request(
+        yield SimulatedRequest(
             at_s,
             facts(
                 number,
@@ -138,8 +138,8 @@ def talks(
 
 def play(
     policy: str,
-    servers: Sequence[Server],
-    load: Callable[[int], Iterator[Request]],
+    servers: Sequence[SimulatedServer],
+    load: Callable[[int], Iterator[SimulatedRequest]],
     *,
     seed: int = 1,
     until_s: float = 30.0,
@@ -152,9 +152,9 @@ def play(
 
 
 def answer(pool: Pool, endpoint: Endpoint, now_s: float, ttft_s: float = 0.005) -> None:
-    attempt = pool.begin(endpoint, facts(), Kind.FIRST, now_s)
+    attempt = pool.begin(endpoint, facts(), AttemptKind.FIRST, now_s)
     pool.first_byte(attempt, now_s + ttft_s)
-    pool.end(attempt, Outcome.OK, now_s + ttft_s, 10)
+    pool.end(attempt, AttemptOutcome.OK, now_s + ttft_s, 10)
 
 
 class Fixed:
@@ -166,6 +166,6 @@ class Fixed:
         self.wanted = wanted
 
     def score(
-        self, facts: Facts, candidates: Sequence[Candidate], context: Context, draw: float
+        self, facts: RequestFacts, candidates: Sequence[Candidate], context: Context, draw: float
     ) -> Sequence[float]:
         return [float(c.index != self.wanted) for c in candidates]

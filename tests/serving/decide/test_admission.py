@@ -24,7 +24,7 @@ from trainmesh.serving.decide.admission.admission import (
 from trainmesh.serving.decide.pool import Pool
 
 
-def gate(
+def authenticator(
     *, room: int = 2, limits: LimitsConfig | None = None, **tenants: TenantConfig
 ) -> tuple[Admission, Pool]:
     """An admission for a model with one endpoint that holds ``room`` requests."""
@@ -46,7 +46,7 @@ def owners(tickets: list[Ticket]) -> list[int]:
 
 
 def test_requests_are_let_in_while_there_is_room_and_wait_then() -> None:
-    admission, _ = gate(room=2)
+    admission, _ = authenticator(room=2)
     assert isinstance(admission.offer(ticket(1), 0.0), Admitted)
     assert isinstance(admission.offer(ticket(2), 0.0), Admitted)
     assert isinstance(admission.offer(ticket(3), 0.0), Queued)
@@ -59,7 +59,7 @@ def test_requests_are_let_in_while_there_is_room_and_wait_then() -> None:
 
 
 def test_better_priorities_go_first() -> None:
-    admission, _ = gate(room=1)
+    admission, _ = authenticator(room=1)
     admission.offer(ticket(0), 0.0)
     for number, priority in enumerate((9, 5, 0, 5), start=1):
         admission.offer(ticket(number, f"t{number}", priority), 0.0)
@@ -72,7 +72,7 @@ def test_better_priorities_go_first() -> None:
 
 
 def test_tenants_share_tokens_by_weight_whatever_they_send() -> None:
-    admission, _ = gate(room=1, small=TenantConfig(), large=TenantConfig(weight=3.0))
+    admission, _ = authenticator(room=1, small=TenantConfig(), large=TenantConfig(weight=3.0))
     admission.offer(ticket(0), 0.0)
     for number in range(1, 101):
         admission.offer(ticket(number, "small", tokens=100), 0.0)
@@ -90,7 +90,7 @@ def test_tenants_share_tokens_by_weight_whatever_they_send() -> None:
 
 
 def test_one_that_was_idle_has_no_credit() -> None:
-    admission, _ = gate(room=1)
+    admission, _ = authenticator(room=1)
     admission.offer(ticket(0, "a"), 0.0)
     for number in range(1, 20):
         admission.offer(ticket(number, "a"), 0.0)
@@ -107,7 +107,7 @@ def test_one_that_was_idle_has_no_credit() -> None:
 
 
 def test_it_waits_no_longer_than_it_may() -> None:
-    admission, _ = gate(room=1, limits=LimitsConfig(queue_timeout_s=3.0))
+    admission, _ = authenticator(room=1, limits=LimitsConfig(queue_timeout_s=3.0))
     admission.offer(ticket(1), 0.0)
     admission.offer(ticket(2), 1.0)
     assert admission.expire(3.9) == []
@@ -119,7 +119,7 @@ def test_it_waits_no_longer_than_it_may() -> None:
 
 
 def test_it_is_refused_at_once_where_the_wait_would_be_too_long() -> None:
-    admission, _ = gate(room=1, limits=LimitsConfig(queue_timeout_s=2.0))
+    admission, _ = authenticator(room=1, limits=LimitsConfig(queue_timeout_s=2.0))
     admission.offer(ticket(0), 0.0)
     for number in range(1, 21):  # two a second
         admission.offer(ticket(number), number * 0.5)
@@ -135,7 +135,7 @@ def test_it_is_refused_at_once_where_the_wait_would_be_too_long() -> None:
 
 def test_a_full_queue_pushes_out_the_worst_not_the_newest() -> None:
     limits = LimitsConfig(queue=4)
-    admission, _ = gate(room=1, limits=limits)
+    admission, _ = authenticator(room=1, limits=limits)
     admission.offer(ticket(0), 0.0)
     for number in range(1, 5):
         assert isinstance(admission.offer(ticket(number, "flood"), 0.0), Queued)
@@ -160,7 +160,7 @@ def test_a_full_queue_pushes_out_the_worst_not_the_newest() -> None:
 def test_rates_of_a_tenant(
     limit: TenantConfig, tokens: int, granted: int, retry_after_s: int
 ) -> None:
-    admission, _ = gate(room=1000, t=limit)
+    admission, _ = authenticator(room=1000, t=limit)
     verdicts = [admission.offer(ticket(i, "t", tokens=tokens), 0.0) for i in range(20)]
     assert sum(isinstance(v, Admitted) for v in verdicts) == granted
     assert verdicts[-1] == Refused(429, "tenant t: more than its rate allows", retry_after_s)
@@ -169,7 +169,7 @@ def test_rates_of_a_tenant(
 
 
 def test_a_prompt_beyond_the_burst_passes_and_owes_the_rest() -> None:
-    admission, _ = gate(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=1.0))
+    admission, _ = authenticator(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=1.0))
     assert isinstance(admission.offer(ticket(1, "t", tokens=100), 0.0), Admitted)
     refused = admission.offer(ticket(2, "t", tokens=1), 0.0)
     assert isinstance(refused, Refused)
@@ -177,7 +177,7 @@ def test_a_prompt_beyond_the_burst_passes_and_owes_the_rest() -> None:
 
 
 def test_tokens_that_were_not_used_come_back() -> None:
-    admission, _ = gate(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=10.0))
+    admission, _ = authenticator(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=10.0))
     request = facts(tenant="t", prompt_tokens=20, output_tokens=80)
     assert isinstance(admission.offer(Ticket(request, 1), 0.0), Admitted)
     assert isinstance(admission.offer(ticket(2, "t", tokens=20), 0.0), Refused)
@@ -187,7 +187,7 @@ def test_tokens_that_were_not_used_come_back() -> None:
 
 def test_what_other_workers_let_in_counts() -> None:
     tenant = TenantConfig(requests_per_s=1.0, burst_s=10.0, max_inflight=4)
-    admission, _ = gate(room=99, t=tenant)
+    admission, _ = authenticator(room=99, t=tenant)
     admission.hear_others("t", 1000, 0)  # what was before this worker is nobody's debt
     admission.hear_others("t", 1007, 0, inflight=2)
     admission.hear_others("not listed", 5, 5)
@@ -196,7 +196,7 @@ def test_what_other_workers_let_in_counts() -> None:
 
 
 def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:
-    admission, _ = gate(room=10, a=TenantConfig(max_inflight=1))
+    admission, _ = authenticator(room=10, a=TenantConfig(max_inflight=1))
     admission.offer(ticket(1, "a"), 0.0)
     assert isinstance(admission.offer(ticket(2, "a"), 0.0), Queued)
     assert isinstance(admission.offer(ticket(3, "b"), 0.0), Admitted)
@@ -205,7 +205,7 @@ def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:
 
 
 def test_a_client_that_goes_while_it_waits_is_forgotten() -> None:
-    admission, _ = gate(room=1)
+    admission, _ = authenticator(room=1)
     tickets = [ticket(i) for i in range(4)]
     for one in tickets:
         admission.offer(one, 0.0)
@@ -214,7 +214,7 @@ def test_a_client_that_goes_while_it_waits_is_forgotten() -> None:
 
 
 def test_more_room_lets_more_in() -> None:
-    admission, pool = gate(room=3)
+    admission, pool = authenticator(room=3)
     pool.update(signal("e0", others_inflight=3), 0.0)
     assert admission.ready(0.0) == []
     assert isinstance(admission.offer(ticket(1), 0.0), Queued)
@@ -223,14 +223,14 @@ def test_more_room_lets_more_in() -> None:
 
 
 def test_nobody_waits_for_a_model_without_endpoints() -> None:
-    admission, pool = gate(room=3)
+    admission, pool = authenticator(room=3)
     pool.update(signal("e0", excluded="cordoned"), 0.0)
     admission.ready(0.0)
     assert isinstance(admission.offer(ticket(1), 0.0), Admitted)  # to hear the pool's reason
 
 
 def test_a_reload_keeps_those_that_wait_and_tells_those_of_a_model_that_went() -> None:
-    admission, pool = gate(room=1, t=TenantConfig(max_inflight=1))
+    admission, pool = authenticator(room=1, t=TenantConfig(max_inflight=1))
     admission.offer(ticket(1, "t"), 0.0)
     admission.offer(ticket(2, "t"), 0.0)
     model = pool.config
@@ -264,7 +264,7 @@ def test_no_request_is_lost_or_let_in_twice(  # noqa: C901 - a model beside the 
     steps: list[tuple[str, int, str, int, float]],
 ) -> None:
     limits = LimitsConfig(queue=5, queue_timeout_s=4.0)
-    admission, _ = gate(room=3, limits=limits, a=TenantConfig(max_inflight=2))
+    admission, _ = authenticator(room=3, limits=limits, a=TenantConfig(max_inflight=2))
     waiting: set[int] = set()
     inside: set[int] = set()
     now_s = 0.0

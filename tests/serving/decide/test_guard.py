@@ -12,8 +12,8 @@ from trainmesh.serving.config.types import (
 )
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.types import (
-    Kind,
-    Outcome,
+    AttemptKind,
+    AttemptOutcome,
     Scorer,
 )
 
@@ -67,7 +67,7 @@ def test_a_shadow_only_says_what_it_would_have_done() -> None:
         assert choice.endpoint is pool.endpoints[0]
         assert choice.shadow is pool.endpoints[1]
         answer(pool, pool.endpoints[0], i * 0.01)
-        pool.begin(pool.endpoints[0], facts(), Kind.FIRST, i * 0.01)
+        pool.begin(pool.endpoints[0], facts(), AttemptKind.FIRST, i * 0.01)
         pool.tick(i * 0.01)
     assert (pool.versus.compared, pool.versus.same) == (20, 0)
     assert pool.versus.win_rate > 0.9
@@ -81,9 +81,9 @@ def test_an_ab_test_compares_measured_ttfts() -> None:
         now_s = i * 0.1
         choice = pool.choose(facts(), now_s)
         assert choice.endpoint is pool.endpoints[choice.arm]
-        attempt = pool.begin(choice.endpoint, facts(), Kind.FIRST, now_s, choice.arm)
+        attempt = pool.begin(choice.endpoint, facts(), AttemptKind.FIRST, now_s, choice.arm)
         pool.first_byte(attempt, now_s + (0.004 if choice.arm else 0.006))
-        pool.end(attempt, Outcome.OK, now_s + 0.01)
+        pool.end(attempt, AttemptOutcome.OK, now_s + 0.01)
         arms[choice.arm] += 1
     assert pool.versus.answered == arms
     assert 80 < arms[1] < 160

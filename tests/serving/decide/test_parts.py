@@ -13,7 +13,7 @@ from trainmesh.serving.decide.learn.estimate import Shape, Speed, nominal_s
 from trainmesh.serving.decide.learn.forecast import Forecast
 from trainmesh.serving.decide.learn.histogram import Histogram
 from trainmesh.serving.decide.learn.prefix import PrefixIndex
-from trainmesh.serving.decide.learn.reuse import Reuse
+from trainmesh.serving.decide.learn.prefix_cache_model import PrefixCacheModel
 from trainmesh.serving.decide.types import EndpointSignal
 
 
@@ -223,13 +223,13 @@ def test_the_index_is_bounded_and_drops_ends_before_heads() -> None:
 
 
 def test_what_a_server_had_is_forgotten_when_it_goes_however_often() -> None:
-    reuse = Reuse()
+    prefix_cache = PrefixCacheModel()
     pool = endpoints(3)
     for endpoint in pool:
-        endpoint.bit = reuse.new_bit()
+        endpoint.bit = prefix_cache.new_bit()
     for _ in range(2000):
         old = pool[0].bit
-        reuse.forget(pool[0], pool)
+        prefix_cache.forget(pool[0], pool)
         assert pool[0].bit != old
     assert len({e.bit for e in pool}) == 3
     assert all(e.bit.bit_length() < 600 for e in pool)

@@ -15,7 +15,7 @@ from tests.serving.decide.loads import facts
 from trainmesh.serving.decide.policies.affinity import home
 from trainmesh.serving.decide.policies.cost import expected_ttfts_s
 from trainmesh.serving.decide.policies.scorers import BUILT_IN, load_scorers
-from trainmesh.serving.decide.types import NEVER_S, Context, Facts, Row, stable_hash
+from trainmesh.serving.decide.types import NEVER_S, Context, RequestFacts, Row, stable_hash
 
 CONTEXT = Context()
 
@@ -43,7 +43,11 @@ def row(index: int, **fields: float) -> Row:
 
 
 def take(
-    policy: str, rows: Sequence[Row], request: Facts, context: Context = CONTEXT, draw: float = 0.5
+    policy: str,
+    rows: Sequence[Row],
+    request: RequestFacts,
+    context: Context = CONTEXT,
+    draw: float = 0.5,
 ) -> int:
     scores = BUILT_IN[policy]().score(request, rows, context, draw)
     return rows[scores.index(min(scores))].index

@@ -4,8 +4,8 @@ import pytest
 
 from tests.serving.decide.loads import SLOW_S, closed, gpu, play, prompts, quick
 from trainmesh.serving.config.types import EjectConfig
-from trainmesh.serving.decide.simulate import Fault, Server, Simulation
-from trainmesh.serving.decide.types import Kind
+from trainmesh.serving.decide.simulate import Fault, SimulatedServer, Simulation
+from trainmesh.serving.decide.types import AttemptKind
 
 ALL_S = 4.0
 HEALED_S = 3.0
@@ -27,7 +27,7 @@ def test_healthy_endpoints_share_the_load_and_nothing_is_ejected() -> None:
     result = simulation.result
     assert result.failed == 0
     assert not result.lines
-    assert set(result.attempts) == {Kind.FIRST}
+    assert set(result.attempts) == {AttemptKind.FIRST}
     assert all(0.2 < result.share(f"e{i}") < 0.3 for i in range(4))
 
 
@@ -65,7 +65,7 @@ def test_no_client_notices_a_replica_that_fails(what: str, clients: int) -> None
     simulation = closed(quick(4, Fault(what, 1)), ALL_S, clients)
     result = simulation.result
     assert result.failed == 0
-    assert result.attempts[Kind.RETRY] <= 3 + clients
+    assert result.attempts[AttemptKind.RETRY] <= 3 + clients
     assert result.share("e3", 1.5) < 0.001
 
 
@@ -89,7 +89,9 @@ def test_a_hanging_replica_is_ejected_long_before_any_time_out() -> None:
 
 def test_when_all_become_slow_none_is_ejected() -> None:
     servers = [
-        Server(base_s=0.005, jitter=0.2, serial=False, faults=[Fault("slow", 2, extra_s=SLOW_S)])
+        SimulatedServer(
+            base_s=0.005, jitter=0.2, serial=False, faults=[Fault("slow", 2, extra_s=SLOW_S)]
+        )
         for _ in range(4)
     ]
     simulation = closed(servers, 8)
@@ -128,7 +130,10 @@ def test_a_flapping_replica_fails_no_client_and_its_ejections_grow() -> None:
 
 
 def test_all_replicas_down_fails_at_once_and_recovers_at_once() -> None:
-    servers = [Server(base_s=0.005, serial=False, faults=[Fault("refuse", 1, 3)]) for _ in range(4)]
+    servers = [
+        SimulatedServer(base_s=0.005, serial=False, faults=[Fault("refuse", 1, 3)])
+        for _ in range(4)
+    ]
     simulation = closed(servers, ALL_S)
     during = [d for d in simulation.result.done if 1.1 < d.at_s < 3]
     assert during
@@ -146,7 +151,7 @@ def test_one_endpoint_alone_is_never_out() -> None:
 
 def test_half_of_a_pool_at_most_is_ejected_for_errors() -> None:
     servers = [
-        Server(base_s=0.005, serial=False, faults=[Fault("error", 1)] if i else [])
+        SimulatedServer(base_s=0.005, serial=False, faults=[Fault("error", 1)] if i else [])
         for i in range(4)
     ]
     simulation = closed(servers, 3)
@@ -155,9 +160,9 @@ def test_half_of_a_pool_at_most_is_ejected_for_errors() -> None:
 
 
 def test_hedges_stay_within_their_budget() -> None:
-    servers = [Server(base_s=0.02, jitter=0.0, serial=False) for _ in range(4)]
+    servers = [SimulatedServer(base_s=0.02, jitter=0.0, serial=False) for _ in range(4)]
     for server in servers:
         server.jitter = 0.9  # so many are late that the quantile is passed all the time
     simulation = closed(servers, 20)
     attempts = simulation.result.attempts
-    assert 0 < attempts[Kind.HEDGE] <= 0.05 * attempts[Kind.FIRST] + 25
+    assert 0 < attempts[AttemptKind.HEDGE] <= 0.05 * attempts[AttemptKind.FIRST] + 25

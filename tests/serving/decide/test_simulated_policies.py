@@ -47,7 +47,7 @@ def test_prompts_go_where_their_prefix_is(named: bool) -> None:
 def test_prefixes_do_not_count_where_nothing_is_asked_twice() -> None:
     servers = [gpu(1, cache_blocks=1500) for _ in range(4)]
     result, simulation = play(
-        "hybrid", servers, lambda seed: talks(20, 20, seed, reuse=False), until_s=40
+        "hybrid", servers, lambda seed: talks(20, 20, seed, prefix_cache=False), until_s=40
     )
     assert simulation.pool.prefix_reuse < 0.01
     assert not simulation.pool.prefix_pays

@@ -5,7 +5,7 @@ import random
 from trainmesh.serving.config.types import EndpointConfig, LimitsConfig, ModelConfig
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.types import Facts, Kind, Outcome
+from trainmesh.serving.decide.types import AttemptKind, AttemptOutcome, RequestFacts
 
 
 def test_one_that_nobody_chooses_is_tried_by_copies_until_it_is_chosen() -> None:
@@ -21,20 +21,20 @@ def test_one_that_nobody_chooses_is_tried_by_copies_until_it_is_chosen() -> None
     now_s, chosen, copies = 0.0, [0, 0, 0], 0
     first = [True, True, True]
     for number in range(4000):
-        facts = Facts(request_id=str(number), model="m", prompt_tokens=50, output_tokens=4)
+        facts = RequestFacts(request_id=str(number), model="m", prompt_tokens=50, output_tokens=4)
         endpoint = pool.choose(facts, now_s).endpoint
         assert endpoint is not None
         trial = pool.trial(facts, now_s)
-        attempts = [pool.begin(endpoint, facts, Kind.FIRST, now_s)]
+        attempts = [pool.begin(endpoint, facts, AttemptKind.FIRST, now_s)]
         if trial is not None:
             copies += 1
-            attempts.append(pool.begin(trial, facts, Kind.TRIAL, now_s))
+            attempts.append(pool.begin(trial, facts, AttemptKind.TRIAL, now_s))
         cold = endpoint.index == 2 and first[2]
         first[endpoint.index] = False
         now_s += 0.030 if cold else 0.0015
         for attempt in attempts:
             pool.first_byte(attempt, now_s)
-            pool.end(attempt, Outcome.OK, now_s)
+            pool.end(attempt, AttemptOutcome.OK, now_s)
         if number >= 3000:
             chosen[endpoint.index] += 1
         if number % 50 == 0:

@@ -12,7 +12,7 @@ from trainmesh.serving.config.types import (
     Runtime,
     TenantConfig,
 )
-from trainmesh.serving.decide.types import Facts
+from trainmesh.serving.decide.types import RequestFacts
 from trainmesh.serving.identity.access import Access, Grant
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, TENANT, Rule
@@ -36,8 +36,8 @@ def granted(**tenant: Any) -> Grant:
     return found
 
 
-def facts(**values: Any) -> Facts:
-    return Facts(request_id="1", model="m", **values)
+def facts(**values: Any) -> RequestFacts:
+    return RequestFacts(request_id="1", model="m", **values)
 
 
 def test_without_limits_all_endpoints_are_allowed() -> None:

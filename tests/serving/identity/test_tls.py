@@ -12,8 +12,8 @@ import uvloop
 from tests.serving.identity.certs import CLIENT, DAY, NOW, Authority
 from trainmesh.serving.config.types import TlsConfig, UpstreamTls
 from trainmesh.serving.identity.certificates import FileProblem
+from trainmesh.serving.identity.describe_tls import handshake_problem
 from trainmesh.serving.identity.tls import ServerTls, UpstreamSide, peer_names
-from trainmesh.serving.identity.tls_words import handshake_problem
 
 HOST = "router.example"
 SPIFFE = "spiffe://cluster/router"

@@ -11,11 +11,11 @@ from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig, 
 from trainmesh.serving.control.rundir import RouterInfo, WorkerWords
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
 from trainmesh.serving.identity.audit import AuditLog
-from trainmesh.serving.identity.gate import Gate
+from trainmesh.serving.identity.authenticator import Authenticator
 from trainmesh.serving.identity.keys import digest
 from trainmesh.serving.identity.refused import Refused
-from trainmesh.serving.observe.board import Board
 from trainmesh.serving.observe.cells import names_of
+from trainmesh.serving.observe.shared_counters import SharedCounters
 
 TOKEN = "the-admins-key"
 
@@ -39,11 +39,11 @@ class Desk:
     def __init__(self, folder: Path, config: Config = CONFIG) -> None:
         self.config = config
         self.info = RouterInfo(name="front", pid=1, listen="http://127.0.0.1:8080")
-        self.board = Board.create(folder / "board-1", names_of(config), workers=2)
+        self.counters = SharedCounters.create(folder / "board-1", names_of(config), workers=2)
         self.ledger: Path | None = None
         self.said: list[WorkerWords] = []
         self.problem = ""
-        self.gate = Gate(config, admin_digests=[digest(TOKEN.encode())])
+        self.authenticator = Authenticator(config, admin_digests=[digest(TOKEN.encode())])
         self.audit_path = folder / "audit.jsonl"
         self._audit = AuditLog(self.audit_path)
         self._cordons: dict[str, Cordon] = {}
@@ -65,7 +65,7 @@ class Desk:
         return self.problem
 
     def authorize(self, authorization: str, remote: str) -> str | Refused:
-        found = self.gate.authorize_admin(authorization.encode() or None)
+        found = self.authenticator.authorize_admin(authorization.encode() or None)
         if isinstance(found, Refused):
             self._audit.refused("unknown", "authorize", "admin", remote, found.code)
             return found

@@ -14,18 +14,18 @@ from trainmesh.serving.config.types import (
     ModelConfig,
     ShadowConfig,
 )
+from trainmesh.serving.decide.decision_record import decision_of
 from trainmesh.serving.decide.endpoint import Attempt
-from trainmesh.serving.decide.noted import decision_of
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.record import Decision
 from trainmesh.serving.decide.types import (
+    AttemptKind,
+    AttemptOutcome,
     EndpointSignal,
-    Facts,
-    Kind,
-    Outcome,
+    RequestFacts,
 )
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.writer import LedgerWriter
 
 START_UNIX_S = 1_795_280_400.0
@@ -63,8 +63,8 @@ def pool(policy: str = "hybrid", shadow: ShadowConfig | None = None) -> Pool:
     return made
 
 
-def facts(request_id: str, tokens: int = 400, session: bytes = b"") -> Facts:
-    return Facts(
+def facts(request_id: str, tokens: int = 400, session: bytes = b"") -> RequestFacts:
+    return RequestFacts(
         request_id=request_id,
         model="m",
         tenant="gold",
@@ -76,14 +76,14 @@ def facts(request_id: str, tokens: int = 400, session: bytes = b"") -> Facts:
     )
 
 
-def entry(decision: Decision, outcome: Outcome, **fields: Any) -> Entry:
-    return Entry(decision=decision, outcome=outcome, **fields)
+def entry(decision: Decision, outcome: AttemptOutcome, **fields: Any) -> LedgerEntry:
+    return LedgerEntry(decision=decision, outcome=outcome, **fields)
 
 
-def serve(made: Pool, count: int, seed: int = 3) -> list[Entry]:
+def serve(made: Pool, count: int, seed: int = 3) -> list[LedgerEntry]:
     """``count`` requests, a few at a time, each answered after a while."""
     rng = random.Random(seed)
-    entries: list[Entry] = []
+    entries: list[LedgerEntry] = []
     now_s = 0.0
     running: list[tuple[Decision, Attempt]] = []
     for number in range(count):
@@ -91,8 +91,10 @@ def serve(made: Pool, count: int, seed: int = 3) -> list[Entry]:
         asked = facts(f"r{number}", rng.randrange(10, 4000), b"%d" % (number % 7))
         choice = made.choose(asked, now_s)
         assert choice.endpoint is not None
-        decision = decision_of(choice, asked, Kind.FIRST, unix_s=START_UNIX_S + now_s, snapshot=7)
-        running.append((decision, made.begin(choice.endpoint, asked, Kind.FIRST, now_s)))
+        decision = decision_of(
+            choice, asked, AttemptKind.FIRST, unix_s=START_UNIX_S + now_s, snapshot=7
+        )
+        running.append((decision, made.begin(choice.endpoint, asked, AttemptKind.FIRST, now_s)))
         if len(running) > 6 or number == count - 1:
             for _ in range(1 if number < count - 1 else len(running)):
                 entries.append(_finish(made, *running.pop(rng.randrange(len(running))), now_s))
@@ -101,14 +103,14 @@ def serve(made: Pool, count: int, seed: int = 3) -> list[Entry]:
     return entries
 
 
-def _finish(made: Pool, decision: Decision, attempt: Attempt, now_s: float) -> Entry:
+def _finish(made: Pool, decision: Decision, attempt: Attempt, now_s: float) -> LedgerEntry:
     made.first_byte(attempt, now_s)
-    made.end(attempt, Outcome.OK, now_s + 0.005, 100)
+    made.end(attempt, AttemptOutcome.OK, now_s + 0.005, 100)
     ttft_s = now_s - attempt.started_s
-    return entry(decision, Outcome.OK, status=200, ttft_s=ttft_s, duration_s=ttft_s + 0.005)
+    return entry(decision, AttemptOutcome.OK, status=200, ttft_s=ttft_s, duration_s=ttft_s + 0.005)
 
 
-def write(folder: Path, entries: list[Entry]) -> None:
+def write(folder: Path, entries: list[LedgerEntry]) -> None:
     ledger = LedgerWriter(folder, 0, LedgerConfig())
     for each in entries:
         ledger.add(each)

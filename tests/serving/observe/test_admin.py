@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.observe.desk import CONFIG, TOKEN, Desk
 from trainmesh.errors import ConfigError
-from trainmesh.serving.admin.admin import Admin
+from trainmesh.serving.admin.admin import AdminServer
 from trainmesh.serving.admin.views import Overview
 from trainmesh.serving.config.types import LimitsConfig
 from trainmesh.serving.ledger.segments import Segment
@@ -34,7 +34,7 @@ def serve(desk: Desk, ask: Asked) -> Any:
     """What ``ask`` gets from a running admin server."""
 
     async def run() -> Any:
-        admin = Admin(desk)
+        admin = AdminServer(desk)
         url = await admin.start()
         try:
             async with aiohttp.ClientSession() as session:
@@ -76,9 +76,9 @@ def test_endpoints_are_shown(desk: Desk) -> None:
 
 
 def test_metrics_are_what_prometheus_reads(desk: Desk) -> None:
-    cells = desk.board.layout.endpoints["m", "h1"]
-    desk.board.row(0).cells[cells.attempts] = 2
-    desk.board.row(1).cells[cells.attempts] = 3
+    cells = desk.counters.layout.endpoints["m", "h1"]
+    desk.counters.row(0).cells[cells.attempts] = 2
+    desk.counters.row(1).cells[cells.attempts] = 3
 
     async def ask(session: aiohttp.ClientSession, url: str) -> str:
         async with session.get(f"{url}/metrics") as response:
@@ -121,8 +121,8 @@ def test_an_admin_cordons_drains_and_uncordons(desk: Desk) -> None:
 
 
 def test_drain_answers_when_the_last_request_is_over(desk: Desk) -> None:
-    cells = desk.board.layout.endpoints["m", "h1"]
-    row = desk.board.row(1)
+    cells = desk.counters.layout.endpoints["m", "h1"]
+    row = desk.counters.row(1)
     row.cells[cells.inflight] = 1
 
     async def ask(session: aiohttp.ClientSession, url: str) -> None:
@@ -143,7 +143,7 @@ def test_drain_answers_when_the_last_request_is_over(desk: Desk) -> None:
 def test_drain_gives_up_waiting_and_says_what_is_left(tmp_path: Path) -> None:
     limits = LimitsConfig(drain_s=0.01)
     desk = Desk(tmp_path, msgspec.structs.replace(CONFIG, limits=limits))
-    desk.board.row(0).cells[desk.board.layout.endpoints["m", "h1"].inflight] = 3
+    desk.counters.row(0).cells[desk.counters.layout.endpoints["m", "h1"].inflight] = 3
 
     async def ask(session: aiohttp.ClientSession, url: str) -> Any:
         return await answer(session.post(f"{url}/endpoints/h1/drain", headers=KEY))
@@ -232,7 +232,7 @@ def test_odd_requests_get_one_line(
 def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     desk = Desk(tmp_path, msgspec.structs.replace(CONFIG, admin=address))
     with pytest.raises(ConfigError, match="port"):
-        asyncio.run(Admin(desk).start())
+        asyncio.run(AdminServer(desk).start())
     desk.close()
 
 
@@ -266,7 +266,7 @@ def test_an_address_in_use_is_reported(desk: Desk, tmp_path: Path) -> None:
             tmp_path / "other", msgspec.structs.replace(CONFIG, admin=url.partition("//")[2])
         )
         with pytest.raises(ConfigError, match="can't listen on 127.0.0.1:"):
-            await Admin(other).start()
+            await AdminServer(other).start()
         other.close()
 
     serve(desk, ask)

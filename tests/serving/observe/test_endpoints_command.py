@@ -11,11 +11,11 @@ import pytest
 
 from tests.serving.observe.desk import TOKEN, Desk
 from trainmesh.launcher.cli import main
-from trainmesh.serving.admin.admin import Admin
+from trainmesh.serving.admin.admin import AdminServer
 from trainmesh.serving.control.rundir import ServeRun
 from trainmesh.serving.control.snapshot import Observations
 from trainmesh.serving.identity import admin_token
-from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.probe_state import ProbeState
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ class Running:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._admin = Admin(desk)
+        self._admin = AdminServer(desk)
         url = asyncio.run_coroutine_threadsafe(self._admin.start(), self._loop).result(10)
         self.run = ServeRun.create(name)
         info = self.run.info()
@@ -58,10 +58,10 @@ def router(tmp_path: Path) -> Iterator[Running]:
 
 
 def test_it_shows_every_endpoint(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    pulse = Pulse(rtts_s=(0.004,), rtt_at_s=1.0)
-    router.desk.look(Observations(pulses={"http://127.0.0.1:9001": pulse}))
-    cells = router.desk.board.layout.endpoints["m", "h1"]
-    router.desk.board.row(0).cells[cells.attempts] = 3
+    probe_state = ProbeState(rtts_s=(0.004,), rtt_at_s=1.0)
+    router.desk.look(Observations(probe_states={"http://127.0.0.1:9001": probe_state}))
+    cells = router.desk.counters.layout.endpoints["m", "h1"]
+    router.desk.counters.row(0).cells[cells.attempts] = 3
     assert main(["endpoints"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("router front (pid 1) at http://127.0.0.1:8080: 0 workers, snapshot")
@@ -86,8 +86,8 @@ def test_an_admins_words(router: Running, capsys: pytest.CaptureFixture[str]) ->
     assert "draining by key sha256:" in capsys.readouterr().out
     assert main(["endpoints", "uncordon", "org/h2:1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["state"] == "open"
-    cells = router.desk.board.layout.endpoints["m", "h1"]
-    router.desk.board.row(0).cells[cells.inflight] = 2
+    cells = router.desk.counters.layout.endpoints["m", "h1"]
+    router.desk.counters.row(0).cells[cells.inflight] = 2
     assert main(["endpoints", "cordon", "h1"]) == 0
     assert capsys.readouterr().out == "h1: cordoned, 2 requests in flight\n"
 
@@ -95,8 +95,8 @@ def test_an_admins_words(router: Running, capsys: pytest.CaptureFixture[str]) ->
 def test_drain_waits_as_long_as_it_is_told(
     router: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = router.desk.board.layout.endpoints["m", "h1"]
-    row = router.desk.board.row(0)
+    cells = router.desk.counters.layout.endpoints["m", "h1"]
+    row = router.desk.counters.row(0)
     row.cells[cells.inflight] = 1
     assert main(["endpoints", "drain", "h1", "--wait", "1s"]) == 1
     assert capsys.readouterr().out == "h1: draining, 1 request in flight\n"

@@ -12,9 +12,9 @@ from tests.serving.observe.records import START_UNIX_S, entry, facts, pool, serv
 from trainmesh.launcher.cli import main
 from trainmesh.serving.config.types import ShadowConfig
 from trainmesh.serving.control.rundir import ServeRun
-from trainmesh.serving.decide.noted import decision_of
-from trainmesh.serving.decide.types import Kind, Outcome
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.decide.decision_record import decision_of
+from trainmesh.serving.decide.types import AttemptKind, AttemptOutcome
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.explain import attempts_of, terms_of, words
 from trainmesh.serving.ledger.reader import entries, read_lines
 
@@ -41,20 +41,20 @@ def test_terms_add_up_to_what_the_policies_compare() -> None:
         assert sum(each.chosen for each in terms) == 1
 
 
-def story() -> list[Entry]:
+def story() -> list[LedgerEntry]:
     """A first attempt that can't connect, then a retry that answers; as written, newest first."""
     made = pool("mesh", shadow=ShadowConfig(policy="least_requests"))
     asked = facts("r1")
     choice = made.choose(asked, 0.0)
-    first = decision_of(choice, asked, Kind.FIRST, unix_s=START_UNIX_S, snapshot=41)
+    first = decision_of(choice, asked, AttemptKind.FIRST, unix_s=START_UNIX_S, snapshot=41)
     assert choice.endpoint is not None
-    attempt = made.begin(choice.endpoint, asked, Kind.FIRST, 0.0)
-    made.end(attempt, Outcome.CONNECT, 0.002)
+    attempt = made.begin(choice.endpoint, asked, AttemptKind.FIRST, 0.0)
+    made.end(attempt, AttemptOutcome.CONNECT, 0.002)
     again = made.choose(asked, 0.002, tried=(choice.endpoint,))
-    retry = decision_of(again, asked, Kind.RETRY, unix_s=START_UNIX_S + 0.002, snapshot=41)
+    retry = decision_of(again, asked, AttemptKind.RETRY, unix_s=START_UNIX_S + 0.002, snapshot=41)
     return [
-        entry(retry, Outcome.OK, status=200, ttft_s=0.02, duration_s=0.498),
-        entry(first, Outcome.CONNECT, duration_s=0.002, error="connection refused"),
+        entry(retry, AttemptOutcome.OK, status=200, ttft_s=0.02, duration_s=0.498),
+        entry(first, AttemptOutcome.CONNECT, duration_s=0.002, error="connection refused"),
     ]
 
 
@@ -86,8 +86,8 @@ def test_a_choice_that_is_not_the_fastest_says_so() -> None:
 
 def test_a_request_that_nobody_could_take() -> None:
     choice = pool().choose(facts("r1"), 0.0, allowed=frozenset())
-    decision = decision_of(choice, facts("r1"), Kind.FIRST, unix_s=START_UNIX_S)
-    lines = words(attempts_of([Entry(decision=decision)]))
+    decision = decision_of(choice, facts("r1"), AttemptKind.FIRST, unix_s=START_UNIX_S)
+    lines = words(attempts_of([LedgerEntry(decision=decision)]))
     assert lines[1].endswith("first attempt: no endpoint could take it")
     assert choice.reason
     assert f"   {choice.reason}" in lines

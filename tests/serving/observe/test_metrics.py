@@ -1,4 +1,4 @@
-"""/metrics and /endpoints say what the board and the snapshot say; every metric is documented."""
+"""/metrics and /endpoints say what counters and snapshot say; every metric is documented."""
 
 import json
 import re
@@ -19,8 +19,7 @@ from trainmesh.serving.admin.views import EndpointView, ModelView, Overview
 from trainmesh.serving.cluster.cordons import Cordon, CordonState
 from trainmesh.serving.control.rundir import WorkerWords
 from trainmesh.serving.control.snapshot import Observations
-from trainmesh.serving.decide.health import State
-from trainmesh.serving.observe.board import Board
+from trainmesh.serving.decide.health import HealthState
 from trainmesh.serving.observe.cells import (
     BOUNDS_S,
     STATES,
@@ -32,7 +31,8 @@ from trainmesh.serving.observe.cells import (
     state_index,
     status_index,
 )
-from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.observe.shared_counters import SharedCounters
+from trainmesh.serving.signals.probe_state import ProbeState
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 def samples(desk: Desk) -> dict[str, float]:
     """Sample as Prometheus writes it, with sorted labels -> value."""
-    page = Metrics(lambda: desk.board, lambda: desk.snapshot).page().decode()
+    page = Metrics(lambda: desk.counters, lambda: desk.snapshot).page().decode()
     found = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -58,10 +58,10 @@ def samples(desk: Desk) -> dict[str, float]:
 
 
 def test_counters_add_up_over_workers(desk: Desk) -> None:
-    layout = desk.board.layout
-    for worker, row in enumerate(desk.board.rows):
+    layout = desk.counters.layout
+    for worker, row in enumerate(desk.counters.rows):
         row.cells[layout.endpoints["m", "h1"].stream] = worker + 1
-        row.cells[layout.endpoints["m", "h1"].state] = state_index(State.EJECTED) * worker
+        row.cells[layout.endpoints["m", "h1"].state] = state_index(HealthState.EJECTED) * worker
         row.cells[layout.models["m"].hedges] = 10
         row.cells[layout.tenant("x").refused] = 2
         row.cells[layout.statuses + status_index(431)] = 1
@@ -83,10 +83,10 @@ def test_counters_add_up_over_workers(desk: Desk) -> None:
 
 
 def test_histograms_are_cumulative(desk: Desk) -> None:
-    histogram = desk.board.layout.histograms["m", "ttft"]
-    for row, seconds in zip(desk.board.rows, (0.01, 0.5), strict=True):
+    histogram = desk.counters.layout.histograms["m", "ttft"]
+    for row, seconds in zip(desk.counters.rows, (0.01, 0.5), strict=True):
         histogram.observe(row.cells, row.reals, seconds)
-    desk.board.rows[0].cells[histogram.offset + len(BOUNDS_S)] += 1  # above all bounds
+    desk.counters.rows[0].cells[histogram.offset + len(BOUNDS_S)] += 1  # above all bounds
     found = samples(desk)
     name = "time_to_first_token_seconds"
     buckets = [value for key, value in found.items() if key.startswith(f"{name}_bucket")]
@@ -100,9 +100,13 @@ def test_histograms_are_cumulative(desk: Desk) -> None:
 
 
 def test_signals_come_from_the_snapshot(desk: Desk) -> None:
-    pulse = Pulse(rtts_s=(0.004,), rtt_at_s=1.0)
+    probe_state = ProbeState(rtts_s=(0.004,), rtt_at_s=1.0)
     cordon = Cordon(state=CordonState.CORDON, by="admin:alice", since_unix_s=1.0)
-    desk.look(Observations(pulses={"http://127.0.0.1:9001": pulse}, cordons={"org/h2:1": cordon}))
+    desk.look(
+        Observations(
+            probe_states={"http://127.0.0.1:9001": probe_state}, cordons={"org/h2:1": cordon}
+        )
+    )
     found = samples(desk)
     assert found["endpoint_rtt_seconds{endpoint=h1,model=m}"] == 0.004
     assert found["endpoint_up{endpoint=h1,model=m}"] == 1
@@ -112,17 +116,17 @@ def test_signals_come_from_the_snapshot(desk: Desk) -> None:
 
 
 def test_counters_never_go_back_over_a_reload(desk: Desk, tmp_path: Path) -> None:
-    for row in desk.board.rows:
-        row.cells[desk.board.layout.models["m"].requests] = 50
+    for row in desk.counters.rows:
+        row.cells[desk.counters.layout.models["m"].requests] = 50
     before = samples(desk)["requests_started_total{model=m}"]
-    desk.board = Board.create(
-        tmp_path / "board-2", names_of(desk.config), workers=1, generation=2, old=desk.board
+    desk.counters = SharedCounters.create(
+        tmp_path / "board-2", names_of(desk.config), workers=1, generation=2, old=desk.counters
     )
     assert samples(desk)["requests_started_total{model=m}"] == before == 100
 
 
 def test_registering_reads_nothing() -> None:
-    def unready() -> Board:
+    def unready() -> SharedCounters:
         raise AssertionError("too early")
 
     assert isinstance(Metrics(unready, lambda: None)._registry, CollectorRegistry)
@@ -161,11 +165,11 @@ def test_the_dashboard_asks_for_metrics_that_are_there() -> None:
 
 
 def test_every_documented_metric_is_on_the_page(desk: Desk) -> None:
-    row = desk.board.row(0)
+    row = desk.counters.row(0)
     for offset in range(len(row.cells)):
-        if offset not in desk.board.layout.reals:
+        if offset not in desk.counters.layout.reals:
             row.cells[offset] = 1
-    row.cells[desk.board.layout.endpoints["m", "h1"].state] = 0
+    row.cells[desk.counters.layout.endpoints["m", "h1"].state] = 0
     found = {key.partition("{")[0] for key in samples(desk)}
     for name, kind, *_ in metric_names.catalogue():
         short = name.removeprefix(metric_names.PREFIX)
@@ -175,7 +179,7 @@ def test_every_documented_metric_is_on_the_page(desk: Desk) -> None:
 def view_of(desk: Desk) -> Overview:
     assert desk.snapshot is not None
     view = overview(
-        desk.info, desk.config, desk.snapshot, desk.board, desk.words(), time.monotonic()
+        desk.info, desk.config, desk.snapshot, desk.counters, desk.words(), time.monotonic()
     )
     return msgspec.json.decode(msgspec.json.encode(view), type=Overview)
 
@@ -196,9 +200,9 @@ def test_the_overview_of_a_fresh_router_says_what_is_unknown(desk: Desk) -> None
 
 
 def test_the_overview_of_a_busy_router(desk: Desk) -> None:
-    layout = desk.board.layout
+    layout = desk.counters.layout
     h1, h2 = layout.endpoints["m", "h1"], layout.endpoints["m", "org/h2:1"]
-    for worker, row in enumerate(desk.board.rows):
+    for worker, row in enumerate(desk.counters.rows):
         row.cells[layout.worker.pid] = 100 + worker
         row.reals[layout.worker.alive_at_s] = time.monotonic()
         row.cells[h1.attempts], row.cells[h2.attempts] = 3, 1
@@ -206,8 +210,8 @@ def test_the_overview_of_a_busy_router(desk: Desk) -> None:
         row.cells[h1.inflight] = 2
         row.cells[h1.ttft_count], row.reals[h1.ttft_s] = 1, 0.1 * (worker + 1)
         row.cells[h1.prompt_tokens], row.reals[h1.s_per_token] = 300, 1e-4
-    desk.board.row(1).cells[h1.state] = STATES.index(State.EJECTED)
-    desk.board.row(1).reals[h1.base_s] = 0.04
+    desk.counters.row(1).cells[h1.state] = STATES.index(HealthState.EJECTED)
+    desk.counters.row(1).reals[h1.base_s] = 0.04
     desk.said = [
         WorkerWords(),
         WorkerWords(excluded={"m": {"h1": "ejected: 3 failures in a row"}}),

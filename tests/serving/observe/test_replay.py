@@ -12,13 +12,13 @@ from trainmesh.launcher.cli import main
 from trainmesh.serving.config.types import ShadowConfig
 from trainmesh.serving.decide.policies.scorers import BUILT_IN, load_scorers
 from trainmesh.serving.ledger.counterfactual import compare
-from trainmesh.serving.ledger.entry import Entry
+from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.reader import entries
 
 SCORERS = load_scorers()[0]
 
 
-def written(recorded: list[Entry]) -> list[Entry]:
+def written(recorded: list[LedgerEntry]) -> list[LedgerEntry]:
     """As they come back from a file."""
     return list(entries(msgspec.json.encode(entry) for entry in recorded))
 
@@ -59,7 +59,7 @@ def test_only_one_model_is_taken() -> None:
 
 def test_a_policy_that_is_not_installed_is_counted_or_refused() -> None:
     records = [
-        Entry(decision=msgspec.structs.replace(entry.decision, policy="gone"))
+        LedgerEntry(decision=msgspec.structs.replace(entry.decision, policy="gone"))
         for entry in written(serve(pool(), 20))
     ]
     found = compare(records, SCORERS)

@@ -2,7 +2,7 @@
 
 from trainmesh.serving.config.types import Config, EndpointConfig, ModelConfig
 from trainmesh.serving.control.startup import Startup
-from trainmesh.serving.signals.pulse import Pulse
+from trainmesh.serving.signals.probe_state import ProbeState
 
 
 def config(count: int) -> Config:
@@ -12,8 +12,8 @@ def config(count: int) -> Config:
     return Config(version=1, models={"m": ModelConfig(endpoints=endpoints)})
 
 
-UP = Pulse().passed(0.001, 1.0)
-LOADS = Pulse().failed("GET /health was answered with 503", 1.0)
+UP = ProbeState().passed(0.001, 1.0)
+LOADS = ProbeState().failed("GET /health was answered with 503", 1.0)
 
 
 def test_nothing_is_said_where_all_answer_at_once() -> None:
@@ -25,18 +25,22 @@ def test_nothing_is_said_where_all_answer_at_once() -> None:
 
 def test_it_names_what_is_awaited_when_that_changes_and_now_and_then() -> None:
     startup = Startup(0.0)
-    pulses = {"http://h0:1": UP, "http://h1:1": LOADS}
-    said = startup.look(config(3), pulses, 2.0)
+    probe_states = {"http://h0:1": UP, "http://h1:1": LOADS}
+    said = startup.look(config(3), probe_states, 2.0)
     assert said == (
         "waiting for 2 of 3 endpoints: h1 (GET /health was answered with 503), h2 (not asked yet)"
     )
-    assert startup.look(config(3), pulses, 3.0) == ""
-    pulses["http://h2:1"] = UP
-    assert startup.look(config(3), pulses, 4.0).startswith("waiting for 1 of 3 endpoints: h1 (")
-    assert startup.look(config(3), pulses, 33.9) == ""
-    assert startup.look(config(3), pulses, 34.0).startswith("waiting for 1 of 3 endpoints: h1 (")
-    pulses["http://h1:1"] = UP
-    assert startup.look(config(3), pulses, 35.0) == "all endpoints answer, after 35.0 s"
+    assert startup.look(config(3), probe_states, 3.0) == ""
+    probe_states["http://h2:1"] = UP
+    assert startup.look(config(3), probe_states, 4.0).startswith(
+        "waiting for 1 of 3 endpoints: h1 ("
+    )
+    assert startup.look(config(3), probe_states, 33.9) == ""
+    assert startup.look(config(3), probe_states, 34.0).startswith(
+        "waiting for 1 of 3 endpoints: h1 ("
+    )
+    probe_states["http://h1:1"] = UP
+    assert startup.look(config(3), probe_states, 35.0) == "all endpoints answer, after 35.0 s"
     assert startup.over
     assert startup.look(config(3), {}, 36.0) == ""
 

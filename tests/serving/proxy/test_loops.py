@@ -11,7 +11,7 @@ from tests.launchjob import place
 from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.running import running_router
 from tests.serving.tap import free_port
-from trainmesh.serving.proxy.loops import Way
+from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.replies.answers import Refusal
 
 ASK = b'{"model":"m","messages":[]}'
@@ -53,7 +53,7 @@ def test_two_routers_that_ask_each_other_end_at_once() -> None:
 
 
 def test_other_routers_are_passed() -> None:
-    way = Way(b"a-1")
+    way = ViaChain(b"a-1")
     way.check(None)
     way.check(b"a-12, b")
     assert way.field(None) == b"x-trainmesh-via: a-1\r\n"

@@ -7,10 +7,10 @@ import pytest
 from tests.serving.signals.builds import config
 from tests.serving.signals.test_graph import HOSTS, fabric
 from trainmesh.serving.cluster.cluster import TRAINING_S, Cluster
-from trainmesh.serving.cluster.mirror import Copy
 from trainmesh.serving.cluster.peers import MAX_ROUTERS, RouterState, router_prefix
+from trainmesh.serving.cluster.store_cache import Copy
 from trainmesh.serving.cluster.traffic import native_plan
-from trainmesh.serving.cluster.verdicts import Kind, Verdict, key_of
+from trainmesh.serving.cluster.verdicts import SubjectKind, Verdict, key_of
 from trainmesh.store.base import job_prefix
 from trainmesh.topology.document import dump
 from trainmesh.types import JobStatus, Plan
@@ -55,7 +55,7 @@ def test_a_job_uses_its_links_while_it_says_so(plan: Plan | None) -> None:
 def test_a_verdict_ends_by_itself() -> None:
     told = Told()
     verdict = Verdict(
-        kind=Kind.LINK,
+        kind=SubjectKind.LINK,
         subject="h3<->leaf1",
         reason="",
         owner="admin:eve",

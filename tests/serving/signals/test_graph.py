@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from trainmesh.serving.cluster.graph import Map, Way
+from trainmesh.serving.cluster.graph import Map, RoundTrip
 from trainmesh.serving.cluster.traffic import free_share, links_in_use, native_plan
-from trainmesh.serving.cluster.verdicts import Kind as On
+from trainmesh.serving.cluster.verdicts import SubjectKind as On
 from trainmesh.serving.cluster.verdicts import Verdict
 from trainmesh.serving.config.types import TrafficClass
-from trainmesh.topology.graph import Health, Kind, Link, LinkGraph, Node
+from trainmesh.topology.graph import Kind, Link, LinkGraph, LinkHealth, Node
 from trainmesh.topology.planner import choose
 from trainmesh.types import LinkCost, Plan
 
@@ -31,7 +31,7 @@ def fabric(*, spines: int = 2, quarantined: str = "") -> LinkGraph:
     return LinkGraph(
         nodes,
         [
-            replace(link, health=Health.QUARANTINED) if link.name == quarantined else link
+            replace(link, health=LinkHealth.QUARANTINED) if link.name == quarantined else link
             for link in links
         ],
     )
@@ -41,7 +41,7 @@ def verdict(kind: On, subject: str) -> Verdict:
     return Verdict(kind=kind, subject=subject, reason="flaps", owner="admin:eve", since_unix_s=1.0)
 
 
-def way(node: str, *verdicts: Verdict, here: str = "h0", spines: int = 2) -> Way:
+def way(node: str, *verdicts: Verdict, here: str = "h0", spines: int = 2) -> RoundTrip:
     found = Map(fabric(spines=spines), here, verdicts).way(node)
     assert found is not None
     return found

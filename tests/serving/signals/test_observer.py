@@ -15,7 +15,7 @@ from trainmesh.errors import GraphError
 from trainmesh.serving.cluster.cordons import CordonState
 from trainmesh.serving.cluster.peers import Load
 from trainmesh.serving.cluster.traffic import native_plan
-from trainmesh.serving.cluster.verdicts import Kind, Verdict, judge
+from trainmesh.serving.cluster.verdicts import SubjectKind, Verdict, judge
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.observer import Local, Observer
 from trainmesh.serving.control.snapshot import Snapshot
@@ -166,7 +166,7 @@ def test_a_training_jobs_graph_verdicts_and_traffic(etcd_url: str) -> None:
                 await until(lambda: first(observer).bandwidth_bytes_per_s == 1e8, "it yields")
                 assert first(observer).rtt_s == pytest.approx(800e-6)
                 verdict = Verdict(
-                    kind=Kind.LINK,
+                    kind=SubjectKind.LINK,
                     subject="h3<->leaf1",
                     reason="flaps",
                     owner="admin:eve",
@@ -180,7 +180,7 @@ def test_a_training_jobs_graph_verdicts_and_traffic(etcd_url: str) -> None:
                 store.put("/trainmesh/quarantine/node/x", b"broken")
                 await until(lambda: any("node/x" in line for line in lines), "it is said")
                 released = Verdict(
-                    kind=Kind.LINK,
+                    kind=SubjectKind.LINK,
                     subject="h3<->leaf1",
                     reason="",
                     owner="admin:eve",

@@ -13,7 +13,7 @@ from trainmesh.serving.config.types import EndpointConfig, Runtime
 from trainmesh.serving.signals.fetch import Fetcher
 from trainmesh.serving.signals.scrape import (
     PAGES,
-    Report,
+    EngineLoad,
     Scraped,
     Scraper,
     metrics_url,
@@ -52,7 +52,7 @@ def page(name: str) -> str:
 )
 def test_gauges(runtime: Runtime, name: str, queued: int, running: int, kv_use: float) -> None:
     found = read_page(PAGES[runtime], page(name), 5.0, Scraped())
-    assert found.report == Report(queued, running, kv_use, 5.0)
+    assert found.report == EngineLoad(queued, running, kv_use, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_counters_of_time_give_mean_numbers(
     runtime: Runtime, name: str, queued: int, running: int
 ) -> None:
     first = read_page(PAGES[runtime], page(name), 10.0, Scraped())
-    assert first.report == Report()  # one page says nothing yet
+    assert first.report == EngineLoad()  # one page says nothing yet
     second = read_page(PAGES[runtime], page(f"{name}-2s-later"), 12.0, first)
-    assert second.report == Report(queued, running, 0.0, 12.0)
+    assert second.report == EngineLoad(queued, running, 0.0, 12.0)
     restarted = read_page(PAGES[runtime], page(name), 14.0, second)
     assert restarted.report == second.report  # smaller counters are a new process's
 
@@ -73,18 +73,20 @@ def test_counters_of_time_give_mean_numbers(
 def test_a_gauge_and_a_counter_of_one_page() -> None:
     first = read_page(PAGES[Runtime.OVMS], page("ovms"), 10.0, Scraped())
     second = read_page(PAGES[Runtime.OVMS], page("ovms-2s-later"), 12.0, first)
-    assert second.report == Report(4, 5, 0.0, 12.0)
+    assert second.report == EngineLoad(4, 5, 0.0, 12.0)
 
 
 def test_what_a_page_does_not_have_keeps_its_age() -> None:
-    known = Scraped(Report(1, 2, 0.3, 4.0), at_s=4.0)
+    known = Scraped(EngineLoad(1, 2, 0.3, 4.0), at_s=4.0)
     for text in ("", "# nothing\n", "other_metric 1\n", "vllm:num_requests_waiting NaN\n"):
         assert read_page(PAGES[Runtime.VLLM], text, 9.0, known).report == known.report
 
 
 def test_values_out_of_range_are_cut() -> None:
     text = "tgi_queue_size -3\ntgi_batch_current_size 1e300\n"
-    assert read_page(PAGES[Runtime.TGI], text, 1.0, Scraped()).report == Report(0, 10**9, 0.0, 1.0)
+    assert read_page(PAGES[Runtime.TGI], text, 1.0, Scraped()).report == EngineLoad(
+        0, 10**9, 0.0, 1.0
+    )
     text = "vllm:kv_cache_usage_perc 7\n"
     assert read_page(PAGES[Runtime.VLLM], text, 1.0, Scraped()).report.kv_use == 1.0
 

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 
 from tests.serving.signals.builds import config
 from trainmesh.serving.cluster.cordons import Cordon, CordonState
-from trainmesh.serving.cluster.graph import Way
+from trainmesh.serving.cluster.graph import RoundTrip
 from trainmesh.serving.cluster.peers import Load
-from trainmesh.serving.cluster.verdicts import Kind, Verdict
+from trainmesh.serving.cluster.verdicts import SubjectKind, Verdict
 from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
 from trainmesh.serving.decide.types import EndpointSignal
 from trainmesh.serving.signals.gpu import Derate
-from trainmesh.serving.signals.pulse import DOWN_AFTER, Pulse
-from trainmesh.serving.signals.scrape import Report
+from trainmesh.serving.signals.probe_state import DOWN_AFTER, ProbeState
+from trainmesh.serving.signals.scrape import EngineLoad
 
 URL = "http://h:1"
 CONFIG = config([{"url": URL, "name": "a", "node": "h3", "revision": "r1"}])
 TWO = config([*msgspec.to_builtins(CONFIG.models["m"].endpoints), {"url": "http://h:2"}])
 """Another one, so that health checks have somebody to leave."""
-UNHEALTHY = Pulse(failures=DOWN_AFTER, problem="GET /health was answered with 503")
-NEAR = Pulse().passed(0.001, 5.0)
-FAR = Pulse().passed(0.1, 5.0)
+UNHEALTHY = ProbeState(failures=DOWN_AFTER, problem="GET /health was answered with 503")
+NEAR = ProbeState().passed(0.001, 5.0)
+FAR = ProbeState().passed(0.1, 5.0)
 
 
-def verdict(kind: Kind, subject: str) -> Verdict:
+def verdict(kind: SubjectKind, subject: str) -> Verdict:
     return Verdict(kind=kind, subject=subject, reason="bad", owner="admin:eve", since_unix_s=1.0)
 
 
@@ -40,9 +40,9 @@ def signal(seen: Observations, previous: Snapshot | None = None) -> EndpointSign
 
 
 EVERYTHING = Observations(
-    pulses={URL: replace(UNHEALTHY, rtts_s=(0.1,))},
-    ways={"h3": Way(blocked="link a->b in quarantine (admin:eve), on the way")},
-    verdicts=[verdict(Kind.ENDPOINT, "a"), verdict(Kind.NODE, "h3")],
+    probe_states={URL: replace(UNHEALTHY, rtts_s=(0.1,))},
+    ways={"h3": RoundTrip(blocked="link a->b in quarantine (admin:eve), on the way")},
+    verdicts=[verdict(SubjectKind.ENDPOINT, "a"), verdict(SubjectKind.NODE, "h3")],
     cordons=cordoned(CordonState.DRAIN),
     revisions={URL: ("r0",)},
 )
@@ -58,9 +58,9 @@ def test_the_first_reason_counts_and_the_next_one_follows() -> None:
         ("serves revision r0, not r1", {"revisions": {URL: ("r1",)}}),
         (
             "its round trip is beyond the limit of 80 ms: a client only",
-            {"pulses": {URL: replace(UNHEALTHY, rtts_s=(0.01,))}},
+            {"probe_states": {URL: replace(UNHEALTHY, rtts_s=(0.01,))}},
         ),
-        ("health checks fail: GET /health was answered with 503", {"pulses": {URL: NEAR}}),
+        ("health checks fail: GET /health was answered with 503", {"probe_states": {URL: NEAR}}),
         ("", {}),
     ]
     for reason, cure in reasons:
@@ -72,7 +72,7 @@ def test_the_first_reason_counts_and_the_next_one_follows() -> None:
 
 
 def test_an_endpoint_is_counted_on_once_a_check_has_gone_well() -> None:
-    unasked = Pulse()
+    unasked = ProbeState()
     refused = unasked.failed("no connection", 1.0)
     well = refused.passed(0.0, 2.0)
     once = well.failed("no connection", 3.0)
@@ -81,17 +81,17 @@ def test_an_endpoint_is_counted_on_once_a_check_has_gone_well() -> None:
     assert (well.unready, once.unready) == ("", "")
     thrice = once.failed("x", 4.0).failed("x", 5.0)
     assert thrice.unready == thrice.down != ""
-    first = assemble(TWO, Observations(pulses={URL: refused}), 1.0).signals["m"][0]
+    first = assemble(TWO, Observations(probe_states={URL: refused}), 1.0).signals["m"][0]
     assert (first.excluded, first.unready) == ("", refused.unready)
 
 
 def test_health_checks_alone_leave_somebody() -> None:
-    down = Observations(pulses={URL: UNHEALTHY, "http://h:2": UNHEALTHY})
+    down = Observations(probe_states={URL: UNHEALTHY, "http://h:2": UNHEALTHY})
     assert [one.excluded for one in assemble(TWO, down, 1.0).signals["m"]] == ["", ""]
     beside = replace(down, cordons={"": cordoned(CordonState.CORDON)["a"]})
     first, second = assemble(TWO, beside, 1.0).signals["m"]
     assert (first.excluded, second.excluded) == ("", "cordoned by admin:eve")
-    one = replace(down, pulses={URL: UNHEALTHY})
+    one = replace(down, probe_states={URL: UNHEALTHY})
     first, second = assemble(TWO, one, 1.0).signals["m"]
     assert "health checks fail" in first.excluded
     assert second.excluded == ""
@@ -101,33 +101,35 @@ def test_what_is_unknown_is_no_reason() -> None:
     found = signal(Observations())
     assert found == EndpointSignal(name="a", unready="not asked yet")
     assert signal(Observations(revisions={URL: ()})).excluded == ""
-    one_failure = Observations(pulses={URL: Pulse().failed("refused", 1.0)})
+    one_failure = Observations(probe_states={URL: ProbeState().failed("refused", 1.0)})
     assert signal(one_failure).excluded == ""
 
 
 @pytest.mark.parametrize(
-    ("pulse", "way", "estimate_s", "expected_s"),
+    ("probe_state", "way", "estimate_s", "expected_s"),
     [
-        (NEAR, Way(rtt_s=0.002), 0.003, 0.001),
-        (Pulse(), Way(rtt_s=0.002), 0.003, 0.002),
-        (Pulse(), None, 0.003, 0.003),
-        (Pulse(), None, 0.0, 0.0),
+        (NEAR, RoundTrip(rtt_s=0.002), 0.003, 0.001),
+        (ProbeState(), RoundTrip(rtt_s=0.002), 0.003, 0.002),
+        (ProbeState(), None, 0.003, 0.003),
+        (ProbeState(), None, 0.0, 0.0),
     ],
 )
 def test_measured_before_declared_before_estimated(
-    pulse: Pulse, way: Way | None, estimate_s: float, expected_s: float
+    probe_state: ProbeState, way: RoundTrip | None, estimate_s: float, expected_s: float
 ) -> None:
     seen = Observations(
-        pulses={URL: pulse}, ways={"h3": way} if way else {}, estimates_s={URL: estimate_s}
+        probe_states={URL: probe_state},
+        ways={"h3": way} if way else {},
+        estimates_s={URL: estimate_s},
     )
     found = signal(seen)
     assert found.rtt_s == expected_s
-    assert found.rtt_at_s == (5.0 if pulse.rtts_s else 0.0)
+    assert found.rtt_at_s == (5.0 if probe_state.rtts_s else 0.0)
 
 
 def test_an_endpoint_at_the_limit_does_not_come_and_go() -> None:
     def at(rtt_s: float) -> Observations:
-        return Observations(pulses={URL: Pulse().passed(rtt_s, 1.0)})
+        return Observations(probe_states={URL: ProbeState().passed(rtt_s, 1.0)})
 
     out = assemble(CONFIG, at(0.081), 1.0)
     assert "client only" in out.signals["m"][0].excluded
@@ -140,10 +142,10 @@ def test_an_endpoint_at_the_limit_does_not_come_and_go() -> None:
 
 def test_all_numbers_arrive() -> None:
     seen = Observations(
-        pulses={URL: NEAR},
-        reports={URL: Report(queued=3, running=4, kv_use=0.5, at_s=9.0)},
+        probe_states={URL: NEAR},
+        reports={URL: EngineLoad(queued=3, running=4, kv_use=0.5, at_s=9.0)},
         derates={URL: Derate(0.5, "GPU 0: hot")},
-        ways={"h3": Way(rtt_s=1.0, bandwidth_bytes_per_s=1e9)},
+        ways={"h3": RoundTrip(rtt_s=1.0, bandwidth_bytes_per_s=1e9)},
         loads={URL: Load(7, 800)},
         demand={"m": 2.5},
         routers=("r2",),
@@ -181,10 +183,12 @@ def test_all_numbers_arrive() -> None:
 @given(st.lists(st.one_of(st.none(), st.floats(1e-6, 10.0)), max_size=30))
 @settings(derandomize=True, max_examples=200)
 def test_three_failures_in_a_row_and_only_they_are_down(checks: list[float | None]) -> None:
-    pulse = Pulse()
+    probe_state = ProbeState()
     for number, rtt_s in enumerate(checks):
-        pulse = pulse.failed("x", number) if rtt_s is None else pulse.passed(rtt_s, number)
+        probe_state = (
+            probe_state.failed("x", number) if rtt_s is None else probe_state.passed(rtt_s, number)
+        )
         row = checks[: number + 1][-DOWN_AFTER:]
-        assert bool(pulse.down) == (row == [None] * DOWN_AFTER)
+        assert bool(probe_state.down) == (row == [None] * DOWN_AFTER)
     good = [rtt_s for rtt_s in checks if rtt_s is not None]
-    assert pulse.rtt_s == min(good[-8:], default=0.0)
+    assert probe_state.rtt_s == min(good[-8:], default=0.0)

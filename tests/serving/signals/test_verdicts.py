@@ -9,8 +9,8 @@ from trainmesh.errors import StoreError
 from trainmesh.serving.cluster.verdicts import (
     AUTOMATION,
     QUARANTINE,
-    Kind,
     Overruled,
+    SubjectKind,
     Verdict,
     in_force,
     judge,
@@ -27,7 +27,7 @@ def verdict(
     owner: str, since_unix_s: float = 1.0, *, until: float | None = None, released: bool = False
 ) -> Verdict:
     return Verdict(
-        kind=Kind.LINK,
+        kind=SubjectKind.LINK,
         subject="a->b",
         reason="",
         owner=owner,
@@ -132,11 +132,11 @@ def test_what_holds_now() -> None:
 def test_values_that_make_no_sense_are_named_and_left_out() -> None:
     good = verdict("admin:a")
     entries = {
-        key_of(Kind.LINK, "a->b"): encode(good),
-        key_of(Kind.LINK, "b->c"): encode(good),
-        key_of(Kind.NODE, "h1"): b"\x80\x04pickle",
-        key_of(Kind.NODE, "h2"): b'{"kind": "node"}',
-        key_of(Kind.NODE, "h3"): b"[" * 100_000,
+        key_of(SubjectKind.LINK, "a->b"): encode(good),
+        key_of(SubjectKind.LINK, "b->c"): encode(good),
+        key_of(SubjectKind.NODE, "h1"): b"\x80\x04pickle",
+        key_of(SubjectKind.NODE, "h2"): b'{"kind": "node"}',
+        key_of(SubjectKind.NODE, "h3"): b"[" * 100_000,
     }
     verdicts, problems = read_verdicts(entries)
     assert verdicts == [good]
@@ -147,7 +147,7 @@ def test_values_that_make_no_sense_are_named_and_left_out() -> None:
 
 def test_a_broken_value_does_not_stop_a_new_verdict() -> None:
     store = MemoryStore()
-    store.put(key_of(Kind.LINK, "a->b"), b"broken")
+    store.put(key_of(SubjectKind.LINK, "a->b"), b"broken")
     assert judge(store, verdict(AUTOMATION)) is None
     assert held(store).owner == AUTOMATION
 

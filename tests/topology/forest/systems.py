@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.sparse import lil_array
 
-from trainmesh.topology.flow import Network
+from trainmesh.topology.flow import FlowNetwork
 from trainmesh.topology.forest.trees import Arc
 
 Graph = tuple[list[str], dict[Arc, Fraction]]
@@ -137,7 +137,7 @@ def cut_optimum(given: Graph) -> Fraction:
         while True:
             scaled = [(a, b, c * x.denominator) for a, b, c in edges]
             scaled += [(source, r, x.numerator) for r in range(count)]
-            value, side = Network(source + 1, scaled).min_cut(source, rank)
+            value, side = FlowNetwork(source + 1, scaled).min_cut(source, rank)
             if value >= count * x.numerator:
                 break
             leaving = sum(c for a, b, c in edges if a in side and b not in side)

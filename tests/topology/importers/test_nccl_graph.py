@@ -4,7 +4,7 @@ import pytest
 
 from tests.topology.importers.recorded import GBps, text
 from trainmesh.errors import GraphError
-from trainmesh.topology.importers.nccl_graph import Channel, Gpu, Pattern, implied, parse
+from trainmesh.topology.importers.nccl_graph import ChannelGpu, NcclChannel, Pattern, implied, parse
 from trainmesh.topology.merge import merge
 
 
@@ -23,7 +23,7 @@ def test_rings_over_nvlink() -> None:
 def test_rings_through_the_network() -> None:
     graphs = parse(text("graph_four_gpus_sys.xml"), source="x")
     assert [graph.pattern for graph in graphs] == [Pattern.RING, Pattern.TREE, Pattern.TREE]
-    assert graphs[0].channels[0] == Channel(tuple(Gpu(dev) for dev in range(4)), (3, 0))
+    assert graphs[0].channels[0] == NcclChannel(tuple(ChannelGpu(dev) for dev in range(4)), (3, 0))
     graph = merge(implied(graphs, host="h"))
     # In at net3, through the GPUs, out at net0: nothing from the last GPU to the first.
     assert GBps(graph, "h/rank1->h/rank2") == 24.0
@@ -42,7 +42,11 @@ def test_ranks_and_hosts_as_newer_versions_write_them() -> None:
         "</channel></graph></graphs>"
     )
     [graph] = parse(dump, source="x")
-    assert graph.channels[0].gpus == (Gpu(0, 0, 4), Gpu(10, 0, 5), Gpu(3, 1, 6))
+    assert graph.channels[0].gpus == (
+        ChannelGpu(0, 0, 4),
+        ChannelGpu(10, 0, 5),
+        ChannelGpu(3, 1, 6),
+    )
     found = implied([graph], host="h")
     assert {node.name for node in found.nodes} == {"h/rank4", "h/rank5", "h-2/rank6"}
     with pytest.raises(GraphError, match=r"\Ax:1: the dump is of several hosts and says no ranks"):

@@ -12,7 +12,7 @@ from tests.needs import need
 from trainmesh.topology.document import load
 from trainmesh.topology.graph import LinkGraph, Provenance
 from trainmesh.topology.importers.nearness import Nearness
-from trainmesh.topology.importers.nvml import Gpu, Machine, fragment
+from trainmesh.topology.importers.nvml import Gpu, GpuMachine, fragment
 from trainmesh.topology.merge import merge
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -121,7 +121,7 @@ def test_no_driver_is_one_line(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_visible_is_noted() -> None:
     gpu = Gpu("A", "00000000:10:00.0", 80, 4, 16, (("00000000:99:00.0", 4),))
-    found = fragment(Machine((gpu,), ()), host="h")
+    found = fragment(GpuMachine((gpu,), ()), host="h")
     assert "4 NVLinks of h/rank0 lead to a GPU that is not visible here" in found.notes
     assert merge(found).world_size == 1
 
@@ -130,13 +130,13 @@ def test_a_gpu_that_is_the_far_end_of_its_own_links_is_noted() -> None:
     """As in some virtual machines, whose dumps show the same."""
     busids = ("00000001:00:00.0", "00000002:00:00.0")
     gpus = tuple(Gpu("A", busid, 80, 4, 16, ((busid, 12),)) for busid in busids)
-    found = fragment(Machine(gpus, ()), host="h")
+    found = fragment(GpuMachine(gpus, ()), host="h")
     assert "12 NVLinks of h/rank1 lead to itself and are left out" in found.notes
     assert {link.link_class for link in merge(found).links} == {"pcie"}
 
 
 def test_ranks_begin_where_they_are_told() -> None:
     gpus = tuple(Gpu("A", f"{index}", 80, 4, 16, (("", 12),)) for index in range(2))
-    found = fragment(Machine(gpus, ((0, 1, Nearness.PIX),)), host="b", first_rank=2)
+    found = fragment(GpuMachine(gpus, ((0, 1, Nearness.PIX),)), host="b", first_rank=2)
     assert found.ranks == (2, 3)
     assert json.dumps([link.name for link in found.links]).count("b/switch0") == 6

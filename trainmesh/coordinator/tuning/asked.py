@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.settings import AUTO, NO_CODEC, Knob
 from trainmesh.types import Algorithm, Asked
 from trainmesh.units import count, size
@@ -40,21 +40,23 @@ def _fresh(knob: str, value: str) -> Asked:
     return Asked(knob=knob, value=value, since_step=0 if is_native else None)
 
 
-def refused(asked: Iterable[Asked], why: str, regime: Regime | None = None) -> tuple[Asked, ...]:
-    """``asked`` when the ranks can't carry out ``regime`` (None: anything at all)."""
+def refused(
+    asked: Iterable[Asked], why: str, comm_config: CommConfig | None = None
+) -> tuple[Asked, ...]:
+    """``asked`` when the ranks can't carry out ``comm_config`` (None: anything at all)."""
     return tuple(
         replace(item, refusal=why)
-        if item.since_step is None and (regime is None or _is_in(item, regime))
+        if item.since_step is None and (comm_config is None or _is_in(item, comm_config))
         else item
         for item in asked
     )
 
 
-def in_force(asked: Iterable[Asked], regime: Regime, step: int) -> tuple[Asked, ...]:
-    """``asked`` when all ranks run ``regime`` from ``step`` on."""
+def in_force(asked: Iterable[Asked], comm_config: CommConfig, step: int) -> tuple[Asked, ...]:
+    """``asked`` when all ranks run ``comm_config`` from ``step`` on."""
     return tuple(
         replace(item, since_step=step, refusal="")
-        if item.since_step is None and _is_in(item, regime)
+        if item.since_step is None and _is_in(item, comm_config)
         else item
         for item in asked
     )
@@ -109,10 +111,10 @@ def name(item: Asked) -> str:
     return f"--{flag} {value}"
 
 
-def _is_in(item: Asked, regime: Regime) -> bool:
+def _is_in(item: Asked, comm_config: CommConfig) -> bool:
     has = {
-        Knob.PLAN: regime.plan.algorithm,
-        Knob.FUSION: str(regime.fusion_bytes),
-        Knob.CODEC: regime.codec,
+        Knob.PLAN: comm_config.plan.algorithm,
+        Knob.FUSION: str(comm_config.fusion_bytes),
+        Knob.CODEC: comm_config.codec,
     }
     return has.get(Knob(item.knob)) == item.value

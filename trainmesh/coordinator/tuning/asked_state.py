@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trainmesh.coordinator.tuning import asked, refusals
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.replicas import Replicas
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
@@ -36,12 +36,12 @@ class AskedState:
     def in_force(self, hint: Hint, step: int) -> None:
         """A rank runs ``hint`` from ``step`` on, and so all do: they have voted for it. The words
         of the others may be lost, or come after the end."""
-        self.items = asked.in_force(self.items, Regime.of(hint), step)
+        self.items = asked.in_force(self.items, CommConfig.of(hint), step)
 
     def refused(self, note: Note, hint: Hint | None) -> None:
         """A rank can't carry out one ``hint`` (None: not known which), or no hint at all."""
         if note.kind == "rejected" and hint is not None:
-            self.items = asked.refused(self.items, note.text, Regime.of(hint))
+            self.items = asked.refused(self.items, note.text, CommConfig.of(hint))
         elif note.kind == "hook_kept":
             why = f"the script's own communication hook {note.text} is kept"
             self.items = asked.refused(self.items, why)

@@ -1,8 +1,8 @@
 """When to suspect a link, and what probing may cost. Pure.
 
-Two signals: steps whose collectives take longer (or less long) than they did when the regime was
-settled, for several steps in a row; and, as long as a link is known to be slow, time: a plan that
-avoids it does not feel it heal.
+Two signals: steps whose collectives take longer (or less long) than when the configuration
+was settled, for several steps in a row; and, as long as a link is known to be slow, time: a plan
+that avoids it does not feel it heal.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from trainmesh.plan.codec_cost import (
     ADVISED_CODEC,
     FIRST_CODEC,
     LATER_CODEC,
+    CodecChoice,
     CodecCost,
-    Verdict,
     worth,
 )
 from trainmesh.units import duration
@@ -91,7 +91,7 @@ def _gain_s(cost: CodecCost, current: CodecCost | None, sending: Sending) -> flo
     return min(sending.exposed_s, _net_s(cost, sending) - now_s)
 
 
-def _worth(cost: CodecCost, sending: Sending) -> Verdict:
+def _worth(cost: CodecCost, sending: Sending) -> CodecChoice:
     """Break-even of all the step's bytes at once."""
     total = sum(sending.sizes)
     return worth(

@@ -9,7 +9,7 @@ from trainmesh.coordinator.tuning.settings import NO_CODEC
 from trainmesh.types import NOT_SENT, Algorithm, Hint, Plan
 from trainmesh.units import size
 
-__all__ = ["Regime", "grouped", "regime_words", "same_way"]
+__all__ = ["CommConfig", "grouped", "describe_comm_config", "same_way"]
 
 PIECES = ("nbytes", "num_chunks")
 """Fields of a plan that set the size of the pieces in which the bytes go their way."""
@@ -17,7 +17,7 @@ WAY = tuple(name for name in Plan.__struct_fields__ if name not in NOT_SENT and 
 
 
 @dataclass(frozen=True)
-class Regime:
+class CommConfig:
     """A plan, how many bytes are held back to be fused (0: none), and a codec."""
 
     plan: Plan
@@ -25,26 +25,26 @@ class Regime:
     codec: str = NO_CODEC
 
     @classmethod
-    def native(cls, world_size: int) -> Regime:
+    def native(cls, world_size: int) -> CommConfig:
         """What a job begins with."""
         order = tuple(range(world_size))
         return cls(Plan(algorithm=Algorithm.NATIVE, world_size=world_size, order=order))
 
     @classmethod
-    def of(cls, hint: Hint) -> Regime:
+    def of(cls, hint: Hint) -> CommConfig:
         return cls(hint.plan, hint.fusion_bytes, hint.codec)
 
     @property
     def words(self) -> str:
         """As in ``ring, fused to 8.00 MB, bf16``."""
-        return regime_words(self.plan.algorithm, self.fusion_bytes, self.codec)
+        return describe_comm_config(self.plan.algorithm, self.fusion_bytes, self.codec)
 
     def collectives(self, sizes: Sequence[int]) -> list[int]:
         """Bytes of each collective of a step whose buckets have ``sizes``."""
         return [sum(sizes[place] for place in group) for group in grouped(sizes, self.fusion_bytes)]
 
 
-def regime_words(algorithm: str, fusion_bytes: int, codec: str) -> str:
+def describe_comm_config(algorithm: str, fusion_bytes: int, codec: str) -> str:
     """As in ``ring, fused to 8.00 MB, bf16``."""
     fused = f", fused to {size(fusion_bytes)}" if fusion_bytes else ""
     coded = f", {codec}" if codec != NO_CODEC else ""

@@ -14,7 +14,7 @@ from trainmesh.coordinator.measure import MeasuredStep
 from trainmesh.coordinator.tuning.acceptance import delivers, harm, quicker
 from trainmesh.coordinator.tuning.calibration import Calibration
 from trainmesh.coordinator.tuning.codec_choice import Sending, advice, better_codec
-from trainmesh.coordinator.tuning.comm_config import Regime
+from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, overhead
 from trainmesh.coordinator.tuning.replan import Planned, predicted_s, replan
 from trainmesh.coordinator.tuning.settings import AUTO, NO_CODEC, Knob, Settings
@@ -37,7 +37,7 @@ class Trial:
     """A change that is to be judged: ``before`` was measured under ``previous``."""
 
     knob: Knob
-    previous: Regime
+    previous: CommConfig
     before: Sequence[MeasuredStep]
 
 
@@ -56,11 +56,11 @@ class Knobs:
         """Algorithms, knobs and codecs."""
         self._advised = False
 
-    def forgive(self) -> None:
+    def unblock(self) -> None:
         """The links have changed: what failed on them may do now."""
         self._refused.clear()
 
-    def refuse(self, trial: Trial, tried: Regime) -> None:
+    def block(self, trial: Trial, tried: CommConfig) -> None:
         """Don't try this again on these links."""
         refused = {Knob.PLAN: tried.plan.algorithm, Knob.CODEC: tried.codec}
         self._refused.add(str(refused.get(trial.knob, trial.knob)))
@@ -80,7 +80,7 @@ class Knobs:
         )
         return known is None
 
-    def asked_for(self, current: Regime) -> Regime:
+    def asked_for(self, current: CommConfig) -> CommConfig:
         """``current`` with what the user has fixed of fusion and codec."""
         fixed = self._settings
         fusion = current.fusion_bytes if fixed.fusion_bytes is None else fixed.fusion_bytes
@@ -90,7 +90,7 @@ class Knobs:
     def plan(
         self,
         steps: Sequence[MeasuredStep],
-        current: Regime,
+        current: CommConfig,
         graph: LinkGraph,
         *,
         degraded: bool,
@@ -109,8 +109,8 @@ class Knobs:
         )
 
     def fusion(
-        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
-    ) -> tuple[Regime, str]:
+        self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph
+    ) -> tuple[CommConfig, str]:
         """``current`` with the best fusion size, and why."""
         cost = self._cost(steps, current, graph)
         if not self._settings.finds_fusion or Knob.FUSION in self._refused or cost is None:
@@ -119,8 +119,8 @@ class Knobs:
         return replace(current, fusion_bytes=nbytes), reason
 
     def codec(
-        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
-    ) -> tuple[Regime, str]:
+        self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph
+    ) -> tuple[CommConfig, str]:
         """``current`` with the best codec, and why."""
         if self._settings.compression != AUTO:
             return current, ""
@@ -129,7 +129,7 @@ class Knobs:
         codec, reason = better_codec(self._costs, sending, current.codec, margin, refused)
         return replace(current, codec=codec), reason
 
-    def advice(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> str:
+    def advice(self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph) -> str:
         """What the user might choose that isn't chosen here; empty if nothing, or said before."""
         if self._settings.compression != AUTO or self._advised:
             return ""
@@ -138,7 +138,9 @@ class Knobs:
         self._advised = bool(words)
         return words
 
-    def judge(self, trial: Trial, tried: Regime, after: Sequence[MeasuredStep]) -> tuple[bool, str]:
+    def judge(
+        self, trial: Trial, tried: CommConfig, after: Sequence[MeasuredStep]
+    ) -> tuple[bool, str]:
         """Whether a change stays, and the numbers in words."""
         settings = self._settings
         least = settings.margin / 2
@@ -155,7 +157,7 @@ class Knobs:
         return quicker(trial.before, after, least=-least if turned_down else least)
 
     def learn(
-        self, trial: Trial, tried: Regime, after: Sequence[MeasuredStep], graph: LinkGraph
+        self, trial: Trial, tried: CommConfig, after: Sequence[MeasuredStep], graph: LinkGraph
     ) -> tuple[str, bool]:
         """Let what a new plan took count in later predictions.
 
@@ -180,18 +182,22 @@ class Knobs:
         return f"{changed} counts {factor:.2f} times its prediction now", surprise > SURPRISE
 
     def _miss(
-        self, steps: Sequence[MeasuredStep], regime: Regime, graph: LinkGraph
+        self, steps: Sequence[MeasuredStep], comm_config: CommConfig, graph: LinkGraph
     ) -> float | None:
         """Measured / predicted time of a step's collectives."""
-        predicted = predicted_s(regime.plan, graph, self._wire_sizes(steps[-1].sizes, regime))
+        predicted = predicted_s(
+            comm_config.plan, graph, self._wire_sizes(steps[-1].sizes, comm_config)
+        )
         return median(step.transfer_s for step in steps) / predicted if predicted else None
 
-    def _wire_sizes(self, sizes: Sequence[int], regime: Regime) -> list[int]:
+    def _wire_sizes(self, sizes: Sequence[int], comm_config: CommConfig) -> list[int]:
         """Bytes of each collective as they cross the links, for buckets of ``sizes``."""
-        ratio = self._ratio(regime)
-        return [max(1, round(nbytes / ratio)) for nbytes in regime.collectives(sizes)]
+        ratio = self._ratio(comm_config)
+        return [max(1, round(nbytes / ratio)) for nbytes in comm_config.collectives(sizes)]
 
-    def _sending(self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph) -> Sending:
+    def _sending(
+        self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph
+    ) -> Sending:
         whole = median(step.transfer_s / sum(step.sizes) for step in steps)
         cost = self._cost(steps, current, graph) or Overhead(0.0, whole)
         return Sending(
@@ -201,7 +207,7 @@ class Knobs:
             exposed_s=median(step.exposed_s for step in steps),
         )
 
-    def _uncompressed(self, cost: Overhead, current: Regime) -> Overhead:
+    def _uncompressed(self, cost: Overhead, current: CommConfig) -> Overhead:
         """What a collective would cost without the codec in force, whose coding is in ``cost``."""
         codec = self._costs.get(current.codec)
         if codec is None:
@@ -209,11 +215,11 @@ class Knobs:
         on_links = cost.s_per_byte - codec.encode_s_per_byte - codec.decode_s_per_byte
         return Overhead(cost.seconds / codec.num_collectives, max(0.0, on_links) * codec.ratio)
 
-    def _ratio(self, regime: Regime) -> float:
-        return self._costs[regime.codec].ratio if regime.codec in self._costs else 1.0
+    def _ratio(self, comm_config: CommConfig) -> float:
+        return self._costs[comm_config.codec].ratio if comm_config.codec in self._costs else 1.0
 
     def _cost(
-        self, steps: Sequence[MeasuredStep], current: Regime, graph: LinkGraph
+        self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph
     ) -> Overhead | None:
         """What a collective costs under ``current``."""
         known = self._overheads.get(current.plan.algorithm) if current.fusion_bytes else None
@@ -224,9 +230,9 @@ class Knobs:
         return cost
 
 
-def _s_per_byte(regime: Regime, step: MeasuredStep, graph: LinkGraph) -> float:
+def _s_per_byte(comm_config: CommConfig, step: MeasuredStep, graph: LinkGraph) -> float:
     """What the plan's model says; 0 where it has none."""
     total = sum(step.sizes)
-    predicted = predicted_s(regime.plan, graph, [total])
-    empty = predicted_s(regime.plan, graph, [0])
+    predicted = predicted_s(comm_config.plan, graph, [total])
+    empty = predicted_s(comm_config.plan, graph, [0])
     return (predicted - empty) / total if predicted and empty is not None else 0.0

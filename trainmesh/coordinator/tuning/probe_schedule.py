@@ -10,13 +10,13 @@ from trainmesh.coordinator.tuning.link_state import Links
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.types import PairTime
 
-__all__ = ["Prober"]
+__all__ = ["ProbeSchedule"]
 
 PATIENCE_S = 15.0
 """For the reports of a probe, once all ranks have switched."""
 
 
-class Prober:
+class ProbeSchedule:
     """The probes of one job."""
 
     def __init__(self, settings: Settings, links: Links) -> None:
@@ -49,7 +49,7 @@ class Prober:
         gap = gap_s(next_s, self._settings, urgent=urgent, in_vain=self.in_vain)
         return self.is_possible and now_s >= self._last_s + gap
 
-    def refuse(self) -> None:
+    def block(self) -> None:
         """The ranks can't probe: never ask again."""
         self._is_refused = True
 

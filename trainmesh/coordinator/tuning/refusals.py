@@ -11,7 +11,7 @@ from trainmesh.coordinator.tuning.replicas import Replicas
 from trainmesh.coordinator.tuning.settings import Knob
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import why_not
-from trainmesh.topology.request import Request
+from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Asked
 
 __all__ = ["TYPICAL_BYTES", "judged"]
@@ -42,7 +42,7 @@ def _refusal(item: Asked, replicas: Replicas, graph: LinkGraph, backend: str) ->
         return "each shard has one replica, so nothing is all-reduced"
     if item.knob == Knob.PLAN:
         executors = executors_of(backend, asked=True)
-        return why_not(item.value, graph, Request(TYPICAL_BYTES, executors=executors)) or ""
+        return why_not(item.value, graph, PlanRequest(TYPICAL_BYTES, executors=executors)) or ""
     if not replicas.are_all:
         return f"{NOUNS[Knob(item.knob)]} is for DDP, and this job is FSDP2's"
     return NOBODY if replicas.size == 1 else ""

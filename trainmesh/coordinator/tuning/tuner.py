@@ -14,10 +14,10 @@ from enum import StrEnum
 
 from trainmesh.coordinator.measure import MeasuredStep, StepWindow
 from trainmesh.coordinator.tuning.change_detection import baseline, change
-from trainmesh.coordinator.tuning.comm_config import Regime, same_way
+from trainmesh.coordinator.tuning.comm_config import CommConfig, same_way
 from trainmesh.coordinator.tuning.knobs import Knobs, Trial
 from trainmesh.coordinator.tuning.link_state import Links
-from trainmesh.coordinator.tuning.probe_schedule import Prober
+from trainmesh.coordinator.tuning.probe_schedule import ProbeSchedule
 from trainmesh.coordinator.tuning.replan import Planned
 from trainmesh.coordinator.tuning.settings import Knob, Settings
 from trainmesh.errors import GraphError, PlanError
@@ -25,15 +25,15 @@ from trainmesh.plan.codec_cost import CodecCost
 from trainmesh.topology.measure.fit import fit_class
 from trainmesh.types import Algorithm, Choice, ClassFit, Hint, PairTime
 
-__all__ = ["Pilot", "Proposal", "Turn"]
+__all__ = ["Tuner", "Proposal", "Turn"]
 
-MAX_CAUTION = 6
+MAX_FAILED_SWITCHES = 6
 WARM_UP_STEPS = 2
 """After a switch: buffers are made, TCP opens its windows."""
 
 
-class Phase(StrEnum):
-    """MEASURE the regime in force, wait for all ranks to SWITCH, for the reports of a PROBE,
+class TunerPhase(StrEnum):
+    """MEASURE the configuration in force, wait for all ranks to SWITCH, for the reports of a PROBE,
     VERIFY a change, SETTLED."""
 
     MEASURE = "measure"
@@ -47,7 +47,7 @@ class Phase(StrEnum):
 class Proposal:
     """What all ranks are to do next; ``probe_bytes`` as in a Hint."""
 
-    regime: Regime
+    comm_config: CommConfig
     reason: str
     probe_bytes: int = 0
     trial: Trial | None = None
@@ -66,28 +66,28 @@ class Turn:
         self.words.append((kind, text))
 
 
-class Pilot:
+class Tuner:
     """Decides about one start of a job's processes, from when all ranks are known."""
 
     def __init__(self, settings: Settings, links: Links, world_size: int, backend: str) -> None:
         self.links = links
         self.knobs = Knobs(settings, backend)
-        self.prober = Prober(settings, links)
+        self.prober = ProbeSchedule(settings, links)
         self._settings = settings
-        self._current = Regime.native(world_size)
-        self._phase = Phase.MEASURE
+        self._current = CommConfig.native(world_size)
+        self._phase = TunerPhase.MEASURE
         self._proposal: Proposal | None = None
         self._awaited: Hint | None = None
         self._trial: Trial | None = None
-        self._way_back: Proposal | None = None
+        self._rollback: Proposal | None = None
         """To be proposed until it is in force."""
         self._is_current_known = True
-        self.proven: Regime | None = None
-        """The last regime that was judged and stayed, or with which the job was settled."""
+        self.proven: CommConfig | None = None
+        """The last configuration that was judged and stayed, or with which the job was settled."""
         self._evidence = _Evidence(settings.min_steps)
-        self._doubt = ""
+        self._reprobe_reason = ""
         """Why what is believed of the links may be wrong; empty if there is no reason."""
-        self._obeys = True
+        self._applies_user_settings = True
         self._denied: int | None = None
         """The version of the links on which the plan that was asked for can't be made."""
         self._refit = True
@@ -95,73 +95,73 @@ class Pilot:
         """For which links and algorithm it was said that the plan stays."""
         self._usual_s: dict[tuple[int, ...], float] = {}
         self._next_plan_s = -math.inf
-        self._caution = 0
+        self._failed_switches = 0
         """Plans that were taken back, less those that stayed: each doubles the time to the next."""
 
     @property
     def awaited(self) -> Hint | None:
         """The hint that the ranks are to take up; None if none is on its way."""
-        return self._awaited if self._phase is Phase.SWITCH else None
+        return self._awaited if self._phase is TunerPhase.SWITCH else None
 
-    def take_up(self, regime: Regime, reason: str) -> None:
-        """Have the ranks run ``regime``, whatever they run now: it is what they ran before a
+    def take_up(self, comm_config: CommConfig, reason: str) -> None:
+        """Have the ranks run ``comm_config``, whatever they run now: it is what they ran before a
         restart, or nobody knows what is in force."""
-        self._way_back = Proposal(regime, reason)
+        self._rollback = Proposal(comm_config, reason)
         self._is_current_known = False
-        if regime.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
-            self._doubt = "the plan in force is from before"
+        if comm_config.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
+            self._reprobe_reason = "the plan in force is from before"
 
     def hint(self, hint: Hint) -> None:
         """The store holds ``hint`` now; the ranks will switch to it, or reject it."""
         own, self._proposal = self._proposal, None
-        is_own = own is not None and _same(own.regime, Regime.of(hint))
+        is_own = own is not None and _same(own.comm_config, CommConfig.of(hint))
         if own is not None and is_own:
             self._trial = own.trial
-        elif self.awaited is None or not _same(Regime.of(self.awaited), Regime.of(hint)):
+        elif self.awaited is None or not _same(CommConfig.of(self.awaited), CommConfig.of(hint)):
             self._trial = None  # else the same again, under another epoch
         else:
             is_own = True
-        self._way_back = None
+        self._rollback = None
         self._awaited = hint
         if not is_own and hint.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
-            self._doubt = "the plan in force is from before"
-        self._phase = Phase.SWITCH
+            self._reprobe_reason = "the plan in force is from before"
+        self._phase = TunerPhase.SWITCH
 
     def switched(self, hint: Hint, step: int, now_s: float) -> None:
         """All ranks run ``hint`` from ``step`` on."""
-        new = Regime.of(hint)
+        new = CommConfig.of(hint)
         if not _same(new, self._current) or not self._is_current_known:
             self._is_current_known = True
             self._evidence = _Evidence(self._settings.min_steps, hint.epoch, step + WARM_UP_STEPS)
         if not same_way(new.plan, self._current.plan):
-            self._next_plan_s = now_s + self._settings.min_plan_s * 2**self._caution
+            self._next_plan_s = now_s + self._settings.min_plan_s * 2**self._failed_switches
         self._current = new
-        if self._phase is not Phase.SWITCH or hint != self._awaited:
+        if self._phase is not TunerPhase.SWITCH or hint != self._awaited:
             return
         if hint.probe_bytes:
             self.prober.begin(hint.epoch, now_s)
-            self._phase = Phase.PROBE
+            self._phase = TunerPhase.PROBE
         else:
-            self._phase = Phase.VERIFY if self._trial is not None else Phase.MEASURE
+            self._phase = TunerPhase.VERIFY if self._trial is not None else TunerPhase.MEASURE
 
     def rejected(self, epoch: int) -> None:
         """Some rank can't carry ``epoch`` out; all stay as they are."""
         hint = self._awaited
-        if hint is None or hint.epoch != epoch or self._phase is not Phase.SWITCH:
+        if hint is None or hint.epoch != epoch or self._phase is not TunerPhase.SWITCH:
             return
         if self._trial is not None:
-            self.knobs.refuse(self._trial, Regime.of(hint))
+            self.knobs.block(self._trial, CommConfig.of(hint))
         elif hint.probe_bytes:
-            self.prober.refuse()
+            self.prober.block()
         else:
-            self._obeys = False
+            self._applies_user_settings = False
         self._trial = None
-        self._phase = Phase.MEASURE
+        self._phase = TunerPhase.MEASURE
 
     def codec_cost(self, cost: CodecCost) -> None:
         """What a rank reports of a codec: of one that wasn't known, it may be time to try it."""
-        if self.knobs.see_cost(cost) and self._phase is Phase.SETTLED:
-            self._phase = Phase.MEASURE
+        if self.knobs.see_cost(cost) and self._phase is TunerPhase.SETTLED:
+            self._phase = TunerPhase.MEASURE
 
     def pairs(self, pairs: Iterable[PairTime]) -> None:
         """What ranks report of a probe."""
@@ -171,27 +171,27 @@ class Pilot:
         """The leader's turn, about once a second: publish, judge, watch or leave alone."""
         turn = Turn()
         steps = self._evidence.of(window)
-        if self._phase is Phase.PROBE and self.prober.is_over(now_s):
+        if self._phase is TunerPhase.PROBE and self.prober.is_over(now_s):
             self._finish_probe(turn)
-        if self._way_back is not None:
-            turn.proposal = self._way_back
-        elif self._phase is Phase.MEASURE:
-            self._obey(steps, turn)
+        if self._rollback is not None:
+            turn.proposal = self._rollback
+        elif self._phase is TunerPhase.MEASURE:
+            self._apply_user_settings(steps, turn)
             if turn.proposal is None and self._evidence.is_enough(steps):
                 self._improve(steps, now_s, turn)
-        elif self._phase is Phase.VERIFY and self._evidence.is_enough(steps):
+        elif self._phase is TunerPhase.VERIFY and self._evidence.is_enough(steps):
             self._verify(steps, turn)
-        elif self._phase is Phase.SETTLED:
+        elif self._phase is TunerPhase.SETTLED:
             self._watch(steps, now_s, turn)
         self._proposal = turn.proposal
         return turn
 
-    def _obey(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
+    def _apply_user_settings(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
         """Do what the user has asked for, which needs no evidence: not a step, and not the links,
         on which the plan is made anew when they are known."""
         only = self._settings.only
         wanted = self.knobs.asked_for(self._current)
-        if not self._obeys:
+        if not self._applies_user_settings:
             return
         reason = f"asked for: {wanted.words}"
         version = self.links.now.version
@@ -211,20 +211,20 @@ class Pilot:
             return
         current, graph = self._current, self.links.now
         for knob, best in ((Knob.FUSION, self.knobs.fusion), (Knob.CODEC, self.knobs.codec)):
-            regime, reason = best(steps, current, graph)
-            if regime != current:
-                turn.proposal = Proposal(regime, reason, trial=Trial(knob, current, steps))
+            comm_config, reason = best(steps, current, graph)
+            if comm_config != current:
+                turn.proposal = Proposal(comm_config, reason, trial=Trial(knob, current, steps))
                 return
         if words := self.knobs.advice(steps, current, graph):
             turn.say("note", words)
         self._usual_s = baseline(steps)
         self._evidence = self._evidence.settled(steps)
         self.proven = current
-        self._phase = Phase.SETTLED
+        self._phase = TunerPhase.SETTLED
 
     def _ask_links(self, now_s: float, turn: Turn) -> bool:
         """Probe, where no plan can be made without; True if the ranks are to do it now."""
-        doubt = "no topology is given" if self.links.are_unknown else self._doubt
+        doubt = "no topology is given" if self.links.are_unknown else self._reprobe_reason
         if not doubt or not self.prober.is_due(now_s, urgent=True):
             return False
         self._probe(f"measure the links: {doubt}", turn)
@@ -281,20 +281,22 @@ class Pilot:
         assert trial is not None  # noqa: S101 - the phase says so
         stays, words = self.knobs.judge(trial, self._current, steps)
         learned, is_odd = self.knobs.learn(trial, self._current, steps, self.links.now)
-        self._doubt = "the new plan is far from its prediction" if is_odd else self._doubt
+        self._reprobe_reason = (
+            "the new plan is far from its prediction" if is_odd else self._reprobe_reason
+        )
         words = f"{self._current.words}: {words}" + (f" ({learned})" if learned else "")
-        self._phase = Phase.MEASURE
+        self._phase = TunerPhase.MEASURE
         if stays:
             self.proven = self._current
             self._said = self._topic
-            self._caution = max(0, self._caution - 1)
+            self._failed_switches = max(0, self._failed_switches - 1)
             turn.say("fit", f"{words}; it stays")
             return
-        self._caution = min(MAX_CAUTION, self._caution + 1)
-        self.knobs.refuse(trial, self._current)
+        self._failed_switches = min(MAX_FAILED_SWITCHES, self._failed_switches + 1)
+        self.knobs.block(trial, self._current)
         turn.say("revert", f"{words}: back to {trial.previous.words}")
-        self._way_back = Proposal(trial.previous, f"taken back: {words}")
-        turn.proposal = self._way_back
+        self._rollback = Proposal(trial.previous, f"taken back: {words}")
+        turn.proposal = self._rollback
 
     def _watch(self, steps: Sequence[MeasuredStep], now_s: float, turn: Turn) -> None:
         """Look for a change in the steps since the job was settled."""
@@ -314,17 +316,17 @@ class Pilot:
             self._probe(f"measure the links: {text}", turn)
         elif not self.prober.is_possible:
             self._evidence = self._evidence.changed(fresh[-count].step, count)
-            self._phase = Phase.MEASURE
+            self._phase = TunerPhase.MEASURE
             self._refit = True
-            self.knobs.forgive()
+            self.knobs.unblock()
             turn.say("fit", text)
 
     def _finish_probe(self, turn: Turn) -> None:
         words = self.prober.finish()
-        self._phase = Phase.MEASURE
-        self._doubt = ""
+        self._phase = TunerPhase.MEASURE
+        self._reprobe_reason = ""
         if words:
-            self.knobs.forgive()
+            self.knobs.unblock()
         if words is None:
             turn.say("warning", "probe: no rank has reported what it measured")
         elif words or self.prober.in_vain == 1:  # said once: they are repeated as long as needed
@@ -332,8 +334,8 @@ class Pilot:
 
 
 class _Evidence:
-    """Which measured steps say how things are now: those since the regime in force was taken up,
-    whatever was probed meanwhile, or since something has changed."""
+    """Which measured steps say how things are now: those since the configuration in force was
+    taken up, whatever was probed meanwhile, or since something has changed."""
 
     def __init__(
         self, needed: int, epoch: int = 0, first: int = 0, settled: int | None = None
@@ -363,5 +365,5 @@ class _Evidence:
         return _Evidence(needed, self._epoch, first)
 
 
-def _same(a: Regime, b: Regime) -> bool:
+def _same(a: CommConfig, b: CommConfig) -> bool:
     return same_way(a.plan, b.plan) and a.fusion_bytes == b.fusion_bytes and a.codec == b.codec

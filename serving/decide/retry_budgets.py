@@ -8,9 +8,9 @@ from trainmesh.serving.config.types import HedgeConfig, RetryConfig
 from trainmesh.serving.decide.budget import Budget
 from trainmesh.serving.decide.client_errors import ClientErrors
 from trainmesh.serving.decide.learn.histogram import TtftQuantiles
-from trainmesh.serving.decide.types import Facts
+from trainmesh.serving.decide.types import RequestFacts
 
-__all__ = ["Extras"]
+__all__ = ["RetryBudgets"]
 
 RETRY_FLOOR_PER_S: Final = 5.0
 RETRY_BURST: Final = 50.0
@@ -24,7 +24,7 @@ after one to four good trials."""
 NEVER_S: Final = float("inf")
 
 
-class Extras:
+class RetryBudgets:
     """The budgets of a pool, and the TTFT quantile that a hedge waits for."""
 
     __slots__ = (
@@ -71,29 +71,29 @@ class Extras:
         """Takes one retry from the budget; ``attempts`` were made."""
         return attempts < self._retry.attempts and self._retries.take(1.0, now_s)
 
-    def may_try(self, facts: Facts, now_s: float) -> bool:
+    def may_try(self, facts: RequestFacts, now_s: float) -> bool:
         """Takes a copy's tokens from the budget."""
         return self._trials.take(trial_tokens(facts), now_s)
 
-    def cost_nothing(self, facts: Facts) -> None:
+    def cost_nothing(self, facts: RequestFacts) -> None:
         """The copy was not answered."""
         self._trials.give_back(trial_tokens(facts))
 
-    def hedge_delay_s(self, facts: Facts) -> float:
+    def hedge_delay_s(self, facts: RequestFacts) -> float:
         """How long the first attempt has before a hedge; infinite: there will be none."""
         if not self._hedge.enabled or self._hedge.budget <= 0:
             return NEVER_S
         delay_s = self._quantiles.get_s(facts.prompt_tokens, facts.stream)
         return max(delay_s, self._hedge.min_delay_s)
 
-    def may_hedge(self, facts: Facts, load: float, now_s: float) -> bool:
+    def may_hedge(self, facts: RequestFacts, load: float, now_s: float) -> bool:
         """Takes a hedge's tokens from the budget; ``load`` of the pool in [0, 1]."""
         if not self._hedge.enabled or load > self._hedge.max_load:
             return False
         return self._hedges.take(facts.prompt_tokens + facts.output_tokens, now_s)
 
 
-def trial_tokens(facts: Facts) -> int:
+def trial_tokens(facts: RequestFacts) -> int:
     """What a copy makes an endpoint do: it is cancelled at the first byte, which comes after the
     first token of a stream, and with the last of any other answer."""
     return facts.prompt_tokens + (1 if facts.stream else facts.output_tokens)

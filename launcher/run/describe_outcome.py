@@ -7,7 +7,7 @@ import signal
 from trainmesh.types import Failure, Outcome
 from trainmesh.units import count
 
-__all__ = ["attempts_words", "failure_words", "outcome_title"]
+__all__ = ["describe_attempts", "describe_failure", "outcome_title"]
 
 MAX_NAMED = 8
 
@@ -27,12 +27,12 @@ def outcome_title(outcome: Outcome | None, num_steps: int, num_known_steps: int 
     if outcome.signal:
         return f"The job was stopped by {outcome.signal} {after} ({code})"
     if outcome.failures and not outcome.why:
-        return f"The job failed {after} ({code}): {failure_words(outcome.failures[0])}"
+        return f"The job failed {after} ({code}): {describe_failure(outcome.failures[0])}"
     why = f": {outcome.why}" if outcome.why else ""
     return f"The job failed {after} ({code}){why}"
 
 
-def failure_words(failure: Failure) -> str:
+def describe_failure(failure: Failure) -> str:
     """``rank 1 ended with exit code 3``."""
     who = f"local rank {failure.local_rank}" if failure.rank is None else f"rank {failure.rank}"
     if failure.exit_code < 0:
@@ -42,7 +42,7 @@ def failure_words(failure: Failure) -> str:
     return f"{who} {how}" + (f" ({failure.text})" if failure.text else "")
 
 
-def attempts_words(outcome: Outcome | None) -> list[str]:
+def describe_attempts(outcome: Outcome | None) -> list[str]:
     """A sentence for the other workers of the last attempt that failed, and one for each earlier
     attempt."""
     if outcome is None or not outcome.failures:
@@ -53,10 +53,10 @@ def attempts_words(outcome: Outcome | None) -> list[str]:
     others = [failure for failure in outcome.failures[1:] if failure.attempt == last]
     if gave_up and others:
         more = "; ..." if len(others) > MAX_NAMED else ""
-        named = "; ".join(map(failure_words, others[:MAX_NAMED]))
+        named = "; ".join(map(describe_failure, others[:MAX_NAMED]))
         words.append(f"Then, as torchrun ends the others when one has failed: {named}{more}.")
     words += [
-        f"Attempt {failure.attempt + 1} of torchrun failed: {failure_words(failure)}."
+        f"Attempt {failure.attempt + 1} of torchrun failed: {describe_failure(failure)}."
         for failure in outcome.failures
         if failure.attempt < last
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["DOWN_AFTER", "Pulse"]
+__all__ = ["DOWN_AFTER", "ProbeState"]
 
 DOWN_AFTER = 3
 """Failed checks in a row after which an endpoint gets no requests; one success ends it."""
@@ -13,7 +13,7 @@ KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class ProbeState:
     """``rtts_s``: the newest round trips, the oldest first. ``problem``: why the last check
     failed, empty if it did not. All is unknown at first, which is not unhealthy."""
 
@@ -23,11 +23,13 @@ class Pulse:
     problem: str = ""
     checked_at_s: float = 0.0
 
-    def passed(self, rtt_s: float, now_s: float) -> Pulse:
+    def passed(self, rtt_s: float, now_s: float) -> ProbeState:
         """After a check that went well."""
-        return Pulse(rtts_s=(*self.rtts_s[1 - KEPT :], rtt_s), rtt_at_s=now_s, checked_at_s=now_s)
+        return ProbeState(
+            rtts_s=(*self.rtts_s[1 - KEPT :], rtt_s), rtt_at_s=now_s, checked_at_s=now_s
+        )
 
-    def failed(self, problem: str, now_s: float) -> Pulse:
+    def failed(self, problem: str, now_s: float) -> ProbeState:
         """After one that did not."""
         return replace(self, failures=self.failures + 1, problem=problem, checked_at_s=now_s)
 

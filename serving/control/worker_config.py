@@ -13,7 +13,7 @@ from trainmesh.rundir import write_atomically
 from trainmesh.serving.config.types import Config
 from trainmesh.wire import decode, encode
 
-__all__ = ["CUT_SHORT", "MAX_BYTES", "FileWatch", "Orders", "read_orders", "write_orders"]
+__all__ = ["CUT_SHORT", "MAX_BYTES", "FileWatch", "WorkerConfig", "read_orders", "write_orders"]
 
 CUT_SHORT = signal.SIGUSR1
 """A worker that gets it ends what is on its way. No signal that others send to all processes of a
@@ -21,9 +21,9 @@ service, such as SIGTERM: that must not cut what the first one lets finish."""
 MAX_BYTES = 64 << 20
 
 
-class Orders(Struct, frozen=True, kw_only=True):
-    """``config.json``. ``generation`` grows with each reload and names the board; ``host`` and
-    ``port`` are where workers listen (a port is chosen once, also where the config has 0)."""
+class WorkerConfig(Struct, frozen=True, kw_only=True):
+    """``config.json``. ``generation`` grows with each reload and names the counters file; ``host``
+    and ``port`` are where workers listen (a port is chosen once, also where the config has 0)."""
 
     generation: int
     config: Config
@@ -33,12 +33,12 @@ class Orders(Struct, frozen=True, kw_only=True):
     """The token issuer's keys (RFC 7517), fetched by the control process."""
 
 
-def write_orders(path: Path, orders: Orders) -> None:
+def write_orders(path: Path, worker_config: WorkerConfig) -> None:
     """Replace the file."""
-    write_atomically(path, encode(orders))
+    write_atomically(path, encode(worker_config))
 
 
-def read_orders(path: Path) -> Orders:
+def read_orders(path: Path) -> WorkerConfig:
     """Read the file.
 
     Raises:
@@ -48,7 +48,7 @@ def read_orders(path: Path) -> Orders:
         data = path.read_bytes()
     except OSError as error:
         raise WireError(f"{path}: {error.strerror}") from error
-    return decode(data, Orders, what=str(path), max_bytes=MAX_BYTES)
+    return decode(data, WorkerConfig, what=str(path), max_bytes=MAX_BYTES)
 
 
 class FileWatch:

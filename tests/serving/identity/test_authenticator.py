@@ -19,8 +19,8 @@ from trainmesh.serving.config.types import (
     TenantConfig,
 )
 from trainmesh.serving.identity import admin_token
-from trainmesh.serving.identity import gate as gate_module
-from trainmesh.serving.identity.gate import Admin, Gate, Tenant
+from trainmesh.serving.identity import authenticator as gate_module
+from trainmesh.serving.identity.authenticator import AdminIdentity, Authenticator, Tenant
 from trainmesh.serving.identity.refused import Refused
 
 OWN = Issuer()
@@ -47,17 +47,17 @@ def name(found: Tenant | Refused) -> str:
 
 
 def test_without_tenants_everybody_is_anonymous() -> None:
-    gate = Gate(config())
-    assert name(gate.identify(None)) == "anonymous"
-    assert name(gate.identify(b"Bearer whatever")) == "anonymous"
-    assert gate.identify(None) is gate.identify(b"x", ("spiffe://x",))
+    authenticator = Authenticator(config())
+    assert name(authenticator.identify(None)) == "anonymous"
+    assert name(authenticator.identify(b"Bearer whatever")) == "anonymous"
+    assert authenticator.identify(None) is authenticator.identify(b"x", ("spiffe://x",))
 
 
 def test_a_key_is_its_tenant() -> None:
-    gate = Gate(config(a=ALPHA))
+    authenticator = Authenticator(config(a=ALPHA))
     for header in (b"Bearer " + KEY, b"bearer  " + KEY + b" ", b"BEARER " + KEY):
         for _ in range(2):  # the second time from memory
-            assert name(gate.identify(header)) == "a"
+            assert name(authenticator.identify(header)) == "a"
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_key_is_its_tenant() -> None:
     ],
 )
 def test_anything_else_is_refused_in_openai_s_form(header: bytes | None) -> None:
-    gate = Gate(config(a=ALPHA))
-    found = gate.identify(header)
+    authenticator = Authenticator(config(a=ALPHA))
+    found = authenticator.identify(header)
     assert isinstance(found, Refused)
     assert (found.status, found.challenge) == (401, b'Bearer realm="trainmesh"')
     error = msgspec.json.decode(found.body)["error"]
@@ -94,99 +94,102 @@ def test_anything_else_is_refused_in_openai_s_form(header: bytes | None) -> None
 def test_a_token_is_the_tenant_of_its_subject_until_it_expires() -> None:
     now_s = time.time()
     clock = [now_s]
-    gate = Gate(config(CONFIG, b=BETA), unix_s=lambda: clock[0])
+    authenticator = Authenticator(config(CONFIG, b=BETA), unix_s=lambda: clock[0])
     header = b"Bearer " + OWN.token(roles=["x"], exp=int(now_s) + 30)
-    assert name(gate.identify(header)) == "invalid_token"
-    gate.set_keys(OWN.jwks())
-    found = gate.identify(header)
+    assert name(authenticator.identify(header)) == "invalid_token"
+    authenticator.set_keys(OWN.jwks())
+    found = authenticator.identify(header)
     assert isinstance(found, Tenant)
     assert (found.name, found.roles, found.subject) == ("b", frozenset(("x", "admin")), "alice")
-    assert gate.identify(header) is found
+    assert authenticator.identify(header) is found
     clock[0] += 31
-    assert gate.identify(header) is not found, "it was remembered too long"
+    assert authenticator.identify(header) is not found, "it was remembered too long"
 
 
 def test_new_keys_of_the_issuer_count_at_once_for_remembered_tokens() -> None:
-    gate = Gate(config(CONFIG, b=BETA))
-    gate.set_keys(OWN.jwks())
+    authenticator = Authenticator(config(CONFIG, b=BETA))
+    authenticator.set_keys(OWN.jwks())
     header = b"Bearer " + OWN.token()
-    assert name(gate.identify(header)) == "b"
-    gate.set_keys(Issuer().jwks())
-    assert name(gate.identify(header)) == "invalid_token"
+    assert name(authenticator.identify(header)) == "b"
+    authenticator.set_keys(Issuer().jwks())
+    assert name(authenticator.identify(header)) == "invalid_token"
 
 
 def test_a_valid_token_of_nobody_is_forbidden() -> None:
-    gate = Gate(config(CONFIG, b=BETA))
-    gate.set_keys(OWN.jwks())
-    found = gate.identify(b"Bearer " + OWN.token(sub="mallory"))
+    authenticator = Authenticator(config(CONFIG, b=BETA))
+    authenticator.set_keys(OWN.jwks())
+    found = authenticator.identify(b"Bearer " + OWN.token(sub="mallory"))
     assert isinstance(found, Refused)
     assert (found.status, found.code, found.challenge) == (403, "tenant_unknown", b"")
 
 
 def test_with_an_issuer_and_no_tenants_a_token_is_enough_and_needed() -> None:
-    gate = Gate(config(CONFIG))
-    gate.set_keys(OWN.jwks())
-    assert name(gate.identify(None)) == "invalid_api_key"
-    found = gate.identify(b"Bearer " + OWN.token())
+    authenticator = Authenticator(config(CONFIG))
+    authenticator.set_keys(OWN.jwks())
+    assert name(authenticator.identify(None)) == "invalid_api_key"
+    found = authenticator.identify(b"Bearer " + OWN.token())
     assert isinstance(found, Tenant)
     assert (found.name, found.subject) == ("anonymous", "alice")
 
 
 def test_a_certificate_is_the_tenant_where_the_header_names_none() -> None:
-    gate = Gate(config(a=ALPHA, b=BETA))
+    authenticator = Authenticator(config(a=ALPHA, b=BETA))
     peer = ("other.example", "spiffe://x/beta")
-    assert name(gate.identify(None, peer)) == "b"
-    assert name(gate.identify(b"Bearer EMPTY-KEY", peer)) == "b"
-    assert name(gate.identify(b"Bearer " + KEY, peer)) == "a"
-    assert name(gate.identify(b"Bearer EMPTY-KEY")) == "invalid_api_key"
-    assert name(gate.identify(None, ("spiffe://x/beta/more",))) == "invalid_api_key"
+    assert name(authenticator.identify(None, peer)) == "b"
+    assert name(authenticator.identify(b"Bearer EMPTY-KEY", peer)) == "b"
+    assert name(authenticator.identify(b"Bearer " + KEY, peer)) == "a"
+    assert name(authenticator.identify(b"Bearer EMPTY-KEY")) == "invalid_api_key"
+    assert name(authenticator.identify(None, ("spiffe://x/beta/more",))) == "invalid_api_key"
 
 
 def test_memory_is_bounded_and_wrong_headers_take_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "MAX_KNOWN", 3)
-    gate = Gate(config(CONFIG, b=BETA))
-    gate.set_keys(OWN.jwks())
+    authenticator = Authenticator(config(CONFIG, b=BETA))
+    authenticator.set_keys(OWN.jwks())
     headers = [b"Bearer " + OWN.token("EdDSA", jti=str(number)) for number in range(5)]
-    found = [gate.identify(header) for header in headers]
+    found = [authenticator.identify(header) for header in headers]
     for number in range(10):
-        gate.identify(b"Bearer wrong.wrong.%d" % number)
+        authenticator.identify(b"Bearer wrong.wrong.%d" % number)
     again = [
-        gate.identify(header) is one for header, one in zip(headers[2:], found[2:], strict=True)
+        authenticator.identify(header) is one
+        for header, one in zip(headers[2:], found[2:], strict=True)
     ]
     assert again == [True] * 3
-    assert gate.identify(headers[0]) is not found[0], "the oldest was forgotten"
+    assert authenticator.identify(headers[0]) is not found[0], "the oldest was forgotten"
 
 
 def test_admins() -> None:
-    gate = Gate(config(CONFIG, a=ALPHA, b=BETA))
-    gate.set_keys(OWN.jwks())
+    authenticator = Authenticator(config(CONFIG, a=ALPHA, b=BETA))
+    authenticator.set_keys(OWN.jwks())
     digest = hashlib.sha256(ADMIN_KEY).hexdigest()
     for header, peer, who in (
         (b"Bearer " + ADMIN_KEY, (), f"key sha256:{digest[:12]}"),
         (b"Bearer " + OWN.token(), (), "tenant b (alice)"),
         (None, ("spiffe://x/beta",), "tenant b (spiffe://x/beta)"),
     ):
-        assert gate.authorize_admin(header, peer) == Admin(who)
+        assert authenticator.authorize_admin(header, peer) == AdminIdentity(who)
     for header, status in ((None, 401), (b"Bearer x", 401), (b"Bearer " + KEY, 403)):
-        refused = gate.authorize_admin(header)
+        refused = authenticator.authorize_admin(header)
         assert isinstance(refused, Refused)
         assert refused.status == status
 
 
 def test_a_token_s_own_role_makes_an_admin() -> None:
-    gate = Gate(config(CONFIG))
-    gate.set_keys(OWN.jwks())
-    assert isinstance(gate.authorize_admin(b"Bearer " + OWN.token()), Refused)
-    assert isinstance(gate.authorize_admin(b"Bearer " + OWN.token(roles=["admin"])), Admin)
+    authenticator = Authenticator(config(CONFIG))
+    authenticator.set_keys(OWN.jwks())
+    assert isinstance(authenticator.authorize_admin(b"Bearer " + OWN.token()), Refused)
+    assert isinstance(
+        authenticator.authorize_admin(b"Bearer " + OWN.token(roles=["admin"])), AdminIdentity
+    )
 
 
 def test_the_anonymous_are_no_admins_but_the_run_directory_has_a_token(tmp_path: Path) -> None:
-    gate = Gate(config(), admin_digests=[admin_token.create(tmp_path)])
-    refused = gate.authorize_admin(None)
+    authenticator = Authenticator(config(), admin_digests=[admin_token.create(tmp_path)])
+    refused = authenticator.authorize_admin(None)
     assert isinstance(refused, Refused)
     assert refused.status == 401
     token = admin_token.read(tmp_path)
-    assert isinstance(gate.authorize_admin(f"Bearer {token}".encode()), Admin)
+    assert isinstance(authenticator.authorize_admin(f"Bearer {token}".encode()), AdminIdentity)
     mode = stat.S_IMODE(os.stat(tmp_path / admin_token.FILE).st_mode)
     assert mode == 0o600
     admin_token.create(tmp_path)

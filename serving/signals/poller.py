@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from trainmesh.serving.config.types import EndpointConfig
 
-__all__ = ["Rounds", "surface"]
+__all__ = ["Poller", "surface"]
 
 AT_ONCE = 32
 MAX_PER_S = 200
@@ -16,7 +16,7 @@ MAX_PER_S = 200
 JITTER = 0.1
 
 
-class Rounds:
+class Poller:
     """``work`` gets an endpoint and says after how many seconds, counted from its start, it is that
     endpoint's turn again. It must not raise, and must end by itself in bounded time. Endpoints with
     equal URLs count as one."""
@@ -25,7 +25,7 @@ class Rounds:
         self._work = work
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endpoints: dict[str, EndpointConfig] = {}
-        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._authenticator = asyncio.Semaphore(AT_ONCE)
 
     def update(self, endpoints: Iterable[EndpointConfig]) -> set[str]:
         """Work for ``endpoints`` from now on and for no others.
@@ -58,7 +58,7 @@ class Rounds:
     async def _repeat(self, endpoint: EndpointConfig) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            async with self._gate:
+            async with self._authenticator:
                 started_s = loop.time()
                 wait_s = await self._work(endpoint)
             wait_s = max(wait_s, len(self._tasks) / MAX_PER_S)

@@ -16,7 +16,7 @@ from queue import Empty, Full, Queue
 from trainmesh.errors import LeaseLost, TrainmeshError
 from trainmesh.store.base import Change, Lease, Store, Watch
 
-__all__ = ["Copy", "Mirror"]
+__all__ = ["Copy", "StoreCache"]
 
 LEASE_TTL_S = 5
 TICK_S = 0.1
@@ -36,7 +36,7 @@ class Copy:
     at_s: float
 
 
-class Mirror:
+class StoreCache:
     """``start`` it, then ``close`` it. ``connect`` makes a store (it may raise any
     ``TrainmeshError``); ``on_change`` is called on the mirror's thread after the copy or
     ``problem`` has changed, and must return at once."""

@@ -12,7 +12,7 @@ from trainmesh.serving.identity.access import ANONYMOUS
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tokens import Tokens
 
-__all__ = ["ADMIN", "Admin", "Gate", "Tenant"]
+__all__ = ["ADMIN", "AdminIdentity", "Authenticator", "Tenant"]
 
 ADMIN = "admin"
 """The role that may change things."""
@@ -36,7 +36,7 @@ class Tenant:
         self.subject = subject
 
 
-class Admin(NamedTuple):
+class AdminIdentity(NamedTuple):
     """An admin, as the audit log names them."""
 
     who: str
@@ -47,7 +47,7 @@ class _Known(NamedTuple):
     until_unix_s: float
 
 
-class Gate:
+class Authenticator:
     """Tells tenants apart.
 
     A header that was right is remembered for the next request, in this process's memory only; a
@@ -120,14 +120,14 @@ class Gate:
 
     def authorize_admin(
         self, authorization: bytes | None, peer: tuple[str, ...] = ()
-    ) -> Admin | Refused:
+    ) -> AdminIdentity | Refused:
         """Whether a request may change things: by an admin's key, or as a tenant or token with
         the role ``admin``."""
         token = _bearer(authorization)
         if token:
             digest = hashlib.sha256(token).digest()
             if digest in self._admins:
-                return Admin(f"key sha256:{digest.hex()[:12]}")
+                return AdminIdentity(f"key sha256:{digest.hex()[:12]}")
         if self._open:
             return Refused(
                 status=401,
@@ -144,7 +144,9 @@ class Gate:
                 code="admin_required",
                 message=f"tenant {tenant.name} does not have the role {ADMIN}",
             )
-        return Admin(f"tenant {tenant.name}" + (f" ({tenant.subject})" if tenant.subject else ""))
+        return AdminIdentity(
+            f"tenant {tenant.name}" + (f" ({tenant.subject})" if tenant.subject else "")
+        )
 
     def _by_header(self, authorization: bytes | None) -> Tenant | Refused:
         token = _bearer(authorization)

@@ -9,7 +9,7 @@ from typing import Final
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.types import Context
 
-__all__ = ["Trend"]
+__all__ = ["TrafficStats"]
 
 PART: Final = 0.02
 """What a new request counts in the means."""
@@ -17,7 +17,7 @@ RIF_QUANTILE: Final = 0.84
 RIF_TICKS: Final = 16
 
 
-class Trend:
+class TrafficStats:
     """Decayed means, and the requests in flight that Prequal's rule goes by."""
 
     __slots__ = ("_rifs", "output_tokens", "tokens", "ttft_s")

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from trainmesh.serving.decide.choice import Choice
+from trainmesh.serving.decide.choice import RoutingChoice
 from trainmesh.serving.decide.record import Decision
-from trainmesh.serving.decide.types import Facts, Kind
+from trainmesh.serving.decide.types import AttemptKind, RequestFacts
 
 __all__ = ["decision_of"]
 
 
 def decision_of(
-    choice: Choice, facts: Facts, kind: Kind, *, unix_s: float, snapshot: int = 0
+    choice: RoutingChoice,
+    facts: RequestFacts,
+    kind: AttemptKind,
+    *,
+    unix_s: float,
+    snapshot: int = 0,
 ) -> Decision:
     """The record of a choice that was just made; copies no row."""
     endpoint = choice.endpoint

@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from trainmesh.errors import GraphError, WireError
-from trainmesh.serving.cluster.peers import Place, RouterState
+from trainmesh.serving.cluster.peers import PeerEndpoint, RouterState
 from trainmesh.serving.cluster.verdicts import (
     QUARANTINE,
-    Kind,
+    SubjectKind,
     Verdict,
     in_force,
     read_verdicts,
@@ -30,14 +30,14 @@ class Known:
     """Link graphs of running jobs, places of running routers, verdicts in force."""
 
     graphs: tuple[LinkGraph, ...] = ()
-    places: tuple[Place, ...] = ()
+    places: tuple[PeerEndpoint, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
 
-    def names(self, kind: Kind) -> frozenset[str]:
+    def names(self, kind: SubjectKind) -> frozenset[str]:
         """Of links (in one direction and in both), nodes or endpoints; empty where nobody says."""
-        if kind is Kind.ENDPOINT:
+        if kind is SubjectKind.ENDPOINT:
             return frozenset(place.name for place in self.places)
-        if kind is Kind.NODE:
+        if kind is SubjectKind.NODE:
             own = (place.node for place in self.places if place.node)
             return frozenset([*own, *(node.name for g in self.graphs for node in g.nodes)])
         links = [link for graph in self.graphs for link in graph.links]
@@ -70,10 +70,10 @@ def known_in(store: Store, now_unix_s: float) -> Known:
     )
 
 
-def emptied(known: Known, kind: Kind, subject: str) -> list[str]:
+def emptied(known: Known, kind: SubjectKind, subject: str) -> list[str]:
     """Models of running routers that have open endpoints now and would have none without
     ``subject``. Ways over links are not known here, so a link empties nothing."""
-    left: dict[str, list[Place]] = defaultdict(list)
+    left: dict[str, list[PeerEndpoint]] = defaultdict(list)
     for place in known.places:
         if place.open and not any(_is_on(place, v.kind, v.subject) for v in known.verdicts):
             left[place.model].append(place)
@@ -84,10 +84,10 @@ def emptied(known: Known, kind: Kind, subject: str) -> list[str]:
     )
 
 
-def _is_on(place: Place, kind: Kind, subject: str) -> bool:
-    if kind is Kind.LINK:
+def _is_on(place: PeerEndpoint, kind: SubjectKind, subject: str) -> bool:
+    if kind is SubjectKind.LINK:
         return False
-    return subject == (place.name if kind is Kind.ENDPOINT else place.node)
+    return subject == (place.name if kind is SubjectKind.ENDPOINT else place.node)
 
 
 def _graph(document: bytes) -> LinkGraph | None:
@@ -97,7 +97,7 @@ def _graph(document: bytes) -> LinkGraph | None:
         return None
 
 
-def _places(value: bytes) -> tuple[Place, ...]:
+def _places(value: bytes) -> tuple[PeerEndpoint, ...]:
     try:
         return decode(value, RouterState, what="router").places
     except WireError:

@@ -3,73 +3,73 @@
 from __future__ import annotations
 
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint, Timing
-from trainmesh.serving.decide.extras import Extras
-from trainmesh.serving.decide.health import State
+from trainmesh.serving.decide.endpoint_states import EndpointStates
+from trainmesh.serving.decide.health import HealthState
 from trainmesh.serving.decide.learn import outliers
 from trainmesh.serving.decide.learn.estimate import nominal_s, work_tokens
 from trainmesh.serving.decide.learn.forecast import Forecast
-from trainmesh.serving.decide.learn.reuse import Reuse
-from trainmesh.serving.decide.learn.trend import Trend
+from trainmesh.serving.decide.learn.prefix_cache_model import PrefixCacheModel
+from trainmesh.serving.decide.learn.traffic_stats import TrafficStats
 from trainmesh.serving.decide.policies.shadow import Versus
-from trainmesh.serving.decide.roster import Roster
+from trainmesh.serving.decide.retry_budgets import RetryBudgets
 from trainmesh.serving.decide.types import (
+    AttemptKind,
+    AttemptOutcome,
     Context,
-    Facts,
-    Kind,
-    Outcome,
+    RequestFacts,
 )
 
-__all__ = ["Books"]
+__all__ = ["AttemptTracker"]
 
 GIVEN_UP = 1.5
 """What an attempt would have taken, over what it had taken when it was given up: the mean of what
 is beyond a value in a heavy tail (Pareto's, with exponent 3)."""
 
 
-class Books:
+class AttemptTracker:
     """A pool's; see there for what the methods mean."""
 
     def __init__(
         self,
-        roster: Roster,
-        reuse: Reuse,
-        trend: Trend,
+        endpoint_states: EndpointStates,
+        prefix_cache: PrefixCacheModel,
+        traffic_stats: TrafficStats,
         forecast: Forecast,
-        extras: Extras,
+        retry_budgets: RetryBudgets,
         versus: Versus | None,
     ) -> None:
         """``versus``: the A/B test to be told of each TTFT, if there is one."""
-        self._roster = roster
+        self._endpoint_states = endpoint_states
         self._versus = versus
-        self.reuse = reuse
-        self.trend = trend
-        self.extras = extras
+        self.prefix_cache = prefix_cache
+        self.traffic_stats = traffic_stats
+        self.retry_budgets = retry_budgets
         self.forecast = forecast
         self.context = Context()
         self.kind = False
         """Of answers that the endpoints' ``base_s`` and ``s_per_token`` are for."""
 
     def begin(
-        self, endpoint: Endpoint, facts: Facts, kind: Kind, now_s: float, arm: int = 0
+        self, endpoint: Endpoint, facts: RequestFacts, kind: AttemptKind, now_s: float, arm: int = 0
     ) -> Attempt:
         """Counts an attempt that is being sent; ``arm`` of the choice."""
         prompt = facts.prompt_tokens
         cached = 0
         if facts.blocks:
-            self.reuse.prepare(facts, self._roster.endpoints)
+            self.prefix_cache.prepare(facts, self._endpoint_states.endpoints)
             cached = endpoint.cached_tokens
-            if kind is not Kind.TRIAL:
-                self.reuse.sent(endpoint, facts, first=kind is Kind.FIRST)
+            if kind is not AttemptKind.TRIAL:
+                self.prefix_cache.sent(endpoint, facts, first=kind is AttemptKind.FIRST)
         full = work_tokens(endpoint, prompt)
         work = full - cached if self.context.prefix_pays else full
         attempt = Attempt(endpoint, facts, kind, now_s, cached, full, work, arm)
         tokens = attempt.tokens
         endpoint.count(1, tokens, prompt)
         endpoint.unanswered[attempt] = None
-        if kind is Kind.FIRST:
-            self.extras.asked(tokens)
-            self.trend.asked(tokens)
-        if kind is Kind.TRIAL:
+        if kind is AttemptKind.FIRST:
+            self.retry_budgets.asked(tokens)
+            self.traffic_stats.asked(tokens)
+        if kind is AttemptKind.TRIAL:
             endpoint.health.trials_inflight += 1
         else:
             endpoint.asked_s = now_s
@@ -87,17 +87,17 @@ class Books:
         prompt = attempt.prompt_tokens
         nominal = nominal_s(ttft_s, attempt.facts.nbytes, endpoint.signal)
         state = endpoint.health.state
-        if attempt.kind is Kind.TRIAL and state is State.HEALTHY:
+        if attempt.kind is AttemptKind.TRIAL and state is HealthState.HEALTHY:
             self.forecast.reconsider(endpoint, stream, attempt.work_tokens, nominal)
         self._learn(attempt, nominal, now_s)
-        if state is not State.EJECTED:
+        if state is not HealthState.EJECTED:
             endpoint.timings.append((nominal, prompt, attempt.work_tokens, stream, now_s))
-        if state is not State.HEALTHY:
+        if state is not HealthState.HEALTHY:
             timing = Timing(nominal, prompt, attempt.work_tokens, stream, now_s)
             self._judge_trial(attempt, timing, now_s)
-        if attempt.kind is not Kind.TRIAL:
-            self.extras.first_byte(prompt, stream, ttft_s)
-            self.trend.first_byte(ttft_s)
+        if attempt.kind is not AttemptKind.TRIAL:
+            self.retry_budgets.first_byte(prompt, stream, ttft_s)
+            self.traffic_stats.first_byte(ttft_s)
             if self._versus is not None:
                 expected_s = outliers.expected_s(self.forecast.models, endpoint, prompt, stream)
                 self._versus.first_byte(attempt.arm, ttft_s, ttft_s / expected_s)
@@ -105,7 +105,7 @@ class Books:
     def end(
         self,
         attempt: Attempt,
-        outcome: Outcome,
+        outcome: AttemptOutcome,
         now_s: float,
         output_tokens: int = 0,
         retry_after_s: float = 0.0,
@@ -113,21 +113,21 @@ class Books:
         """Counts an attempt out; a second call does nothing."""
         if attempt.ended:
             return
-        if outcome is Outcome.OK and not attempt.first_byte_s:
+        if outcome is AttemptOutcome.OK and not attempt.first_byte_s:
             self.first_byte(attempt, now_s)
         attempt.ended = True
         endpoint = attempt.endpoint
         endpoint.count(-1, -attempt.tokens, 0)
         if not attempt.first_byte_s:
             self._answered(attempt)
-        if attempt.kind is Kind.TRIAL:
+        if attempt.kind is AttemptKind.TRIAL:
             endpoint.health.trials_inflight -= 1
             if not attempt.first_byte_s:
-                self.extras.cost_nothing(attempt.facts)
-        if outcome is Outcome.OK:
+                self.retry_budgets.cost_nothing(attempt.facts)
+        if outcome is AttemptOutcome.OK:
             endpoint.health.failures = 0
             if output_tokens:
-                self.trend.ended(output_tokens)
+                self.traffic_stats.ended(output_tokens)
         else:
             self._ended_badly(attempt, outcome, now_s, retry_after_s)
 
@@ -142,7 +142,7 @@ class Books:
         endpoint = attempt.endpoint
         stream = attempt.facts.stream
         if attempt.facts.blocks:
-            self.reuse.answered(attempt, nominal, now_s)
+            self.prefix_cache.answered(attempt, nominal, now_s)
         self.forecast.add(endpoint, stream, attempt.work_tokens, nominal, now_s)
         if stream == self.kind:
             endpoint.base_s, endpoint.s_per_token = endpoint.models[stream]
@@ -151,35 +151,37 @@ class Books:
         """A good answer of an endpoint that isn't in full service."""
         endpoint = attempt.endpoint
         health = endpoint.health
-        if health.state is State.EJECTED and health.slow:
+        if health.state is HealthState.EJECTED and health.slow:
             if attempt.started_s < health.since_s:
                 return
             if outliers.is_slow(self.forecast.models, endpoint, timing):
-                self._roster.eject(endpoint, health.reason, now_s, slow=True)
+                self._endpoint_states.eject(endpoint, health.reason, now_s, slow=True)
                 return
-        was_slow = health.state is State.EJECTED and health.slow
-        self._roster.told(endpoint, health.answered(attempt.started_s, now_s))
-        if was_slow and health.state is not State.EJECTED:
+        was_slow = health.state is HealthState.EJECTED and health.slow
+        self._endpoint_states.record_change(endpoint, health.answered(attempt.started_s, now_s))
+        if was_slow and health.state is not HealthState.EJECTED:
             endpoint.forget_speed()
 
     def _ended_badly(
-        self, attempt: Attempt, outcome: Outcome, now_s: float, retry_after_s: float
+        self, attempt: Attempt, outcome: AttemptOutcome, now_s: float, retry_after_s: float
     ) -> None:
         endpoint = attempt.endpoint
-        if outcome is Outcome.CANCELLED:
+        if outcome is AttemptOutcome.CANCELLED:
             if not attempt.first_byte_s:
                 self._learn_at_least(attempt, now_s)
-        elif outcome in (Outcome.SILENT, Outcome.CLOSED):
+        elif outcome in (AttemptOutcome.SILENT, AttemptOutcome.CLOSED):
             pass  # neither says how the endpoint is
-        elif outcome is Outcome.CLIENT_ERROR:
+        elif outcome is AttemptOutcome.CLIENT_ERROR:
             # Alone it says nothing of the endpoint: one that has lost its model answers so too.
             if attempt.confirmed:
                 endpoint.health.failures = 0
-                self._roster.told(endpoint, endpoint.health.answered(attempt.started_s, now_s))
-        elif outcome is Outcome.BACKPRESSURE:
-            self._roster.backpressure(endpoint, attempt.started_s, now_s, retry_after_s)
-        elif self._roster.fault(endpoint, outcome, attempt.started_s, now_s):
-            self.reuse.forget(endpoint, self._roster.endpoints)
+                self._endpoint_states.record_change(
+                    endpoint, endpoint.health.answered(attempt.started_s, now_s)
+                )
+        elif outcome is AttemptOutcome.BACKPRESSURE:
+            self._endpoint_states.backpressure(endpoint, attempt.started_s, now_s, retry_after_s)
+        elif self._endpoint_states.fault(endpoint, outcome, attempt.started_s, now_s):
+            self.prefix_cache.forget(endpoint, self._endpoint_states.endpoints)
 
     def _learn_at_least(self, attempt: Attempt, now_s: float) -> None:
         """It was given up: what it waited is the least that it would have taken."""

@@ -8,16 +8,16 @@ from typing import Final
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.learn.prefix import BLOCK_TOKENS, PrefixIndex, PrefixValue
 from trainmesh.serving.decide.types import (
-    Facts,
+    RequestFacts,
 )
 
-__all__ = ["Reuse"]
+__all__ = ["PrefixCacheModel"]
 
 MAX_BITS: Final = 512
 """Beyond these the index begins anew, so that its masks stay small."""
 
 
-class Reuse:
+class PrefixCacheModel:
     """Sets ``cached_tokens`` of endpoints, and learns from what attempts took."""
 
     __slots__ = ("_facts", "_held_tokens", "_index", "value")
@@ -25,7 +25,7 @@ class Reuse:
     def __init__(self) -> None:
         self._index = PrefixIndex()
         self.value = PrefixValue()
-        self._facts: Facts | None = None
+        self._facts: RequestFacts | None = None
         """Whose ``cached_tokens`` the endpoints have; None: all have 0."""
         self._held_tokens = 0
         """What the best of all has of it."""
@@ -46,7 +46,7 @@ class Reuse:
             for other in endpoints:
                 other.bit = self.new_bit()
 
-    def prepare(self, facts: Facts, endpoints: Sequence[Endpoint]) -> None:
+    def prepare(self, facts: RequestFacts, endpoints: Sequence[Endpoint]) -> None:
         """Makes ``cached_tokens`` of the endpoints those for this request."""
         if facts is self._facts:
             return
@@ -62,7 +62,7 @@ class Reuse:
         self._facts = facts if found else None
         self._held_tokens = found[-1][1] * BLOCK_TOKENS if found else 0
 
-    def sent(self, endpoint: Endpoint, facts: Facts, *, first: bool) -> None:
+    def sent(self, endpoint: Endpoint, facts: RequestFacts, *, first: bool) -> None:
         """A prompt with blocks goes to the endpoint, after ``prepare`` for it; ``first``: it is
         no copy of another."""
         if first:

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from trainmesh.serving.decide.admission.quota import Quota
 from trainmesh.serving.decide.pool import Pool
-from trainmesh.serving.decide.types import Facts
+from trainmesh.serving.decide.types import RequestFacts
 
-__all__ = ["Line", "Ticket"]
+__all__ = ["FairQueue", "Ticket"]
 
 RATE_SAMPLES: Final = 64
 MIN_RATE_SAMPLES: Final = 8
@@ -23,10 +23,10 @@ class Ticket:
 
     __slots__ = ("facts", "line", "owner", "queued_at_s", "quota", "start", "waiting")
 
-    def __init__(self, facts: Facts, owner: Any) -> None:
+    def __init__(self, facts: RequestFacts, owner: Any) -> None:
         self.facts = facts
         self.owner = owner
-        self.line: Line
+        self.line: FairQueue
         self.quota: Quota
         self.start = 0.0
         """Its tag in the fair queue, in tokens over weight."""
@@ -38,7 +38,7 @@ class Ticket:
         return self.facts.prompt_tokens + self.facts.output_tokens
 
 
-class Lane:
+class TenantQueue:
     """What one tenant has waiting at one priority, the oldest first."""
 
     __slots__ = ("finish", "priority", "tickets", "weight")
@@ -51,7 +51,7 @@ class Lane:
         """The tag that its next ticket begins at."""
 
 
-class Line:
+class FairQueue:
     """The lanes of one model, and what of it is let in."""
 
     def __init__(self, pool: Pool) -> None:
@@ -60,7 +60,7 @@ class Line:
         """Requests let in and not ended."""
         self.waiting = 0
         self.capacity = 0
-        self._lanes: dict[tuple[int, str], Lane] = {}
+        self._lanes: dict[tuple[int, str], TenantQueue] = {}
         self._now_tag = 0.0
         self._ended_s: deque[float] = deque(maxlen=RATE_SAMPLES)
         self.measure()
@@ -117,7 +117,7 @@ class Line:
 
     def take(self) -> Ticket | None:
         """The next one whose tenant may have more in flight."""
-        best: Lane | None = None
+        best: TenantQueue | None = None
         for lane in self._lanes.values():
             if not lane.tickets or lane.tickets[0].quota.full:
                 continue
@@ -159,11 +159,11 @@ class Line:
         """Takes out all."""
         yield from self.expire(inf)
 
-    def _lane(self, ticket: Ticket) -> Lane:
+    def _lane(self, ticket: Ticket) -> TenantQueue:
         key = (ticket.facts.priority, ticket.facts.tenant)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key[0], ticket.quota.config.weight)
+            lane = self._lanes[key] = TenantQueue(key[0], ticket.quota.config.weight)
         return lane
 
     def _left(self, ticket: Ticket) -> None:
@@ -184,9 +184,9 @@ class Line:
         return ahead
 
 
-def _order(lane: Lane) -> tuple[int, float]:
+def _order(lane: TenantQueue) -> tuple[int, float]:
     return lane.priority, lane.tickets[0].start
 
 
-def _badness(lane: Lane) -> tuple[int, float]:
+def _badness(lane: TenantQueue) -> tuple[int, float]:
     return lane.priority, len(lane.tickets) / lane.weight

@@ -7,16 +7,16 @@ from typing import Final
 
 from trainmesh.serving.config.types import EjectConfig
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.decide.health import Health, State
-from trainmesh.serving.decide.types import Outcome
+from trainmesh.serving.decide.health import EndpointHealth, HealthState
+from trainmesh.serving.decide.types import AttemptOutcome
 
-__all__ = ["Roster"]
+__all__ = ["EndpointStates"]
 
-_LAST_RESORT: Final = (State.SLOW_START, State.BACKOFF, State.EJECTED)
+_LAST_RESORT: Final = (HealthState.SLOW_START, HealthState.BACKOFF, HealthState.EJECTED)
 """Who is asked when nobody else may be, the least bad first."""
 
 
-class Roster:
+class EndpointStates:
     """Keeps each endpoint's place: in full service, in part (slow start, backing off), out."""
 
     def __init__(self, endpoints: tuple[Endpoint, ...], eject: EjectConfig) -> None:
@@ -27,7 +27,7 @@ class Roster:
         """Endpoint -> why it takes no requests."""
         self.full: list[Endpoint] = []
         self.part: list[Endpoint] = []
-        self.twins: dict[Endpoint, list[tuple[Roster, Endpoint]]] = {}
+        self.twins: dict[Endpoint, list[tuple[EndpointStates, Endpoint]]] = {}
         """Endpoints of other models at the URL of one of these, see ``shared``."""
         self.lines: list[str] = []
         """Changes that nobody has told yet."""
@@ -42,13 +42,13 @@ class Roster:
             reason = self._excluded(endpoint)
             if reason:
                 exclusions[endpoint.name] = reason
-            elif endpoint.health.state is State.HEALTHY:
+            elif endpoint.health.state is HealthState.HEALTHY:
                 self.full.append(endpoint)
                 continue
             else:
-                if endpoint.health.state is not State.EJECTED:
+                if endpoint.health.state is not HealthState.EJECTED:
                     self.part.append(endpoint)
-                if endpoint.health.state is not State.SLOW_START:
+                if endpoint.health.state is not HealthState.SLOW_START:
                     exclusions[endpoint.name] = endpoint.health.reason
         if exclusions != self.exclusions:
             self.exclusions = exclusions
@@ -91,7 +91,7 @@ class Roster:
         """Whether the request could be taken if less was in flight."""
         return any(
             e.inflight >= e.max_inflight
-            and e.health.state is not State.EJECTED
+            and e.health.state is not HealthState.EJECTED
             and e not in tried
             and (allowed is None or e.index in allowed)
             for e in self.usable()
@@ -118,7 +118,7 @@ class Roster:
         for endpoint in self.endpoints:
             health = endpoint.health
             if (
-                (health.state is State.EJECTED or health.state is State.BACKOFF)
+                (health.state is HealthState.EJECTED or health.state is HealthState.BACKOFF)
                 and not self._excluded(endpoint)
                 and endpoint not in sent_to
                 and (allowed is None or endpoint.index in allowed)
@@ -127,16 +127,18 @@ class Roster:
                 return endpoint
         return None
 
-    def fault(self, endpoint: Endpoint, outcome: Outcome, started_s: float, now_s: float) -> bool:
+    def fault(
+        self, endpoint: Endpoint, outcome: AttemptOutcome, started_s: float, now_s: float
+    ) -> bool:
         """Counts a fault; whether the endpoint is out for it."""
         reason = endpoint.health.fault(outcome, started_s)
         if not reason:
             return False
-        refuses = outcome is Outcome.CONNECT
+        refuses = outcome is AttemptOutcome.CONNECT
         if refuses:
-            for roster, twin in self.twins.get(endpoint, ()):
-                if twin.health.state is not State.EJECTED:
-                    roster.eject(twin, f"{reason}, by a request for another model", now_s,
+            for endpoint_states, twin in self.twins.get(endpoint, ()):
+                if twin.health.state is not HealthState.EJECTED:
+                    endpoint_states.eject(twin, f"{reason}, by a request for another model", now_s,
                                  certain=True)  # fmt: skip
         return self.eject(endpoint, reason, now_s, certain=refuses)
 
@@ -144,9 +146,11 @@ class Roster:
         self, endpoint: Endpoint, started_s: float, now_s: float, retry_after_s: float
     ) -> None:
         """Its server said that it is full, so it is for the other models there too."""
-        for roster, one in [(self, endpoint), *self.twins.get(endpoint, ())]:
-            roster.told(one, one.health.backpressure(started_s, now_s, retry_after_s))
-            roster.rebuild()
+        for endpoint_states, one in [(self, endpoint), *self.twins.get(endpoint, ())]:
+            endpoint_states.record_change(
+                one, one.health.backpressure(started_s, now_s, retry_after_s)
+            )
+            endpoint_states.rebuild()
 
     def unlink(self) -> None:
         """Share nothing with other models any more."""
@@ -164,12 +168,14 @@ class Roster:
         certain: bool = False,
     ) -> bool:
         """Takes it out unless too many are; ``certain``: nobody can be served by it anyway."""
-        if not (certain or endpoint.health.state is State.EJECTED or self._may_eject(endpoint)):
+        if not (
+            certain or endpoint.health.state is HealthState.EJECTED or self._may_eject(endpoint)
+        ):
             return False
-        self.told(endpoint, endpoint.health.eject(reason, now_s, slow=slow))
+        self.record_change(endpoint, endpoint.health.eject(reason, now_s, slow=slow))
         return True
 
-    def told(self, endpoint: Endpoint, line: str) -> None:
+    def record_change(self, endpoint: Endpoint, line: str) -> None:
         """Notes a line about a change of state, if there is one."""
         if line:
             self.lines.append(f"{endpoint.name}: {line}")
@@ -178,13 +184,13 @@ class Roster:
 
     def health_tick(self, now_s: float) -> None:
         for endpoint in self.endpoints:
-            health: Health = endpoint.health
-            if health.state is not State.HEALTHY:
-                self.told(endpoint, health.tick(now_s))
+            health: EndpointHealth = endpoint.health
+            if health.state is not HealthState.HEALTHY:
+                self.record_change(endpoint, health.tick(now_s))
 
     def _may_eject(self, endpoint: Endpoint) -> bool:
         usable = self.usable()
-        out = sum(e.health.state is State.EJECTED for e in usable if e is not endpoint)
+        out = sum(e.health.state is HealthState.EJECTED for e in usable if e is not endpoint)
         return out + 1 <= self._eject.max_share * len(usable) and out + 1 < len(usable)
 
     def _excluded(self, endpoint: Endpoint) -> str:
