@@ -9,12 +9,12 @@ import pytest
 import trainmesh.agent.process as agent_module
 from tests.launchjob import wait_for
 from trainmesh.agent.process import MAX_WAITING_REPORTS, AgentSession, Inbox
-from trainmesh.coordinator.claim import new_claim
 from trainmesh.errors import StoreError
 from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
 from trainmesh.store.base import Change, Entry, Lease, Watch, WatchCallback, job_prefix
+from trainmesh.store.claim import new_claim
 from trainmesh.store.memory import MemoryStore
 from trainmesh.types import Hint, NodeReport, Note, Plan, RankReport
 from trainmesh.wire import decode, encode

@@ -10,8 +10,6 @@ import pytest
 from msgspec import structs
 
 from tests.launchjob import JOBS, LAUNCH, Place, place, wait_for
-from trainmesh.coordinator.claim import Claim, Meeting, is_dead, new_claim
-from trainmesh.coordinator.claiming import hold
 from trainmesh.errors import FencedOut, JobTaken
 from trainmesh.launcher.run.meeting import meeting_of
 from trainmesh.rundir import process_start_ticks
@@ -23,6 +21,8 @@ from trainmesh.serving.cluster.verdicts import (
     read_verdicts,
 )
 from trainmesh.store.base import claim_prefix, job_prefix
+from trainmesh.store.claim import Claim, Meeting, is_dead, new_claim
+from trainmesh.store.claiming import hold
 from trainmesh.store.etcd import EtcdStore, connect
 from trainmesh.store.rpc import prefix_end, rpc
 from trainmesh.wire import decode

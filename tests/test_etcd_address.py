@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from trainmesh.coordinator.claim import AWAY, ENV_CLAIM, new_claim
 from trainmesh.errors import ConfigError, StoreError
 from trainmesh.store.address import parse_url, security_from_environment
+from trainmesh.store.claim import AWAY, ENV_CLAIM, new_claim
 from trainmesh.store.etcd import check, connect
 from trainmesh.store.rpc import prefix_end
 from trainmesh.wire import encode
@@ -157,7 +157,7 @@ def claim(url: str) -> tuple[int, str]:
     """Exit code and words of the command that claims a job's name before its launch."""
     mine = encode(new_claim("addresses", None)).decode()
     done = subprocess.run(
-        [sys.executable, "-m", "trainmesh.coordinator.claiming", url],
+        [sys.executable, "-m", "trainmesh.store.claiming", url],
         cwd=ROOT,
         env={**os.environ, ENV_CLAIM: mine},
         capture_output=True,

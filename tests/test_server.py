@@ -13,7 +13,6 @@ from tests.launcher.records import CHOICE, FIT, graph
 from tests.launchjob import wait_for
 from trainmesh.agent.process import AgentSession, Inbox
 from trainmesh.coordinator import process as server
-from trainmesh.coordinator.claim import new_claim
 from trainmesh.coordinator.coordinator import Coordinator, Effects
 from trainmesh.coordinator.process import CoordinatorProcess, Refusals
 from trainmesh.coordinator.record import RecordWriter
@@ -23,6 +22,7 @@ from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
 from trainmesh.store.base import Change, Entry, Store, job_prefix
+from trainmesh.store.claim import new_claim
 from trainmesh.store.memory import MemoryStore
 from trainmesh.types import (
     BucketTiming,

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from trainmesh.console import note, write_error
-from trainmesh.coordinator.claim import Claim, claim_from
-from trainmesh.coordinator.claiming import hold
 from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.process_health import STORE, HealthReporter
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.store.address import security_from_environment
 from trainmesh.store.base import Store
+from trainmesh.store.claim import Claim, claim_from
+from trainmesh.store.claiming import hold
 from trainmesh.store.etcd import connect
 from trainmesh.types import MAX_INT
 

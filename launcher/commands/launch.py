@@ -6,25 +6,23 @@ Everything that can be wrong is looked for before anything is started (``session
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainmesh.console import say
-from trainmesh.coordinator.claim import AWAY, ENV_CLAIM
 from trainmesh.errors import ConfigError, JobTaken, StoreError, TrainmeshError
-from trainmesh.launcher.arguments import add_etcd, file_path
 from trainmesh.launcher.own_modules import environment_of_ours
-from trainmesh.launcher.quantity import nbytes
 from trainmesh.launcher.run import asked, signals, target
 from trainmesh.launcher.run.meeting import meeting_of
+from trainmesh.launcher.run.options import AUTO, add_arguments, parent_parsers
 from trainmesh.launcher.run.settings import LaunchSettings, job_name, node_name
 from trainmesh.rundir import live_runs
 from trainmesh.store.address import is_loopback, parse_url
+from trainmesh.store.claim import AWAY, ENV_CLAIM
 from trainmesh.types import Algorithm
 from trainmesh.wire import encode
 
@@ -35,65 +33,6 @@ __all__ = ["add_arguments", "parent_parsers", "run"]
 
 ETCD_CHECK_S = 40.0
 """More than the claim's patience with a launch that has died, and a slow start of Python."""
-AUTO = "auto"
-
-
-def parent_parsers() -> list[ArgumentParser]:
-    """Torchrun's own parser: every flag of torchrun is one of ours."""
-    from trainmesh.launcher.run import torchrun
-
-    return [torchrun.parser()]
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("trainmesh")
-    add = group.add_argument
-    add_etcd(add, "a running etcd (default: $TRAINMESH_ETCD, else one is started on this machine)")
-    add("--job", metavar="NAME", type=_job, help="the job's name (default: made from the flags)")
-    add("--topology", metavar="FILE", type=file_path, help="the link graph this job runs on")
-    add("--report", metavar="DIR", type=file_path, help="write report.json and report.html there")
-    add(
-        "--plan",
-        choices=["auto", *map(str, Algorithm)],
-        default="auto",
-        help="use only plans of this kind (default: auto, the best)",
-    )
-    add(
-        "--cadence",
-        metavar="N",
-        type=_cadence,
-        default=16,
-        help="steps between two agreements of the ranks on a plan, 1 to 1024 (default: 16)",
-    )
-    add(
-        "--margin",
-        metavar="RATIO",
-        type=_margin,
-        default=0.05,
-        help="predicted gain below which a plan is not changed, 0 to 1 (default: 0.05)",
-    )
-    add(
-        "--fusion",
-        metavar="SIZE",
-        type=_fusion,
-        default="auto",
-        help="reduce small buckets together: auto (what makes steps quickest; never with --plan "
-        "native), off, or a size such as 8MB (default: auto)",
-    )
-    add(
-        "--compression",
-        metavar="CODEC",
-        default="none",
-        help="send gradients compressed, which changes results: none, auto (where it pays), or "
-        "NAME[:OPTIONS] such as bf16, int8 or powersgd:4 (default: none)",
-    )
-    add(
-        "--progress",
-        choices=["auto", "on", "off"],
-        default="auto",
-        help="a live line on stderr (default: auto, in a terminal)",
-    )
-    add("--dry-run", action="store_true", help="say what would be started, and start nothing")
 
 
 def run(args: Namespace) -> int:
@@ -217,7 +156,7 @@ def _claim_name(settings: LaunchSettings, url: str) -> None:
         ConfigError: the address, a certificate or a user is wrong.
         StoreError: what answers there refuses us, or another job has the name.
     """
-    command = [sys.executable, "-P", "-m", "trainmesh.coordinator.claiming", url]
+    command = [sys.executable, "-P", "-m", "trainmesh.store.claiming", url]
     try:
         done = subprocess.run(
             [*command, "--insecure"] if settings.insecure_etcd else command,
@@ -242,35 +181,3 @@ def _warn_of_plain_text(url: str) -> None:
     host, _, with_tls = parse_url(url)
     if not with_tls and not is_loopback(host):
         say(f"warning: etcd at {host} is reached in plain text; use https:// on a shared network")
-
-
-def _job(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text):
-        raise ArgumentTypeError(f"{text!r}: use up to 64 letters, digits, '.', '_' and '-'")
-    return text
-
-
-def _fusion(text: str) -> str:
-    """``auto``, or a number of bytes; 0 for off."""
-    if text in (AUTO, "off"):
-        return AUTO if text == AUTO else "0"
-    try:
-        return str(nbytes(text))
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{error}, nor auto or off") from error
-
-
-def _cadence(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
-    return int(text)
-
-
-def _margin(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value

@@ -11,7 +11,7 @@ import msgspec
 from trainmesh.coordinator.tuning.asked import name, sentence
 from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.launcher import jobs
-from trainmesh.launcher.run.describe_outcome import describe_attempts
+from trainmesh.launcher.report.describe_outcome import describe_attempts
 from trainmesh.launcher.run.progress import describe_plan, describe_step_time, describe_waiting
 from trainmesh.launcher.terminal import Output
 from trainmesh.types import JobStatus

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainmesh.launcher.arguments import Parser
-from trainmesh.launcher.commands import launch as cmd_launch
-from trainmesh.launcher.run import target
+from trainmesh.launcher.run import options, target
 
 __all__ = ["LabArguments", "parse"]
 
@@ -84,11 +83,11 @@ def _everything() -> Parser:
     parser = Parser(
         prog="trainmesh lab run",
         description="Runs a script on the emulated hosts of a topology file.",
-        parents=cmd_launch.parent_parsers(),
+        parents=options.parent_parsers(),
         add_help=False,
         allow_abbrev=False,
     )
-    cmd_launch.add_arguments(parser)
+    options.add_arguments(parser)
     group = parser.add_argument_group("lab")
     group.add_argument(
         "--no-declare",

@@ -14,7 +14,7 @@ from trainmesh.launcher.report.analysis_types import (
     RunAnalysis,
     SwitchEffect,
 )
-from trainmesh.launcher.run.describe_outcome import describe_attempts, outcome_title
+from trainmesh.launcher.report.describe_outcome import describe_attempts, outcome_title
 from trainmesh.types import Algorithm, LinkOrigin, Plan
 from trainmesh.units import count, duration, percent, quotient, size, speedup
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from argparse import Namespace
 
-from trainmesh.coordinator.claim import Meeting
 from trainmesh.owned import this_machine
 from trainmesh.probe.interface import address_of
+from trainmesh.store.claim import Meeting
 
 __all__ = ["meeting_of"]
 

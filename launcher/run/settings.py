@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainmesh.coordinator.claim import ENV_CLAIM, Claim, Meeting, new_claim
 from trainmesh.launcher.run.service import NICENESS, PythonProcess, Service
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
+from trainmesh.store.claim import ENV_CLAIM, Claim, Meeting, new_claim
 from trainmesh.store.embedded import EmbeddedEtcd
 from trainmesh.wire import encode
 

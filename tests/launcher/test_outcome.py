@@ -12,8 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from tests.launcher.records import analysed, lines
 from trainmesh.errors import TrainmeshError
+from trainmesh.launcher.report.describe_outcome import describe_attempts, outcome_title
 from trainmesh.launcher.report.findings import Tone, headline
-from trainmesh.launcher.run.describe_outcome import describe_attempts, outcome_title
 from trainmesh.launcher.run.outcome import ATTEMPT_FAILED, Ending, first_signal
 from trainmesh.launcher.run.signals import Ended
 from trainmesh.launcher.run.torchrun import stopped

@@ -4,7 +4,7 @@ The processes of a launch keep the lease of its claim alive together, and every 
 carried out only while the claim stands, so that two jobs of one name never mix. What they write
 lives by that lease too: of a job whose processes were all killed, nothing is left ``TTL_S`` later.
 
-``python -m trainmesh.coordinator.claiming URL``, started by the launcher, claims before any worker
+``python -m trainmesh.store.claiming URL``, started by the launcher, claims before any worker
 is started. The launcher itself never loads gRPC.
 """
 
@@ -17,7 +17,6 @@ import time
 
 from msgspec import structs
 
-from trainmesh.coordinator.claim import AWAY, ENV_CLAIM, Claim, is_dead
 from trainmesh.errors import (
     JobTaken,
     LeaseLost,
@@ -29,6 +28,7 @@ from trainmesh.errors import (
 )
 from trainmesh.store.address import security_from_environment
 from trainmesh.store.base import Entry, Lease, claim_prefix, job_prefix
+from trainmesh.store.claim import AWAY, ENV_CLAIM, Claim, is_dead
 from trainmesh.store.etcd import EtcdStore, check, connect
 from trainmesh.wire import decode, encode
 
@@ -115,7 +115,7 @@ def main() -> int:
     Returns:
         0 if the name is ours, ``AWAY`` if no etcd answers or takes writes, else the error's code.
     """
-    parser = argparse.ArgumentParser(prog="python -m trainmesh.coordinator.claim")
+    parser = argparse.ArgumentParser(prog="python -m trainmesh.store.claiming")
     parser.add_argument("url", help="http(s)://host:port of the etcd")
     parser.add_argument("--insecure", action="store_true", help="send a password in plain text")
     args = parser.parse_args()

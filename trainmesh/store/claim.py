@@ -1,6 +1,6 @@
 """A job's name belongs to one launch: who has it, and when it may be taken over.
 
-All launchers of one torchrun rendezvous are one launch. ``trainmesh.coordinator.claiming`` keeps
+All launchers of one torchrun rendezvous are one launch. ``trainmesh.store.claiming`` keeps
 claims in the store.
 """
 
@@ -22,7 +22,7 @@ __all__ = ["AWAY", "ENV_CLAIM", "Claim", "Meeting", "claim_from", "is_dead", "ne
 
 ENV_CLAIM = "TRAINMESH_CLAIM"
 AWAY = 75
-"""Exit code of ``trainmesh.coordinator.claiming``: no etcd answers now (EX_TEMPFAIL of
+"""Exit code of ``trainmesh.store.claiming``: no etcd answers now (EX_TEMPFAIL of
 sysexits.h)."""
 
 
