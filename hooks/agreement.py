@@ -17,9 +17,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks.probing import measure_pairs, one_of_each_node
 from trainmesh.hooks.world import World
-from trainmesh.types import Hint, PairTime
+from trainmesh.types import Hint
 from trainmesh.wire import hint_digest
 
 __all__ = ["Agreement", "AgreementResult", "is_round"]
@@ -51,17 +50,15 @@ class Agreement:
     another one, which may have been made much later, every hint is due at once.
     """
 
-    def __init__(self, world: World, cadence: int, node: str, *, counts_steps: bool = True) -> None:
+    def __init__(self, world: World, cadence: int, *, counts_steps: bool = True) -> None:
         self._world = world
         self._counts_steps = counts_steps
         self._cadence = cadence
-        self._node = node
-        self._members: list[int] | None = None
         self._round: tuple[dist.Work, torch.Tensor, Hint | None] | None = None
 
     @property
-    def _group(self) -> dist.ProcessGroup:
-        """The channel.
+    def group(self) -> dist.ProcessGroup:
+        """The world's channel. Not to be kept: its sockets close with the last reference to it.
 
         Raises:
             RuntimeError: this rank has left it.
@@ -79,7 +76,7 @@ class Agreement:
             candidate = None
         own = (candidate.epoch, hint_digest(candidate)) if candidate is not None else (0, 0)
         vector = torch.tensor([*own, -own[0], -own[1]], dtype=torch.int64)
-        work = self._group.allreduce([vector], dist.ReduceOp.MAX)
+        work = self.group.allreduce([vector], dist.ReduceOp.MAX)
         self._round = (work, vector, candidate)
 
     def result(self) -> AgreementResult | None:
@@ -100,15 +97,5 @@ class Agreement:
     def vote(self, ready: bool) -> bool:
         """True if every rank is ready. Blocks until all have voted."""
         ballot = torch.tensor([int(ready)], dtype=torch.int64)
-        self._group.allreduce([ballot], dist.ReduceOp.MIN).wait()
+        self.group.allreduce([ballot], dist.ReduceOp.MIN).wait()
         return bool(ballot.item())
-
-    def probe(self, epoch: int, nbytes: int) -> tuple[PairTime, ...]:
-        """Measure the links; all ranks do it at the same step. What this rank received.
-
-        Raises:
-            RuntimeError: a rank is gone or the group timed out.
-        """
-        if self._members is None:
-            self._members = one_of_each_node(self._group, self._node)
-        return measure_pairs(self._group, self._members, epoch, nbytes)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from trainmesh.types import PairTime
 
-__all__ = ["measure_pairs", "one_of_each_node", "partner"]
+__all__ = ["PairProbes", "partner"]
 
 PINGS = 3
 EMPTY_TAG, WARM_TAG, BULK_TAG = 1, 2, 3
@@ -36,7 +36,30 @@ def partner(place: int, turn: int, count: int) -> int | None:
     return other if other < count else None
 
 
-def one_of_each_node(group: dist.ProcessGroup, node: str) -> list[int]:
+class PairProbes:
+    """Those of one rank, which is on ``node``."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._members: list[int] | None = None
+
+    def measure(self, group: dist.ProcessGroup, epoch: int, nbytes: int) -> tuple[PairTime, ...]:
+        """What this rank received over the gloo ``group``; all its ranks measure together.
+
+        Args:
+            group: The same every time.
+            epoch: Of the hint that asked for it.
+            nbytes: Of each message.
+
+        Raises:
+            RuntimeError: a rank is gone, or the group timed out.
+        """
+        if self._members is None:
+            self._members = _one_of_each_node(group, self._node)
+        return _measure_pairs(group, self._members, epoch, nbytes)
+
+
+def _one_of_each_node(group: dist.ProcessGroup, node: str) -> list[int]:
     """The first rank of every node; all ranks, if there is one node only. ``node`` is this rank's.
 
     Raises:
@@ -51,7 +74,7 @@ def one_of_each_node(group: dist.ProcessGroup, node: str) -> list[int]:
     return sorted(first.values()) if len(first) > 1 else list(range(group.size()))
 
 
-def measure_pairs(
+def _measure_pairs(
     group: dist.ProcessGroup, members: Sequence[int], epoch: int, nbytes: int
 ) -> tuple[PairTime, ...]:
     """What this rank received from each partner. All ranks of the gloo ``group`` call it; those

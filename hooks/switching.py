@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import Generic, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch.futures import Future
 
 from trainmesh.errors import PlanError
 from trainmesh.hooks.agreement import Agreement
 from trainmesh.hooks.observer import ModuleObserver
+from trainmesh.hooks.probing import PairProbes
 from trainmesh.hooks.world import Handshake, World
 from trainmesh.types import Hint
 
@@ -63,6 +65,7 @@ class Switching(Generic[Built]):
         self._gap = gap
         self._handshake: Handshake | None = None
         self._agreement: Agreement | None = None
+        self._probes: PairProbes | None = None
         self._step = 0
         self._rejected = 0
         """Epoch of the newest hint that all ranks held and some rank could not carry out."""
@@ -118,9 +121,7 @@ class Switching(Generic[Built]):
             self._end(f"no plan is followed: {world.why}")
             return None
         observer = self._observer
-        self._agreement = Agreement(
-            world, observer.cadence, observer.node, counts_steps=observer.is_first
-        )
+        self._agreement = Agreement(world, observer.cadence, counts_steps=observer.is_first)
         return self._agreement
 
     def _end(self, why: str) -> None:
@@ -167,8 +168,14 @@ class Switching(Generic[Built]):
         self._carrier.put_in_force(built[0])
         self._note("switched", hint, hint.plan.algorithm)
         if hint.probe_bytes:
-            for pair in agreement.probe(hint.epoch, hint.probe_bytes):
-                self._observer.pair(pair)
+            self._probe(agreement.group, hint)
+
+    def _probe(self, group: dist.ProcessGroup, hint: Hint) -> None:
+        """All ranks have switched: measure the links between them, while nothing else runs."""
+        if self._probes is None:
+            self._probes = PairProbes(self._observer.node)
+        for pair in self._probes.measure(group, hint.epoch, hint.probe_bytes):
+            self._observer.pair(pair)
 
     def _note_rejected(self, hint: Hint, why: str) -> None:
         self._note("rejected", hint, f"plan {hint.plan.algorithm} of epoch {hint.epoch}: {why}")

@@ -1,4 +1,4 @@
-"""What ranks compare, at the ends of its range; what draws a world's number; what a split says."""
+"""What ranks compare, at the ends of its range; what a split says, of DDP and of HSDP."""
 
 import threading
 from collections.abc import Callable
@@ -12,8 +12,10 @@ import torch.distributed as dist
 from msgspec.structs import replace
 
 from trainmesh.hooks import agreement as agreeing
+from trainmesh.hooks import world
 from trainmesh.hooks.agreement import Agreement, AgreementResult
 from trainmesh.hooks.context import RankContext
+from trainmesh.hooks.fsdp.replicas import ReplicaPlans
 from trainmesh.hooks.observer import ModuleObserver
 from trainmesh.hooks.switching import Switching
 from trainmesh.types import MAX_INT, Hint, Plan
@@ -72,7 +74,7 @@ def test_a_round_at_the_ends_of_the_range(
 
     def act(rank: int, group: Any) -> AgreementResult | None:
         held.rank = rank
-        one = Agreement(channel(group), 1, "n")
+        one = Agreement(channel(group), 1)
         one.propose(0, hints[rank])
         return one.result()
 
@@ -87,7 +89,7 @@ def test_a_hint_of_a_late_step_is_due_at_once_for_a_module_that_was_made_later()
     def act(rank: int, group: Any) -> list[Hint | None]:
         found = []
         for counts_steps in (True, False):
-            one = Agreement(channel(group), 1, "n", counts_steps=counts_steps)
+            one = Agreement(channel(group), 1, counts_steps=counts_steps)
             one.propose(0, late)
             verdict = one.result()
             assert verdict is not None
@@ -128,3 +130,36 @@ def test_a_split_is_noted_once_an_epoch() -> None:
         for step in range(3):
             switching.begin_step(step, torch.device("cpu"))
     assert notes == [("mismatch", 1), ("mismatch", 2)]
+
+
+def heard_by(context: RankContext, notes: list[tuple[str, int]]) -> ModuleObserver:
+    """Of a module on a rank whose newest hint is ``context``'s and stays it."""
+    context.cadence = 1
+    context.note = lambda kind, text, *, step=0, epoch=0: notes.append((kind, epoch))  # type: ignore[method-assign]
+    context.newest_hint = lambda: context._newest  # type: ignore[method-assign]
+    observer = ModuleObserver("cpu", lambda: (context, 0))
+    observer._context = context
+    return observer
+
+
+def test_replicas_of_hsdp_note_a_hint_that_not_every_rank_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As DDP does: rank 0 holds the hint, rank 1 does not, and says nothing."""
+    own = threading.local()
+    monkeypatch.setattr(world, "current", lambda: own.world)
+
+    def act(rank: int, group: Any) -> tuple[list[tuple[str, int]], int]:
+        own.world = SimpleNamespace(channel=group, why="", is_settled=True, leave=lambda: None)
+        context = RankContext.__new__(RankContext)
+        context._newest, context._split_epoch = (HINT if rank == 0 else None), 0
+        notes: list[tuple[str, int]] = []
+        plans = ReplicaPlans(
+            SimpleNamespace(world_size=2, parent=group),  # type: ignore[arg-type]
+            heard_by(context, notes),
+        )
+        for step in range(1, 5):
+            plans.begin_step(step, torch.device("cpu"))
+        return notes, plans.epoch
+
+    assert together(act) == [([("mismatch", 1)], 0), ([], 0)]
