@@ -11,10 +11,9 @@ from trainmesh.launcher.lab.arguments import LabArguments
 from trainmesh.launcher.lab.job import LabJob, Launcher, job_command
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host, LabLayout, load_layout
+from trainmesh.launcher.lab.progress import JobProgress
 from trainmesh.launcher.lab.timeline import Timeline, words
 from trainmesh.launcher.run import signals
-from trainmesh.launcher.run.progress import Progress
-from trainmesh.rundir import RunDir
 from trainmesh.units import duration
 
 __all__ = ["main"]
@@ -42,51 +41,34 @@ def _run(lab: Lab, arguments: LabArguments, *, debug: bool) -> int:
         commands.append(
             job_command(lab, host, Launcher.TRAINMESH, [*flags, *more], arguments.program)
         )
-    view = _View(lab, arguments.progress)
-    job = LabJob(lab, commands, {}, view.line)
+    progress = JobProgress(lab, arguments.progress)
+    job = LabJob(lab, commands, {}, _HostLines(lab))
     timeline = Timeline(lab, say)
 
     def tick() -> None:
         timeline.tick()
-        view.tick()
+        progress.tick()
 
     try:
         return job.wait(tick=tick)
     finally:
         signals.hold()
         job.stop()
-        view.close()
+        progress.close()
 
 
-class _View:
-    """Each host's lines with its name before them, and the job's progress."""
+class _HostLines:
+    """Prints each host's lines with its name before them; called by several threads."""
 
-    def __init__(self, lab: Lab, progress: str) -> None:
-        self._runs = lab.runs_directory(lab.hosts[0].name)
+    def __init__(self, lab: Lab) -> None:
         self._width = max(len(host.name) for host in lab.hosts)
-        self._mode = progress
-        self._progress: Progress | None = None
         self._lock = threading.Lock()
 
-    def line(self, host: Host, line: bytes) -> None:
-        """Print a host's line; called by several threads."""
+    def __call__(self, host: Host, line: bytes) -> None:
         end = b"" if line.endswith(b"\n") else b"\n"
         with self._lock:
             sys.stdout.buffer.write(f"{host.name:{self._width}} | ".encode() + line + end)
             sys.stdout.buffer.flush()
-
-    def tick(self) -> None:
-        """Begin to show the progress, as soon as there is a run directory."""
-        if self._progress is None and self._mode != "off":
-            for owner in self._runs.glob("trainmesh/*/owner.json"):
-                self._progress = Progress(RunDir(owner.parent), self._mode)
-                self._progress.start()
-                break
-
-    def close(self) -> None:
-        """Show what is new, and end."""
-        if self._progress is not None:
-            self._progress.stop()
 
 
 def _check_ranks(layout: LabLayout, arguments: LabArguments) -> None:
