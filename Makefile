@@ -11,7 +11,7 @@ STAMP := $(VENV)/.set-up
 .PHONY: help setup lock demo test test-latest test-compiled check bench bench-serve soak clean
 
 help:
-	@echo "make demo    set up, then train with 4 ranks and switch plans mid-run"
+	@echo "make demo    set up, then train on four emulated hosts as a NIC falls: torchrun, trainmesh"
 	@echo "make test    set up, then check and test everything"
 	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
 	@echo "make lock    lock the newest versions of all dependencies in requirements/"

@@ -7,6 +7,8 @@ Text: examples/data/as_you_like_it.txt.
 """
 
 import argparse
+import os
+import time
 from pathlib import Path
 
 import torch
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=64, help="characters a sequence")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--times", default=os.devnull, help="file: when each step ended, in ns")
     args = parser.parse_args()
 
     dist.init_process_group("gloo")
@@ -60,16 +63,18 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     draws = torch.Generator().manual_seed(1 + rank)
 
-    for step in range(args.steps):
-        starts = torch.randint(len(data) - args.context - 1, (args.batch,), generator=draws)
-        x = torch.stack([data[start : start + args.context] for start in starts])
-        y = torch.stack([data[start + 1 : start + args.context + 1] for start in starts])
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        loss.backward()
-        optimizer.step()
-        if rank == 0 and step % 50 == 0:
-            print(f"step {step} loss {loss.item():.4f}", flush=True)
+    with open(args.times if rank == 0 else os.devnull, "w", buffering=1) as times:
+        for step in range(args.steps):
+            starts = torch.randint(len(data) - args.context - 1, (args.batch,), generator=draws)
+            x = torch.stack([data[start : start + args.context] for start in starts])
+            y = torch.stack([data[start + 1 : start + args.context + 1] for start in starts])
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            loss.backward()
+            optimizer.step()
+            print(time.monotonic_ns(), file=times)
+            if rank == 0 and step % 50 == 0:
+                print(f"step {step} loss {loss.item():.4f}", flush=True)
 
     total = sum(parameter.double().sum().item() for parameter in model.parameters())
     if rank == 0:
