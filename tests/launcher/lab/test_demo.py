@@ -88,23 +88,23 @@ def test_the_sentence_has_both_step_times_and_their_ratio() -> None:
 @pytest.mark.timeout(420)
 @pytest.mark.usefixtures("lab_here")
 def test_both_runs_are_of_one_fall_and_the_plan_moves(here: Place, star: Star) -> None:
-    fall = "  - {at_step: 60, link: [h3, sw], bandwidth_mbps: 50}"
-    path = star(dict.fromkeys(("h0", "h1", "h2", "h3"), 200), "timeline:", fall)
-    words = ["--topology", str(path), "--steps", "130", "out"]
+    fall = "  - {at_step: 50, link: [h3, sw], bandwidth_mbps: 100}"
+    path = star(dict.fromkeys(("h0", "h1", "h2", "h3"), 400), "timeline:", fall)
+    words = ["--topology", str(path), "--steps", "120", "out"]
     done = here.run(*DEMO, *words, timeout_s=400)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("torchrun", "trainmesh launch"):
-        fell = re.search(rf"demo: {name}: step (\d+): link h3-sw: 50 Mbit/s\n", done.stdout)
+        fell = re.search(rf"demo: {name}: step (\d+): link h3-sw: 100 Mbit/s\n", done.stdout)
         assert fell, done.stdout
-        assert int(fell[1]) >= 60
+        assert int(fell[1]) >= 50
     plans = load_report(here.path / "out").run.plans
-    moved = moved_plan(plans, 60)
+    moved = moved_plan(plans, 50)
     sentence = done.stdout.splitlines()[-2]
     assert f"moved to {moved.name} at step {moved.first_step}" in sentence
     recorded = {
         launcher: figures(
             step_ends_ns((here.path / "out" / f"{launcher}.times").read_text()),
-            60,
+            50,
             moved.first_step,
         )
         for launcher in ("torchrun", "trainmesh")
