@@ -21,7 +21,7 @@ from typing import IO
 
 from scripts.demo_figures import figures, moved_plan, newest_step_s, step_ends_ns, summary
 from trainmesh.errors import ConfigError, TrainmeshError
-from trainmesh.launcher.lab.job import Job, Launcher, job_command
+from trainmesh.launcher.lab.job import LabJob, Launcher, job_command
 from trainmesh.launcher.lab.lab import Lab
 from trainmesh.launcher.lab.layout import Host, load_layout
 from trainmesh.launcher.lab.progress import JobProgress
@@ -159,13 +159,13 @@ def run(topology: Path, launcher: Launcher, num_steps: int, report: Path) -> lis
 
 
 @contextlib.contextmanager
-def started(lab: Lab, commands: list[list[str]], file: IO[bytes]) -> Iterator[Job]:
+def started(lab: Lab, commands: list[list[str]], file: IO[bytes]) -> Iterator[LabJob]:
     """The job, ended whatever happens: a clean-up that a signal has begun runs to its end."""
 
     def log(host: Host, line: bytes) -> None:
         file.write(f"{host.name} | ".encode() + line)
 
-    job = Job(lab, commands, ENVIRONMENT, log)
+    job = LabJob(lab, commands, ENVIRONMENT, log)
     try:
         yield job
     except BaseException:
