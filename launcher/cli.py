@@ -17,7 +17,8 @@ from typing import Any
 
 from trainmesh import __version__
 from trainmesh.console import clean, say, write_error
-from trainmesh.errors import TrainmeshError
+from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.extras import lacking
 from trainmesh.launcher import standard_output
 from trainmesh.launcher.arguments import Parser
 from trainmesh.launcher.run import signals
@@ -41,6 +42,9 @@ COMMANDS = {
     "replay": "decide a ledger again, with the same policy or another",
     "doctor": "check this machine: Python, torch, etcd, interfaces, GPUs, permissions",
 }
+
+ENDING = (TrainmeshError, OSError, KeyboardInterrupt, ModuleNotFoundError, signals.Ended)
+"""What ends a command in a line, if in any."""
 
 
 def build_parser(command: str | None) -> Parser:
@@ -69,22 +73,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("TRAINMESH_DEBUG", "0") not in ("", "0")
+    command = next((word for word in argv if not word.startswith("-")), None)
     args = argparse.Namespace(debug=debug)
     try:
         with signals.exiting():
-            command = next((word for word in argv if not word.startswith("-")), None)
             args = build_parser(command).parse(argv)
         args.debug = args.debug or debug
         code: int = args.run(args)
-    except (TrainmeshError, OSError, KeyboardInterrupt, signals.Ended) as error:
+    except ENDING as error:
         if args.debug:  # lab run finds it among the words of its own
             write_error(traceback.format_exc())
-        code = _ended(error)
+        code = _ended(_in_our_words(error, command))
     except SystemExit as stop:
         if _flush_output() or stop.code:
             raise
         return 1
     return code if _flush_output() else code or 1
+
+
+def _in_our_words(error: BaseException, command: str | None) -> BaseException:
+    """A missing extra is the user's to install; any other missing module is a bug, and raised."""
+    if not isinstance(error, ModuleNotFoundError):
+        return error
+    line = lacking(f"trainmesh {command}", error)
+    if line is None:
+        raise error
+    return ConfigError(line)
 
 
 def _ended(error: BaseException) -> int:

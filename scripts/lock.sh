@@ -13,7 +13,7 @@ compile() {
     --no-annotate --custom-compile-command "make lock" "$@"
 }
 
-compile pyproject.toml --extra serve --extra otlp --group dev --no-emit-package torch \
+compile pyproject.toml --extra all --group dev --no-emit-package torch \
   --output-file requirements/dev.txt
 compile --group build --constraint requirements/dev.txt --output-file requirements/build.txt
 if ! echo "torch==$torch+cpu" | compile - --no-deps --default-index "$TORCH_INDEX" \

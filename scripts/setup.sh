@@ -52,7 +52,7 @@ install_latest() {
   install --upgrade --group build
   install --upgrade --index-url "$TORCH_INDEX" torch 2>/dev/null \
     || echo "setup: $TORCH_INDEX has no torch or can't be reached; taking pip's, with CUDA" >&2
-  install --upgrade --upgrade-strategy eager --editable '.[serve,otlp]' --group dev
+  install --upgrade --upgrade-strategy eager --editable '.[all]' --group dev
 }
 
 echo "setup: installing trainmesh, torch and the development tools (some minutes the first time)"

@@ -44,7 +44,9 @@ def wanted() -> list[Requirement]:
         *project["optional-dependencies"].values(),
         *groups.values(),
     ]
-    return [Requirement(text) for each in lists for text in each]
+    # "all" is this project's own extras, and a group may include another.
+    texts = [text for each in lists for text in each if not isinstance(text, dict)]
+    return [each for each in map(Requirement, texts) if each.name != project["name"]]
 
 
 def test_the_lock_has_what_the_metadata_asks_for() -> None:

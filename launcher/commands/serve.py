@@ -10,7 +10,6 @@ import resource
 from collections.abc import Callable
 
 from trainmesh.console import write_error
-from trainmesh.errors import ConfigError
 from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.run import signals
 
@@ -29,20 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        with signals.exiting():
-            import uvloop
+    with signals.exiting():
+        import uvloop
 
-            from trainmesh.serving.decide.policies.scorers import load_scorers
-            from trainmesh.serving.loading.preflight import preflight
-            from trainmesh.serving.loading.reload import Watcher
-            from trainmesh.serving.observe.log import CONTROL, Logs, log_event
-            from trainmesh.serving.proxy.open_files import connections_that_fit
-            from trainmesh.serving.service import RouterService
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"trainmesh serve needs {error.name}; install it with: pip install 'trainmesh[serve]'"
-        ) from error
+        from trainmesh.serving.decide.policies.scorers import load_scorers
+        from trainmesh.serving.loading.preflight import preflight
+        from trainmesh.serving.loading.reload import Watcher
+        from trainmesh.serving.observe.log import CONTROL, Logs, log_event
+        from trainmesh.serving.proxy.open_files import connections_that_fit
+        from trainmesh.serving.service import RouterService
     watcher = Watcher(args.config, os.environ, load_scorers()[0])
     if args.check:
         preflight(watcher.config)

@@ -17,6 +17,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from trainmesh.errors import ConfigError, TrainmeshError
+from trainmesh.extras import install_line
 from trainmesh.launcher.doctor.interfaces import Interface, Reach, describe, look, others, suggested
 from trainmesh.launcher.run.service import python_environment
 from trainmesh.places import runs_root
@@ -28,7 +29,10 @@ __all__ = ["Check", "CheckState", "check_all", "torch_checks"]
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 13)
+"""The first that runs the tests of hooks."""
 PROBE_S = 60.0
+NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+"""There while the kernel's driver is loaded."""
 MIN_OPEN_FILES = 1_024
 MIN_SHM_BYTES = 64 * 2**20
 """As long as the name of a run directory gets."""
@@ -112,13 +116,14 @@ def run_probe(environ: Mapping[str, str]) -> dict[str, object]:
 
 def torch_checks(facts: Mapping[str, object]) -> list[Check]:
     """What the probe found, as checks."""
-    install = "pip install 'torch>=2.13,<3', or run make setup"
+    install = f"{install_line('train')}, or run make setup"
     if "error" in facts:
         return [_fail("torch", str(facts["error"]), install)]
     version = str(facts.get("torch", ""))
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdecimal())
     if not OLDEST_TORCH <= numbers < (OLDEST_TORCH[0] + 1,):
-        checks = [_warn("torch", f"{version}; tested with 2.13 and later 2.x", install)]
+        tested = f"{OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} and later {OLDEST_TORCH[0]}.x"
+        checks = [_warn("torch", f"{version}; tested with {tested}", install)]
     else:
         checks = [_ok("torch", version)]
     if facts.get("gloo"):
@@ -245,8 +250,10 @@ def _advice(found: Sequence[Interface]) -> str:
 
 def gpu_check() -> Check:
     """GPUs that the driver knows; none is no failure."""
-    import pynvml
-
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return _unseen_gpus(NVIDIA_DRIVER)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -262,6 +269,13 @@ def gpu_check() -> Check:
         return _warn("gpus", f"the driver does not answer: {error}", "run nvidia-smi and see why")
     finally:
         pynvml.nvmlShutdown()
+
+
+def _unseen_gpus(driver: Path) -> Check:
+    if driver.exists():
+        text = "there is an NVIDIA driver, but no nvidia-ml-py to ask it"
+        return _warn("gpus", text, install_line("gpu"))
+    return _ok("gpus", "none (no NVIDIA driver)")
 
 
 def run_directory_check() -> Check:

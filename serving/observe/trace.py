@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainmesh.errors import ConfigError
+from trainmesh.extras import install_line
 from trainmesh.serving.config.types import TelemetryConfig
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def check_sdk() -> None:
     except ModuleNotFoundError:  # what a part of it is in
         missing = True
     if missing:
-        raise ConfigError(
-            "telemetry.otlp needs the OpenTelemetry SDK: pip install 'trainmesh[otlp]'"
-        )
+        raise ConfigError(f"telemetry.otlp needs the OpenTelemetry SDK: {install_line('otlp')}")
 
 
 class Tracer:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from trainmesh.errors import TrainmeshError
+from trainmesh.extras import install_line
 
 __all__ = ["Derate", "GpuFacts", "GpuReader", "derate", "worst"]
 
@@ -116,11 +117,15 @@ class GpuReader:
     """Asks NVML; a context manager. All calls block, and may for seconds if a GPU is in trouble.
 
     Raises:
-        TrainmeshError: there is no driver.
+        TrainmeshError: there is no driver, or no nvidia-ml-py.
     """
 
     def __init__(self) -> None:
-        import pynvml
+        try:
+            import pynvml
+        except ModuleNotFoundError as error:
+            unknown = f"no nvidia-ml-py; health of GPUs is not known: {install_line('gpu')}"
+            raise TrainmeshError(unknown) from error
 
         self._nvml: Any = pynvml
         try:
