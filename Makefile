@@ -17,7 +17,7 @@ help:
 	@echo "make lock    lock the newest versions of all dependencies in requirements/"
 	@echo "make test-latest   the tests on the newest of everything, in .venv-latest"
 	@echo "make check   format, lint, types and import rules only"
-	@echo "make bench   the figures of the README"
+	@echo "make bench   the figures of docs/benchmarks.md"
 	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
 	@echo "make test-compiled   the router's tests with its data path compiled"
 	@echo "make soak    the long tests"

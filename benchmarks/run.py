@@ -1,5 +1,7 @@
-"""All figures of the README, one after the other: make bench. The last one takes an hour and
-needs to be allowed network namespaces (trainmesh lab check)."""
+"""Run every benchmark of docs/benchmarks.md but the router's, one after the other: make bench.
+
+The last one takes an hour and needs network namespaces (trainmesh lab check).
+"""
 
 import subprocess
 import sys

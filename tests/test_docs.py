@@ -65,6 +65,7 @@ def ran(code: str) -> dict[str, Any]:
 
 
 PAGES_WITH_PYTHON = {
+    "CONTRIBUTING.md",  # tests/test_contributing.py
     "docs/lab.md",
     "docs/nccl.md",
     "docs/serving.md",
