@@ -6,7 +6,7 @@ report=${1:-runs/demo}
 if why=$(.venv/bin/trainmesh lab check 2>&1 >/dev/null); then
   exec .venv/bin/python -m scripts.demo "$report"
 fi
-echo "demo: no gain can be shown here, as a slow network can't be emulated (${why#trainmesh: error: })"
+echo "demo: no gain can be shown here, as a slow network can't be emulated (${why#trainmesh: error: no lab here: })"
 # 4 ranks on a declared graph of two racks whose ranks are interleaved. The coordinator sees that
 # the ring in rank order crosses the uplinks more often than it must, and moves the running job to a
 # better order. The links are declared, not slow: what the report calls predicted follows from the
