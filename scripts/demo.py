@@ -192,15 +192,17 @@ class Watch:
         self.ends_ns: list[int] = []
         self._name = name
         self._num_steps = num_steps
-        self._next_s = 0.0
+        self._begin_s = time.monotonic()
+        self._next_s = self._begin_s
 
     def tick(self) -> None:
         """Say it, if it is time to."""
-        if time.monotonic() < self._next_s:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
             return
-        self._next_s = time.monotonic() + SAY_EVERY_S
+        self._next_s = now_s + SAY_EVERY_S
         step_s = newest_step_s(self.ends_ns)
-        where = "starting"
+        where = f"starting, {now_s - self._begin_s:.0f} s"
         if step_s is not None:
             where = f"step {len(self.ends_ns)} of {self._num_steps}, {duration(step_s)} a step"
         say(f"{self._name}: {where}")
