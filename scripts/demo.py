@@ -205,6 +205,8 @@ class Watch:
         where = f"starting, {now_s - self._begin_s:.0f} s"
         if step_s is not None:
             where = f"step {len(self.ends_ns)} of {self._num_steps}, {duration(step_s)} a step"
+        if len(self.ends_ns) == self._num_steps:
+            where = f"all {self._num_steps} steps are done, ending"
         say(f"{self._name}: {where}")
 
 

@@ -3,6 +3,7 @@
 # only that it works where not.
 set -euo pipefail
 report=${1:-runs/demo}
+echo "demo: trying out whether this machine can emulate a network"
 if why=$(.venv/bin/trainmesh lab check 2>&1 >/dev/null); then
   exec .venv/bin/python -m scripts.demo "$report"
 fi
