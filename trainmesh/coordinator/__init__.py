@@ -1,1 +1,1 @@
-"""The coordinator: what ranks report goes in, plans and their reasons come out."""
+"""The coordinator turns the reports of ranks into plans with their reasons."""

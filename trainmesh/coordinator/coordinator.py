@@ -45,8 +45,8 @@ __all__ = ["Coordinator", "Effects", "Settings"]
 
 MAX_EVENTS = 50
 MAX_STEPS_AWAITED = 4096
-"""After this many steps a hint that ranks could have taken up is given up: four times as many as
-the longest cadence of their agreements."""
+"""A hint is given up if the ranks have not taken it up after this many steps: four times the
+longest cadence of their agreements."""
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Coordinator:
         self._pilot: Tuner | None = None
         """None until all ranks are known."""
         self._proven: tuple[tuple[object, ...], CommConfig] | None = None
-        """What had proved itself when the last world ended, and where its ranks were."""
+        """The configuration that had proved itself when the last world ended, and where its ranks
+        were."""
         self._recorded: dict[int, Hello] = {}
         self._graphs: tuple[LinkGraph, LinkGraph] | None = None
         """All links of the job, and what a plan has of them."""
@@ -101,7 +102,7 @@ class Coordinator:
         self._graph: LinkGraph | None = None
         self._is_used_up_said = False
         self._is_hook_kept = False
-        """The script's own hook reduces the gradients, so that no plan would be followed."""
+        """The script's own hook reduces the gradients, so no plan would be followed."""
         self.document: dict[str, object] | None = None
         """The link graph as a topology document; None until all ranks are known."""
 
@@ -139,8 +140,8 @@ class Coordinator:
         return effects
 
     def follow(self, leader: JobStatus, document: dict[str, object] | None) -> Effects:
-        """What the coordinator that leads has decided, on which ``document`` of the link graph: for
-        the record, and to go on from. Only the leader takes turns."""
+        """Take a decision of the leading coordinator, made on ``document`` (a link graph), for the
+        record and as the state to continue from. Only the leader takes turns."""
         effects = Effects()
         own = {(event.kind, event.text) for event in self._events}
         for event in leader.events:
@@ -159,8 +160,7 @@ class Coordinator:
         return effects
 
     def is_urgent(self) -> bool:
-        """Whether there is something new to decide about, which need not wait for the next turn;
-        asking takes it back."""
+        """Whether there is something new to decide about before the next turn. Asking resets it."""
         urgent, self._is_urgent = self._is_urgent, False
         return urgent
 
@@ -275,8 +275,8 @@ class Coordinator:
         self._judge_asked(effects, now_s)
 
     def _end_world(self, newcomer: Hello, now_s: float, effects: Effects) -> None:
-        """The processes were restarted: they begin again on native, at step 0. Or they only have
-        a number now, which they had not when they introduced themselves."""
+        """The processes were restarted and begin again on native, at step 0; or they have only now
+        learned their world's number."""
         known = self._view.hellos.get(newcomer.rank)
         if known is None or replace(known, world=newcomer.world) != newcomer:
             self._log(effects, now_s, "hello", "the job's processes were restarted")
@@ -305,7 +305,8 @@ class Coordinator:
         )
 
     def _await_hint(self, now_s: float, effects: Effects) -> None:
-        """The ranks take up the newest hint when they get to its step, if it is for as many."""
+        """The ranks take up the newest hint when they reach its step, if it is for a world of their
+        size."""
         hint = self._hints.newest
         if hint is None or self._pilot is None:
             return
@@ -318,8 +319,8 @@ class Coordinator:
             self._pilot.hint(hint)
 
     def _give_up_waiting(self, pilot: Tuner, now_s: float, effects: Effects) -> None:
-        """Nothing must be waited for for ever: not for a hint that some rank never takes up, and
-        not for the words of one that is in force but that the store has lost."""
+        """Never wait for ever: neither for a hint that some rank never takes up, nor for reports
+        about one that is in force but that the store has lost."""
         awaited = pilot.awaited
         if awaited is None:
             if self._epoch and self._hints.of_epoch(self._epoch) is None:

@@ -1,9 +1,9 @@
-"""The hints of one job: what the store holds, what the current world is to follow, and the next
-epoch. Pure.
+"""The hints of one job: which one the store holds, which one the current world is to follow, and
+the next epoch. Pure.
 
 The store may lose a hint, keep one of an earlier start, or go back to an older one; ranks never go
-back. So an epoch is above all that the store or a rank has ever shown, and a hint that the store
-doesn't hold any more is stored again.
+back. So a new epoch is higher than every epoch that the store or a rank has ever shown, and a hint
+that the store has lost is stored again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from trainmesh.types import MAX_INT, Hint
 __all__ = ["Hints"]
 
 MAX_HINTS = 8
-"""Remembered: the one in force, and those that overtook it before all ranks had switched."""
+"""How many hints are remembered: the one in force, and those that overtook it before all ranks had
+switched."""
 
 
 class Hints:
@@ -76,8 +77,8 @@ class Hints:
                 del self._known[old]
 
     def to_store_again(self, in_force: int) -> Hint | None:
-        """The newest hint, if the store has lost it or the ranks, who run epoch ``in_force``, are
-        past it: under a new epoch then. None if all is well."""
+        """The newest hint if it must be stored again, else None. The store may have lost it, or the
+        ranks, which run epoch ``in_force``, may be past it; then it gets a new epoch."""
         hint = self.newest
         if hint is None:
             return None

@@ -1,4 +1,4 @@
-"""What the ranks of one job have said so far: who they are, their newest steps, their switches."""
+"""What the ranks of one job have reported: who they are, their newest steps, their switches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class JobView:
         """None until the ranks were complete once."""
         self.hellos: Mapping[int, Hello] = world.hellos if world is not None else {}
         self.replicas = Replicas.of(self.hellos)
-        """Who all-reduces with whom, known when the ranks are complete."""
+        """Which ranks all-reduce with each other; known once all ranks are."""
         self.window = StepWindow(self.replicas.size if world is not None else 0)
         self.step = 0
         self.num_steps = 0
@@ -58,7 +58,8 @@ class JobView:
 
     @property
     def loss(self) -> float | None:
-        """Of the newest step in which it was looked at: of many short ones it is in some."""
+        """From the newest step in which it was recorded; of many short steps, only some record
+        it."""
         return self._newest_loss[1]
 
     @property
@@ -71,7 +72,7 @@ class JobView:
 
     @property
     def placement(self) -> tuple[object, ...]:
-        """What a plan is made for: equal where the plan of one world suits another."""
+        """What a plan is made for. If it is equal, the plan of one world suits another."""
         ranks = [(rank, hello.node, hello.replicas) for rank, hello in sorted(self.hellos.items())]
         return self.backend, tuple(ranks)
 
@@ -101,8 +102,8 @@ class JobView:
         return self.world is not None and same == self.world_size
 
     def see_mismatch(self, step: int, epoch: int) -> bool:
-        """The ranks held several hints at ``step``, one of ``epoch``. Every rank says so, of the
-        hint that it holds, and once an epoch. True if nothing was known of it."""
+        """Note that the ranks held several hints at ``step``, one of them of ``epoch``. Every rank
+        reports this for the hint that it holds, once an epoch. True if it is new."""
         before_step, before_epoch = self._mismatch
         self._mismatch = max(step, before_step), max(epoch, before_epoch)
         return step > before_step and epoch > before_epoch

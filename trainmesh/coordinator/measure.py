@@ -7,8 +7,8 @@ transfer alone, and no two hosts' clocks are ever compared.
 A *collective* is one bucket, or those that were fused. Its *service* time begins when it was
 started or when the one before it had ended, whichever is later: time spent in the queue behind
 others is not counted, so the service times of a step add up to the time in which it communicated.
-Collectives of quite different sizes that are in flight at once share the network, nobody knows
-how (gloo runs two at a time): they count as one, of all their bytes.
+Collectives of quite different sizes that are in flight at once share the network in unknown parts
+(gloo runs two at a time), so they count as one, with all their bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIRST_STEP = 2
 """Steps before this one are not measured: DDP rebuilds its buckets after step 0."""
 
 ALIKE = 2
-"""Sizes within this factor of each other are taken to be served in turn."""
+"""Sizes within this factor of each other are assumed to be served in turn."""
 MAX_PARTIAL = 64
 MAX_STEPS = 128
 
@@ -68,8 +68,8 @@ class MeasuredStep:
 
     @property
     def by_size(self) -> tuple[tuple[int, float], ...]:
-        """The mean service time of each size of collective: where several are in flight at once,
-        they share the network, and only the mean says what one costs."""
+        """The mean service time of each size of collective. If several are in flight at once they
+        share the network, and only the mean tells the cost of one."""
         return means(self.collectives)
 
 

@@ -30,7 +30,7 @@ TICK_S = 1.0
 LEASE_TTL_S = 5
 FINISH_S = 2.0
 QUIET_S = 0.4
-"""Nothing has come for this long: the agents have sent everything."""
+"""If nothing has come for this long, the agents have sent everything."""
 AGENT_GRACE_S = 5.0
 MAX_WAITING_CHANGES = 10_000
 MAX_AGENTS = 65_536
@@ -54,7 +54,7 @@ class CoordinatorProcess:
         self._hint_revision = 0
         """0: the store has no hint."""
         self._listed = 0
-        """The revision of the last listing: changes up to there are known."""
+        """The revision of the last listing; changes up to it are known."""
         self._written = 0
         """That of the last write in this session."""
         self._refused = Refusals()
@@ -113,7 +113,7 @@ class CoordinatorProcess:
         return self._coordinator
 
     def _earlier(self, store: Store) -> JobStatus:
-        """What the coordinator before this one has told last; nothing if there was none."""
+        """The last status of the previous coordinator; empty if there was none."""
         entry = store.get(f"{self._prefix}status")
         try:
             if entry is not None:
@@ -123,7 +123,7 @@ class CoordinatorProcess:
         return JobStatus(job=self._environment.job, updated_unix_s=0.0)
 
     def _refresh(self, store: Store, coordinator: Coordinator) -> int:
-        """Take all that the store holds; what it doesn't hold, it has lost."""
+        """Take everything that the store holds. It has lost whatever it does not hold."""
         entries, revision = store.list(self._prefix)
         held = {entry.key for entry in entries}
         for name in ("hint", "graph"):
@@ -178,7 +178,7 @@ class CoordinatorProcess:
             note(f"ignored: {error}")
 
     def _follow(self, key: str, value: bytes, coordinator: Coordinator) -> None:
-        """Somebody else leads, and has stored the links, then the status."""
+        """Another coordinator leads; it has stored the links, then the status."""
         if key == "graph":
             self._document = decode(value, dict[str, object], what=key)
         else:
@@ -233,8 +233,8 @@ class CoordinatorProcess:
             raise
 
     def _publish(self, store: Store, coordinator: Coordinator, hint: Hint, leader: Entry) -> None:
-        """Store ``hint``. If the key is not as it was seen, its news were lost, or somebody else
-        writes it: it is read again, and the coordinator, which then knows, tries again."""
+        """Store ``hint``. If the key has changed, a notification was lost or somebody else writes
+        it. The key is then read again, and the coordinator, which knows now, tries again."""
         if not self._refused.may_try(time.monotonic()):
             return
         key = f"{self._prefix}hint"
@@ -257,7 +257,7 @@ class CoordinatorProcess:
             self._apply(Change(key, value, revision), coordinator)
 
     def _see_revision(self, revision: int) -> None:
-        """What the store has written now.
+        """Note what the store has written.
 
         Raises:
             StoreError: it has lost what it held before; the session must begin again.
@@ -270,7 +270,8 @@ class CoordinatorProcess:
         self._written = revision
 
     def _finish(self, store: Store, coordinator: Coordinator) -> None:
-        """Take what the agents have still sent; the last one to leave clears the job's keys."""
+        """Take the agents' remaining reports. The last coordinator to leave clears the job's
+        keys."""
         end_s = time.monotonic() + FINISH_S
         while time.monotonic() < end_s:
             self._work(store, coordinator, min(end_s, time.monotonic() + QUIET_S))
@@ -281,8 +282,8 @@ class CoordinatorProcess:
             store.delete(claim_prefix(self._environment.job))
 
     def _end(self, coordinator: Coordinator) -> None:
-        """The last words, and the status for the launcher: the agent, which brings it down while
-        the job runs, has ended."""
+        """Write the last record lines, and the status for the launcher: the agent, which hands it
+        down while the job runs, has ended."""
         self._do(coordinator.end(_now()))
         try:
             write_atomically(
@@ -293,7 +294,8 @@ class CoordinatorProcess:
 
 
 class Refusals:
-    """Writes of one key that were refused in a row: when to try again, and what to say once."""
+    """Counts writes of one key that were refused in a row: when to try again, and what to say
+    once."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -303,7 +305,8 @@ class Refusals:
         return now_s >= self._due_s
 
     def another(self, now_s: float) -> bool:
-        """One more; True if it is the first that is worth a word: one alone is a race."""
+        """Count one more. True for the first that is worth a message; a single one is only a
+        race."""
         self._count += 1
         self._due_s = now_s + min(MAX_BACKOFF_S, TICK_S * 2.0 ** (self._count - 2))
         return self._count == SAID_REFUSALS

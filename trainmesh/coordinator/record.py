@@ -38,7 +38,8 @@ class RecordWriter:
         self._file.close()
 
     def write(self, lines: list[RecordLine]) -> None:
-        """Append what is kept of ``lines``. What the disk doesn't take is lost, and told."""
+        """Append the lines that are kept. Lines that the disk doesn't take are lost, and
+        reported."""
         stride = 1 << (self._written // HALVE_EVERY_BYTES)
         kept = [line for line in lines if line.step is None or line.step.step % stride == 0]
         data = b"".join(encode(line) + b"\n" for line in kept)

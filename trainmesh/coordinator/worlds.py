@@ -1,9 +1,9 @@
-"""Which start of a job's processes is the current one, from what its ranks say of themselves. Pure.
+"""Which start of a job's processes is the current one, from its ranks' introductions. Pure.
 
 A world is complete when all its ranks have introduced themselves; the complete one that spoke last
 is the current one. No clocks are compared: a node's ranks speak through one agent, in order, and
-all ranks of a world end together. So a world is over as soon as one of its nodes speaks for
-another; what then still arrives from it was late and doesn't count.
+all ranks of a world end together. So a world is over as soon as one of its nodes reports another
+one; whatever still arrives from it is late and does not count.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from trainmesh.types import Hello
 __all__ = ["WorldStart", "Worlds"]
 
 MAX_FORMING = 8
-"""Starts that wait for ranks at the same time; more come only from a job that starts in vain."""
+"""How many starts may wait for ranks at the same time; more come only from a job that keeps failing
+to start."""
 MAX_OVER = 256
-"""Numbers of ended worlds that are remembered: what is late is late by seconds, not by starts."""
+"""How many numbers of ended worlds are remembered. A report may be late by seconds, not by many
+starts."""
 MAX_NODES = 65_536
 
 Key = tuple[int, int]
@@ -50,7 +52,7 @@ class Worlds:
         self.current: WorldStart | None = None
         """None while no world is complete."""
         self.newest: WorldStart | None = None
-        """The current one, or, without one, that of which something was heard last."""
+        """The current world; if there is none, the one that was heard from last."""
         self._open: dict[Key, WorldStart] = {}
         self._over: dict[int, None] = {}
         self._spoken_for: dict[str, Key] = {}
@@ -94,8 +96,8 @@ class Worlds:
         return self.current is not None and self.current.knows(hello)
 
     def _has_a_number(self, key: Key, hello: Hello) -> bool:
-        """Whether ``hello`` was sent before its rank knew the number that others of its node tell
-        already: ranks learn it at their own steps."""
+        """Whether ``hello`` was sent before its rank knew the number that other ranks of its node
+        already report; each rank learns it at a step of its own."""
         world = self._open.get(key)
         if world is None or not world.number or world.size != hello.world_size:
             return False

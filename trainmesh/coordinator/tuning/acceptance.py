@@ -1,4 +1,4 @@
-"""Whether a change was worth it: what was measured after it against what was before. Pure."""
+"""Whether a change was worth it, from measurements before and after it. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def harm(
     """Whether a plan made things worse, and the numbers in words.
 
     It did if steps wait longer for communication, by more than a share of the whole step, although
-    their buckets are hardly faster (the plan costs more than it brings); or if the buckets
-    themselves take much longer. Waiting, not step time, is compared: a machine that becomes busy
-    with something else slows the compute part too, and that is not the plan's doing.
+    their buckets are hardly faster (the plan costs more than it gains), or if the buckets
+    themselves take much longer. The comparison is of waiting, not of step time: a machine that
+    becomes busy with something else slows the compute part too, and the plan is not the cause.
     """
     was, now = _Medians(before), _Medians(after)
     growth = (now.exposed_s - was.exposed_s) / was.step_s
@@ -40,8 +40,8 @@ def harm(
 def delivers(
     before: Sequence[MeasuredStep], after: Sequence[MeasuredStep], settings: Settings
 ) -> bool:
-    """Whether a plan brought anything: buckets that take less time, or steps that wait less, by
-    at least half of the margin that it was predicted to gain."""
+    """Whether a plan gained anything: its buckets take less time, or its steps wait less, by at
+    least half of the margin that it was predicted to gain."""
     was, now = _Medians(before), _Medians(after)
     least = settings.margin / 2
     return (
@@ -53,8 +53,8 @@ def delivers(
 def quicker(
     before: Sequence[MeasuredStep], after: Sequence[MeasuredStep], *, least: float
 ) -> tuple[bool, str]:
-    """Whether steps take less time by the share ``least`` of themselves (more time, if it is
-    negative, by no more than that), and the numbers in words."""
+    """Whether steps are shorter by at least the share ``least`` (if it is negative: longer by no
+    more than that share), and the numbers in words."""
     was, now = _Medians(before), _Medians(after)
     words = f"a step takes {now.step_s * 1e3:.2f} ms, before {was.step_s * 1e3:.2f} ms"
     return now.step_s <= (1 - least) * was.step_s, words

@@ -1,4 +1,5 @@
-"""What the user asked for: what of it is refused, and since when the rest is in force. Pure."""
+"""The settings that the user asked for: which are refused, and since when the others are in force.
+Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ __all__ = [
 
 
 def asked_for(only: str | None, fusion_bytes: int | None, compression: str) -> tuple[Asked, ...]:
-    """What these settings fix; native, with which a job begins, is in force from step 0."""
+    """The settings that the user has fixed. Native, with which a job begins, is in force from step
+    0."""
     found = []
     if only is not None:
         found.append(_fresh(Knob.PLAN, only))

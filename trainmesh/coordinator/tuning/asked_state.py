@@ -1,4 +1,4 @@
-"""What the user asked for, as it stands in a job that runs. Pure."""
+"""The state, in a running job, of what the user asked for. Pure."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class AskedState:
         self.items = asked.anew(self.items)
 
     def in_force(self, hint: Hint, step: int) -> None:
-        """A rank runs ``hint`` from ``step`` on, and so all do: they have voted for it. The words
-        of the others may be lost, or come after the end."""
+        """A rank runs ``hint`` from ``step`` on, and so do all ranks, because they have voted for
+        it. The other ranks' reports may be lost, or come after the end."""
         self.items = asked.in_force(self.items, CommConfig.of(hint), step)
 
     def refused(self, note: Note, hint: Hint | None) -> None:
@@ -49,7 +49,7 @@ class AskedState:
             self.items = asked.refused(self.items, note.text)
 
     def judged(self, replicas: Replicas, graph: LinkGraph, backend: str) -> list[str]:
-        """A sentence for what is found not to be had on these links, once each."""
+        """A sentence, once each, for everything that turns out to be impossible on these links."""
         known = {"", *(item.refusal for item in self.items)}
         self.items = refusals.judged(self.items, replicas, graph, backend)
         return [asked.sentence(item) for item in self.items if item.refusal not in known]

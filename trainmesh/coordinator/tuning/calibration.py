@@ -1,8 +1,9 @@
-"""How far executors are from what is predicted of them, compared with each other. Pure.
+"""How far executors are from their predictions, compared with each other. Pure.
 
-A plan is judged against the one before it within seconds, on the same links, so the quotient of
-measured / predicted of the two says what their executors cost, whatever the absolute prediction is
-worth: an unknown protocol overhead or a busy machine slows both and cancels out. Native is 1.
+A plan is compared with the previous one within seconds, on the same links. So the quotient of the
+two ratios measured / predicted tells what their executors cost, however wrong the absolute
+predictions are: an unknown protocol overhead or a busy machine slows both and cancels out. Native
+is 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """When to suspect a link, and what probing may cost. Pure.
 
-Two signals: steps whose collectives take longer (or less long) than when the configuration
-was settled, for several steps in a row; and, as long as a link is known to be slow, time: a plan
-that avoids it does not feel it heal.
+There are two signals. One is several steps in a row whose collectives take longer, or less long,
+than when the configuration was settled. The other is time, while a link is known to be slow: a plan
+that avoids the link cannot notice that it has healed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MAX_DOUBLINGS = 5
 URGENCY = 4
 WARM_SHARE = 0.25
 PINGS = 12
-"""Empty messages one after the other that a pair exchanges (``trainmesh.hooks.probing``), and the
-barrier before it."""
+"""How many empty messages a pair exchanges one after the other (``trainmesh.hooks.probing``), with
+the barrier before them."""
 
 
 def baseline(steps: Iterable[MeasuredStep]) -> dict[tuple[int, ...], float]:
@@ -40,8 +40,8 @@ def baseline(steps: Iterable[MeasuredStep]) -> dict[tuple[int, ...], float]:
 def change(
     steps: Sequence[MeasuredStep], usual_s: Mapping[tuple[int, ...], float], settings: Settings
 ) -> float | None:
-    """How many times as long as usual the last ``change_steps`` steps took, if all of them took
-    ``change_ratio`` times as long, or all of them that much less; else None."""
+    """The ratio of the last ``change_steps`` steps' time to the usual time, if all of them took at
+    least ``change_ratio`` times as long, or all of them that much less; else None."""
     if len(steps) < settings.change_steps:
         return None
     ratios = [_ratio(step, usual_s) for step in steps[-settings.change_steps :]]
@@ -57,14 +57,15 @@ def _ratio(step: MeasuredStep, usual_s: Mapping[tuple[int, ...], float]) -> floa
 
 
 def probe_bytes(slowest_bytes_per_s: float, settings: Settings) -> int:
-    """Size of a probe's message, so that it is short on the slowest link and still long enough to
-    be measured on the others."""
+    """The size of a probe's message: short on the slowest link, and still long enough to be
+    measured on the others."""
     wanted = int(settings.probe_transfer_s * slowest_bytes_per_s)
     return min(MOST_PROBE_BYTES, max(LEAST_PROBE_BYTES, wanted))
 
 
 def probe_s(pairs: Iterable[PairTime]) -> float:
-    """How long a probe held the training up: its turns, each as long as its slowest pair."""
+    """How long a probe delayed the training: the sum of its turns, each as long as its slowest
+    pair."""
     turns: dict[int, float] = defaultdict(float)
     for pair in pairs:
         took_s = (1 + WARM_SHARE) * pair.transfer_s + PINGS * pair.latency_s
@@ -73,9 +74,10 @@ def probe_s(pairs: Iterable[PairTime]) -> float:
 
 
 def gap_s(duration_s: float, settings: Settings, *, urgent: bool, in_vain: int) -> float:
-    """Time until the next probe: so that one of ``duration_s`` takes no more than
-    ``probe_share`` of it, doubled for each one ``in_vain``, which found nothing new; a quarter of
-    that if it is ``urgent``. News are rare, so the doubling keeps the average to the share."""
+    """The time until the next probe. A probe of ``duration_s`` takes at most ``probe_share`` of it.
+    The time doubles for each probe ``in_vain``, which found nothing new, and is a quarter as long
+    if the probe is ``urgent``. Links rarely change, so the doubling keeps the average to the
+    share."""
     share = settings.probe_share * (URGENCY if urgent else 1)
     least_s = max(LEAST_GAP_S, duration_s / share)
     return min(max(MOST_GAP_S, least_s), least_s * 2.0 ** min(in_vain, MAX_DOUBLINGS))

@@ -1,4 +1,4 @@
-"""Whether a codec pays, by what its encoding was measured to cost. Pure.
+"""Whether a codec pays, given the measured cost of its encoding. Pure.
 
 The rule is ``trainmesh.plan.codec_cost.worth``; and a codec can't save more than the step waits for
 communication.
@@ -28,7 +28,7 @@ Costs = Mapping[str, CodecCost]
 
 @dataclass(frozen=True)
 class Sending:
-    """What a step has to send: collectives of ``sizes`` bytes, each of which would take ``plain``
+    """The traffic of a step: collectives of ``sizes`` bytes, each of which would take ``plain``
     without a codec; and how long the step takes, and waits for communication."""
 
     sizes: Sequence[int]
@@ -66,7 +66,8 @@ def better_codec(
 
 
 def advice(costs: Costs, sending: Sending, current: str, margin: float) -> str:
-    """What a codec would gain that is not used unless it is asked for; empty if not enough."""
+    """The gain, in words, of a codec that is used only if it is asked for; empty if it is too
+    small."""
     best = _best(costs, ADVISED_CODEC, sending)
     if best is None or best.name == current.partition(":")[0]:
         return ""
@@ -86,7 +87,7 @@ def _best(costs: Costs, name: str, sending: Sending) -> CodecCost | None:
 
 
 def _gain_s(cost: CodecCost, current: CodecCost | None, sending: Sending) -> float:
-    """By how much a step with ``cost`` is predicted to be shorter than with ``current``."""
+    """How much shorter a step is predicted to be with ``cost`` than with ``current``."""
     now_s = _net_s(current, sending) if current is not None else 0.0
     return min(sending.exposed_s, _net_s(cost, sending) - now_s)
 
@@ -112,5 +113,5 @@ def _net_s(cost: CodecCost, sending: Sending) -> float:
 
 
 def _extra_latency_s(cost: CodecCost, sending: Sending) -> float:
-    """What the collectives that a codec adds cost beside their bytes."""
+    """The cost, beside their bytes, of the collectives that a codec adds."""
     return len(sending.sizes) * (cost.num_collectives - 1) * sending.plain.seconds

@@ -12,7 +12,7 @@ from trainmesh.units import size
 __all__ = ["CommConfig", "grouped", "describe_comm_config", "same_way"]
 
 PIECES = ("nbytes", "num_chunks")
-"""Fields of a plan that set the size of the pieces in which the bytes go their way."""
+"""The fields of a plan that set the size of the pieces in which bytes are sent."""
 WAY = tuple(name for name in Plan.__struct_fields__ if name not in NOT_SENT and name not in PIECES)
 
 
@@ -67,6 +67,6 @@ def grouped(sizes: Sequence[int], fusion_bytes: int) -> list[list[int]]:
 
 
 def same_way(a: Plan, b: Plan) -> bool:
-    """Whether two plans move the same bytes the same way, whatever was predicted of them and in
-    whatever pieces."""
+    """Whether two plans move the same bytes along the same paths, whatever their predictions and
+    the sizes of their pieces."""
     return all(getattr(a, name) == getattr(b, name) for name in WAY)

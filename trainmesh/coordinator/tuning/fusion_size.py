@@ -2,11 +2,10 @@
 
 Each collective costs a fixed overhead ``a`` beside ``beta`` seconds per byte. Fusing saves
 overheads and delays what is held back. With M bytes in all, ready evenly over the time T_b of the
-backward pass, and reduced s at a time, a step that is limited by communication takes
-``(s/M) T_b + (M/s) a + M beta``, least for ``s = M sqrt(a / T_b)``; one that is limited by
-computation needs the least s for which ``(M/s) a + M beta <= T_b``. Which of the two holds, and
-whether either beats what is in force, is found out by playing the step through with the arrival
-times that were measured.
+backward pass, and reduced s at a time, a step that is limited by communication takes ``(s/M) T_b +
+(M/s) a + M beta``, least for ``s = M sqrt(a / T_b)``; one that is limited by computation needs the
+least s for which ``(M/s) a + M beta <= T_b``. A simulation of the step with the measured arrival
+times decides which of the two holds, and whether either is better than the size in force.
 """
 
 from __future__ import annotations
@@ -52,12 +51,13 @@ def overhead(
     """From collectives of different sizes, by regression.
 
     ``known`` was found under the same plan, when sizes differed more: fused ones are nearly alike,
-    so if it is given, only its seconds per byte are refitted. Where there is no line, because there
-    is one size only or the bytes don't show in the times, ``s_per_byte`` is believed and what is
-    left is overhead; but only if that is most of the time, as it may be an error of the belief.
+    so if it is given, only its seconds per byte are refitted. If no line can be fitted, because
+    there is only one size or the times do not depend on the bytes, ``s_per_byte`` is assumed and
+    the remainder is overhead; but only if that remainder is most of the time, because it may be an
+    error of the assumption.
 
     Returns:
-        None if it can't be told.
+        None if the samples don't tell.
     """
     samples = [sample for step in steps for sample in means(step.services) if sample[1] > 0]
     if not samples:
@@ -75,7 +75,7 @@ def overhead(
 def waiting_s(
     sizes: Sequence[int], arrivals_s: Sequence[float], fusion_bytes: int, cost: Overhead
 ) -> float:
-    """How long after the last bucket's arrival its step has communicated."""
+    """How long the step goes on communicating after the last bucket's arrival."""
     free_s = 0.0
     for group in grouped(sizes, fusion_bytes):
         begin_s = max(free_s, arrivals_s[group[-1]])
@@ -106,7 +106,8 @@ def fusion_size(
 
 
 def _candidates(sizes: Sequence[int], arrivals_s: Sequence[float], cost: Overhead) -> list[int]:
-    """Sizes worth a look: from both formulas, where they would fuse at least two buckets."""
+    """The sizes worth simulating: those of both formulas, if they would fuse at least two
+    buckets."""
     total = sum(sizes)
     count = len(sizes)
     if count < 2:

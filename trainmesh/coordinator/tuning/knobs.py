@@ -1,7 +1,7 @@
 """The three knobs, plan, fusion and codec: which to turn next, and how each is judged.
 
-One is turned at a time, in this order, so that what is measured afterwards is its doing. What was
-tried in vain is not tried again before the links, or the plan, have changed.
+One knob is turned at a time, in this order, so that later measurements show its effect alone. A
+setting that was tried in vain is not tried again before the links, or the plan, have changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ __all__ = ["Knobs", "Trial"]
 
 MAX_CODECS = 32
 DDP_BUCKETS = (2**20, 25 * 2**20)
-"""Bytes of a step's buckets before any was seen: DDP's first one, and its cap of the others."""
+"""The bytes of a step's buckets before any has been seen: DDP's first bucket, and its cap on the
+others."""
 SURPRISE = 1.5
-"""Off a prediction by this factor, the links may be to blame and not the plan."""
+"""If a measurement is off its prediction by this factor, the links may be the cause and not the
+plan."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A change that is to be judged: ``before`` was measured under ``previous``."""
+    """A change that is on trial: ``before`` was measured under ``previous``."""
 
     knob: Knob
     previous: CommConfig
@@ -50,7 +52,7 @@ class Knobs:
         start = dict.fromkeys(CALIBRATION, UNMEASURED) if "nccl" in backend else CALIBRATION
         self._calibration = Calibration(start)
         self._overheads: dict[str, Overhead] = {}
-        """By algorithm, when its collectives were last seen each by itself."""
+        """When each algorithm's collectives were last measured one by one."""
         self._costs: dict[str, CodecCost] = {}
         self._refused: set[str] = set()
         """Algorithms, knobs and codecs."""
@@ -66,7 +68,8 @@ class Knobs:
         self._refused.add(str(refused.get(trial.knob, trial.knob)))
 
     def see_cost(self, cost: CodecCost) -> bool:
-        """What a rank measured of a codec, the slowest rank counts; True if the codec is new."""
+        """Take a rank's measurement of a codec; the slowest rank counts. True if the codec is
+        new."""
         known = self._costs.get(cost.codec)
         if known is None and len(self._costs) >= MAX_CODECS:
             return False
@@ -95,8 +98,8 @@ class Knobs:
         *,
         degraded: bool,
     ) -> Planned:
-        """The plan for ``graph``, in which a link may be known to be slow; before any step was
-        measured that for DDP's usual buckets."""
+        """The plan for ``graph``, in which a link may be known to be slow. Before any step was
+        measured, it is made for DDP's usual buckets."""
         return replan(
             graph,
             self._wire_sizes(steps[-1].sizes if steps else DDP_BUCKETS, current),
@@ -130,7 +133,8 @@ class Knobs:
         return replace(current, codec=codec), reason
 
     def advice(self, steps: Sequence[MeasuredStep], current: CommConfig, graph: LinkGraph) -> str:
-        """What the user might choose that isn't chosen here; empty if nothing, or said before."""
+        """Advice on a setting that only the user may choose; empty if there is none, or if it was
+        given before."""
         if self._settings.compression != AUTO or self._advised:
             return ""
         sending = self._sending(steps, current, graph)
@@ -146,7 +150,7 @@ class Knobs:
         least = settings.margin / 2
         if trial.knob is Knob.PLAN:
             harmful, words = harm(trial.before, after, settings)
-            # Native costs nothing to keep, and who asks for a plan gets it.
+            # Native costs nothing to keep, and a plan that the user asks for is used in any case.
             if tried.plan.algorithm != Algorithm.NATIVE:
                 harmful = harmful or not delivers(trial.before, after, settings)
             return not harmful or settings.only is not None, words
@@ -159,7 +163,7 @@ class Knobs:
     def learn(
         self, trial: Trial, tried: CommConfig, after: Sequence[MeasuredStep], graph: LinkGraph
     ) -> tuple[str, bool]:
-        """Let what a new plan took count in later predictions.
+        """Correct later predictions by the time that a new plan took.
 
         Returns:
             What was learned, in words; and whether the plan took so much more or less time than

@@ -1,4 +1,4 @@
-"""What is believed of the links: as they were when the job began, and as they are now."""
+"""The estimated state of the links: as they were when the job began, and as they are now."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ __all__ = ["Links"]
 CHANGED = 1.5 * PAIR_TOLERANCE
 """A link counts as slow, or as changed, if its bandwidth is off by more than this share."""
 ALIKE_ALPHAS = 3.0
-"""Latencies within this factor are the same: they are those of the processes, not of links."""
+"""Latencies within this factor count as equal, because they come from the processes, not the
+links."""
 MAX_PROBING = 128
-"""Each of them exchanges messages with each other one, in as many turns: some seconds."""
+"""More nodes are not probed: each exchanges messages with each other one, in as many turns, which
+would take some seconds."""
 MAX_ALIKE = 2
 """Nodes whose links can't differ in a way that a plan could use."""
 MAX_NAMED = 4
@@ -29,8 +31,8 @@ MAX_NAMED = 4
 class Links:
     """The link graph of one job.
 
-    Each probe measures all pairs, so it is held against the graph of the beginning and not against
-    what an earlier probe has made of it: a link that has healed is then just as it was.
+    Each probe measures all pairs, so it is compared with the graph of the beginning and not with
+    one that an earlier probe has changed: a link that has healed is then exactly as it was.
 
     Args:
         graph: As declared, or as assumed.
@@ -45,8 +47,8 @@ class Links:
         self.origin = LinkOrigin.GIVEN
         """What the costs of ``now`` are taken from."""
         self.slow: tuple[str, ...] = ()
-        """The links that have become slow, compared with the others: where all did alike, no plan
-        helps, or the probe itself could not go faster."""
+        """The links that have become slow compared with the others. If all have become slow alike,
+        no plan helps, or the probe itself could not go faster."""
         self.slowest_bytes_per_s = min(map(_speed, graph.links), default=math.inf)
         self.is_probed = False
         self._is_assumed = all(link.provenance is Provenance.ASSUMED for link in graph.links)
@@ -60,7 +62,8 @@ class Links:
 
     @property
     def can_be_probed(self) -> bool:
-        """Whether a probe's messages go the way of the training's, and are not too many."""
+        """Whether a probe's messages would take the path of the training's, and would not be too
+        many."""
         same_way = not (self._except and len(self._ranks) == 1)
         return 1 < self.num_probing <= MAX_PROBING and same_way
 
@@ -70,14 +73,14 @@ class Links:
         return self._is_assumed and not self.is_probed and len(self._ranks) > MAX_ALIKE
 
     def fit(self, fit: ClassFit) -> bool:
-        """Count what the buckets' times say about a link class; a probe says more, so only until
-        there was one. Whether it counts."""
+        """Take the cost of a link class from the buckets' times, unless there has been a probe,
+        which says more. Returns whether it was taken."""
         if not self.is_probed:
             self._set(self.first.with_class_cost(fit.link_class, fit.planned), LinkOrigin.BUCKETS)
         return not self.is_probed
 
     def probe(self, pairs: Sequence[PairTime]) -> str:
-        """Count what a probe has measured.
+        """Take the measurements of a probe.
 
         Returns:
             What is new, in words; empty if nothing is.
@@ -142,8 +145,8 @@ def _speeds(graph: LinkGraph) -> str:
 
 
 def _as_declared_at_most(declared: LinkGraph, measured: LinkGraph) -> LinkGraph:
-    """Who declares a link knows what it is to carry; on one machine, where ranks stand in for
-    hosts, a probe would find its memory."""
+    """A declaration says what a link should carry. On one machine, where ranks stand in for hosts,
+    a probe would measure the machine's memory."""
 
     def limited(old: Link, new: Link) -> Link:
         if old.provenance is not Provenance.DECLARED or _speed(new) <= _speed(old):
@@ -165,8 +168,8 @@ def _faster(a: LinkGraph, b: LinkGraph) -> LinkGraph:
 
 
 def _evened(graph: LinkGraph) -> LinkGraph:
-    """Measured links of one class that are nearly alike are taken to be equal: a plan must not be
-    made from the noise of single messages."""
+    """Make measured links of one class equal if they are nearly alike: a plan must not be made from
+    the noise of single messages."""
     found: dict[str, list[Link]] = defaultdict(list)
     for link in graph.links:
         if link.provenance is Provenance.MEASURED:

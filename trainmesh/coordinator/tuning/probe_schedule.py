@@ -62,7 +62,7 @@ class ProbeSchedule:
         self._last_s = now_s
 
     def add(self, pairs: Iterable[PairTime]) -> None:
-        """Reports of ranks; those of a probe may come before its begin is known here."""
+        """Take reports of ranks. A probe's reports may come before its start is known here."""
         for pair in pairs:
             if pair.epoch > self._epoch:
                 self._epoch = pair.epoch
@@ -76,7 +76,7 @@ class ProbeSchedule:
         return len(self._pairs) >= count * (count - 1) or now_s >= self._until_s
 
     def finish(self) -> str | None:
-        """Count what was measured.
+        """Take the measurements.
 
         Returns:
             What is new about the links, in words; empty if nothing is, None if no report came.

@@ -1,4 +1,4 @@
-"""Whether another plan pays, on the links as they are believed to be. Pure."""
+"""Whether another plan pays, on the links in their estimated state. Pure."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def replan(
 ) -> Planned:
     """Choose a plan for a step whose collectives have ``sizes``; ``current`` is in force.
 
-    A plan takes ``current``'s place if it is predicted to be faster by the margin. Back to native,
-    which costs nothing, it goes as soon as ``current`` is not predicted to be faster by half of
-    it: what lies between is where neither is left for the other.
+    A plan replaces ``current`` if it is predicted to be faster by the margin. Native, which costs
+    nothing, returns as soon as ``current`` is not predicted to be faster by half of the margin. In
+    between, neither replaces the other.
 
     Args:
         degraded: A link is known to be slow.

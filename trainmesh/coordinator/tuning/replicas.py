@@ -59,7 +59,7 @@ class Replicas:
 
     @property
     def words(self) -> str:
-        """What is unusual, to be added to a sentence; empty if nothing is."""
+        """Anything unusual, as an addition to a sentence; empty if there is nothing."""
         if self.are_single:
             return "; each shard has one replica, so nothing is all-reduced and no plan is made"
         if not self.follows_plans:
@@ -89,8 +89,8 @@ class Replicas:
     def pairs(
         self, pairs: Iterable[PairTime], whole: LinkGraph, share: LinkGraph
     ) -> tuple[PairTime, ...]:
-        """What a probe has measured, as if between the ranks of a plan: its messages had the
-        links for themselves, and in a step all groups' messages share them."""
+        """A probe's measurements, as they would be between the ranks of a plan: the probe's
+        messages had the links for themselves, but in a step all groups' messages share them."""
         if self.are_all:
             return tuple(pairs)
         found = []
@@ -104,7 +104,7 @@ class Replicas:
         return tuple(found)
 
     def _place(self, rank: int) -> int | None:
-        """The rank of a plan that is where ``rank`` is; None if none is there."""
+        """The rank of a plan at the place of ``rank``; None if there is none."""
         if len(self.nodes) > 1:
             return next(iter(self.nodes.get(self.node_of[rank], ())), None)
         group = self.groups[0]

@@ -1,4 +1,4 @@
-"""What the user may choose, and how much evidence a decision needs."""
+"""The user's settings, and how much evidence a decision needs."""
 
 from __future__ import annotations
 
@@ -53,11 +53,12 @@ class Settings:
 
     @property
     def plans_matter(self) -> bool:
-        """Whether any plan but native may be used: if not, links need not be known."""
+        """Whether any plan but native may be used. If not, links need not be known."""
         return self.only != Algorithm.NATIVE
 
     @property
     def finds_fusion(self) -> bool:
-        """Whether the fusion size is found out. Who asks for native gets DDP's own buckets: with
-        three ranks or more, sums of other buckets differ in their last bits."""
+        """Whether the fusion size is found automatically. A job that asks for native keeps DDP's
+        own buckets, because with three ranks or more sums of other buckets differ in their last
+        bits."""
         return self.fusion_bytes is None and self.plans_matter

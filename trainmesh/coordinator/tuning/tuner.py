@@ -1,8 +1,8 @@
-"""The order of decisions: measure, turn one knob, judge it, settle, notice.
+"""The order of decisions: measure, turn one knob, judge it, settle, watch.
 
-What the user has asked for comes first, then the links, if nobody knows them, then the knobs. When
-nothing is left to gain, the job is settled, and its steps are watched: if they change, or if a
-link is known to be slow, a probe says what has become of the links, and it begins again.
+First come the user's settings, then the links, if they are unknown, then the knobs. When nothing is
+left to gain, the job is settled and its steps are watched. If they change, or if a link is known to
+be slow, a probe measures the links, and the tuner begins again.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Proposal:
 
 @dataclass
 class Turn:
-    """What came out of one event: events in words by kind, what was compared and fitted."""
+    """The results of one event: messages by kind, the comparison and the fits."""
 
     proposal: Proposal | None = None
     words: list[tuple[str, str]] = field(default_factory=list)
@@ -86,13 +86,13 @@ class Tuner:
         """The last configuration that was judged and stayed, or with which the job was settled."""
         self._evidence = _Evidence(settings.min_steps)
         self._reprobe_reason = ""
-        """Why what is believed of the links may be wrong; empty if there is no reason."""
+        """Why the estimated state of the links may be wrong; empty if there is no reason."""
         self._applies_user_settings = True
         self._denied: int | None = None
         """The version of the links on which the plan that was asked for can't be made."""
         self._refit = True
         self._said: tuple[int, str] | None = None
-        """For which links and algorithm it was said that the plan stays."""
+        """The links and the algorithm for which it was reported that the plan stays."""
         self._usual_s: dict[tuple[int, ...], float] = {}
         self._next_plan_s = -math.inf
         self._failed_switches = 0
@@ -104,8 +104,8 @@ class Tuner:
         return self._awaited if self._phase is TunerPhase.SWITCH else None
 
     def take_up(self, comm_config: CommConfig, reason: str) -> None:
-        """Have the ranks run ``comm_config``, whatever they run now: it is what they ran before a
-        restart, or nobody knows what is in force."""
+        """Have the ranks run ``comm_config``, whatever they run now: they ran it before a restart,
+        or nobody knows which configuration is in force."""
         self._rollback = Proposal(comm_config, reason)
         self._is_current_known = False
         if comm_config.plan.algorithm != Algorithm.NATIVE and not self.links.is_probed:
@@ -159,7 +159,7 @@ class Tuner:
         self._phase = TunerPhase.MEASURE
 
     def codec_cost(self, cost: CodecCost) -> None:
-        """What a rank reports of a codec: of one that wasn't known, it may be time to try it."""
+        """Take a rank's report on a codec. If the codec is new, it may be time to try it."""
         if self.knobs.see_cost(cost) and self._phase is TunerPhase.SETTLED:
             self._phase = TunerPhase.MEASURE
 
@@ -187,8 +187,8 @@ class Tuner:
         return turn
 
     def _apply_user_settings(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
-        """Do what the user has asked for, which needs no evidence: not a step, and not the links,
-        on which the plan is made anew when they are known."""
+        """Apply the user's settings, which need no evidence: neither a step nor the links. The plan
+        is made again when the links are known."""
         only = self._settings.only
         wanted = self.knobs.asked_for(self._current)
         if not self._applies_user_settings:
@@ -223,7 +223,7 @@ class Tuner:
         self._phase = TunerPhase.SETTLED
 
     def _ask_links(self, now_s: float, turn: Turn) -> bool:
-        """Probe, where no plan can be made without; True if the ranks are to do it now."""
+        """Probe, if no plan can be made without it; True if the ranks are to do it now."""
         doubt = "no topology is given" if self.links.are_unknown else self._reprobe_reason
         if not doubt or not self.prober.is_due(now_s, urgent=True):
             return False
@@ -276,7 +276,8 @@ class Tuner:
             turn.fit = fit
 
     def _verify(self, steps: Sequence[MeasuredStep], turn: Turn) -> None:
-        """Compare with what was measured before the change; go back if it doesn't deliver."""
+        """Compare with the measurements before the change; go back if the change doesn't
+        deliver."""
         trial, self._trial = self._trial, None
         assert trial is not None  # noqa: S101 - the phase says so
         stays, words = self.knobs.judge(trial, self._current, steps)
@@ -334,8 +335,8 @@ class Tuner:
 
 
 class _Evidence:
-    """Which measured steps say how things are now: those since the configuration in force was
-    taken up, whatever was probed meanwhile, or since something has changed."""
+    """Which measured steps describe the present: those since the configuration in force was taken
+    up, whatever was probed meanwhile, or since something changed."""
 
     def __init__(
         self, needed: int, epoch: int = 0, first: int = 0, settled: int | None = None
