@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,7 +48,7 @@ class Hook:
         self._layouts = Layouts()
         self.nbytes = self.wire_bytes = 0.0
 
-    def reduce(self, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+    def reduce(self, bucket: GradBucket) -> Future[torch.Tensor]:
         buffer, layout = bucket.buffer(), self._layouts.of(bucket.parameters())
         buffer.div_(self._exchange.world_size)
         self._codec.reduce(Gradient(buffer, layout), self._exchange, self._memory)
@@ -61,12 +62,13 @@ class Hook:
         return future
 
 
-def hook(state: Hook, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+def hook(state: Hook, bucket: GradBucket) -> Future[torch.Tensor]:
     return state.reduce(bucket)
 
 
 def parallel(model: nn.Module, name: str) -> tuple[DistributedDataParallel, Hook]:
     module = DistributedDataParallel(model, bucket_cap_mb=1)
+    assert dist.group.WORLD is not None
     state = Hook(name, dist.group.WORLD)
     module.register_comm_hook(state, hook)
     return module, state

@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket, HashStore
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from benchmarks.machine import describe, spread
@@ -38,13 +40,18 @@ def model() -> DDP:
     return DDP(nn.Sequential(*layers), bucket_cap_mb=0.01)
 
 
+def first(future: Future[list[torch.Tensor]]) -> torch.Tensor:
+    return future.value()[0]
+
+
 def bare() -> DDP:
     """A Python hook that does nothing but the all-reduce: what torch's way into Python costs."""
     group = dist.group.WORLD
+    assert group is not None
 
-    def hook(state, bucket):
+    def hook(state: object, bucket: GradBucket) -> Future[torch.Tensor]:
         work = group.allreduce([bucket.buffer()])
-        return work.get_future().then(lambda future: future.value()[0])
+        return work.get_future().then(first)
 
     ddp = model()
     ddp.register_comm_hook(None, hook)
@@ -67,7 +74,7 @@ def main() -> None:
         inlet = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         inlet.bind(f"{folder}/agent.sock")
         os.environ["TRAINMESH_RUN_DIR"] = folder
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         measure()
         dist.destroy_process_group()
         inlet.close()

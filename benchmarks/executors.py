@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.machine import describe, spread
-from trainmesh.hooks.executor import GroupFactory
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
@@ -36,7 +36,7 @@ ROUNDS = 15
 REPEAT = 5
 
 
-def seconds(executor, buffer: torch.Tensor) -> float:
+def seconds(executor: Executor, buffer: torch.Tensor) -> float:
     dist.barrier()
     begin = time.perf_counter()
     for _ in range(REPEAT):
@@ -47,6 +47,7 @@ def seconds(executor, buffer: torch.Tensor) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    assert dist.group.WORLD is not None
     fabric = GroupFactory(dist.group.WORLD)
     executors = {name: load(name)(plan, fabric) for name, plan in PLANS.items()}
     if dist.get_rank() == 0:

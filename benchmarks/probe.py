@@ -13,7 +13,9 @@ import os
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -22,8 +24,8 @@ out, *sys.argv = sys.argv[1:]
 forward_s: list[float] = []
 first_backward: list[float] = []
 control_s: list[float] = []
-original_forward = DistributedDataParallel.forward
-original_backward = torch.Tensor.backward
+original_forward: Callable[..., object] = DistributedDataParallel.forward
+original_backward: Callable[..., object] = torch.Tensor.backward
 
 
 def control_cpu_s() -> float:
@@ -40,20 +42,20 @@ def control_cpu_s() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def forward(self, *args, **kwargs):
+def forward(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> object:
     forward_s.append(time.perf_counter())
     return original_forward(self, *args, **kwargs)
 
 
-def backward(self, *args, **kwargs):
+def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> object:
     if not first_backward:
         first_backward.append(time.time())
         control_s.append(control_cpu_s())
     return original_backward(self, *args, **kwargs)
 
 
-DistributedDataParallel.forward = forward
-torch.Tensor.backward = backward
+DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+torch.Tensor.backward = backward  # type: ignore[method-assign]
 
 
 def write() -> None:

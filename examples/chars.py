@@ -36,7 +36,8 @@ class CharTransformer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.characters(x) + self.positions.weight[: x.shape[1]]
-        return self.head(self.layers(hidden, mask=self.mask, is_causal=True))
+        logits: torch.Tensor = self.head(self.layers(hidden, mask=self.mask, is_causal=True))
+        return logits
 
 
 def main() -> None:

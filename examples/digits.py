@@ -48,7 +48,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     train, test = datasets()
-    sampler = DistributedSampler(train, drop_last=True)
+    sampler: DistributedSampler[tuple[torch.Tensor, ...]] = DistributedSampler(
+        train, drop_last=True
+    )
     loader = DataLoader(train, args.batch, sampler=sampler)
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -31,7 +31,7 @@ class PendingLoss:
         if self._value.is_cuda:
             pinned = torch.empty((), dtype=self._value.dtype, pin_memory=True)
             self._value = pinned.copy_(self._value.reshape(()), non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied = torch.cuda.Event()
             self._copied.record()
 
     def value(self) -> float | None:
@@ -43,7 +43,7 @@ class PendingLoss:
             return None
 
     def _read(self) -> float | None:
-        if self._copied is not None and not self._copied.query():  # type: ignore[no-untyped-call]
+        if self._copied is not None and not self._copied.query():
             return None
         loss = float(self._value)
         return loss if math.isfinite(loss) else None

@@ -113,7 +113,7 @@ class CudaMark(Mark):
         return self._since_anchor_ns(self._arrival)
 
     def span_ns(self) -> tuple[int, int] | None:
-        if self._end is None or not self._end.query():  # type: ignore[no-untyped-call]
+        if self._end is None or not self._end.query():
             return None
         return self._since_anchor_ns(self._start), self._since_anchor_ns(self._end)
 
@@ -122,7 +122,7 @@ class CudaMark(Mark):
 
 
 def _event() -> torch.cuda.Event:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 

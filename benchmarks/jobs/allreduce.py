@@ -12,13 +12,13 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from trainmesh.hooks.executor import GroupFactory
+from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.registry import load
 from trainmesh.hooks.timing import Mark
 from trainmesh.types import Plan
 
 
-def seconds(executor, buffer: torch.Tensor) -> float:
+def seconds(executor: Executor, buffer: torch.Tensor) -> float:
     """Of the slowest rank."""
     dist.barrier()
     begin = time.perf_counter()
@@ -32,6 +32,7 @@ def main() -> None:
     plans_file, result_file, nbytes, rounds = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    assert dist.group.WORLD is not None
     fabric = GroupFactory(dist.group.WORLD)
     plans = msgspec.json.decode(Path(plans_file).read_bytes(), type=dict[str, Plan])
     buffer = torch.zeros(int(nbytes) // 4)

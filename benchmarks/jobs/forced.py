@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 
 from benchmarks.jobs.steps import Training
@@ -26,7 +27,7 @@ class Forced:
         self.executor = executor
 
 
-def hook(state: Forced, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+def hook(state: Forced, bucket: GradBucket) -> Future[torch.Tensor]:
     buffer = bucket.buffer().div_(dist.get_world_size())
     return state.executor.reduce(buffer, Mark(bucket.index(), buffer.nbytes))
 
@@ -52,6 +53,7 @@ def main() -> None:
     plans_file, result_file, rounds, *batches = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    assert dist.group.WORLD is not None
     fabric = GroupFactory(dist.group.WORLD)
     plans = msgspec.json.decode(Path(plans_file).read_bytes(), type=dict[str, Plan])
     executors = {name: load(plan.algorithm)(plan, fabric) for name, plan in plans.items()}

@@ -57,7 +57,7 @@ def _leave_out_of_graphs() -> None:
             evaluation.set_code_exec_strategy(method.__code__, strategy)
     except (AttributeError, KeyError):  # another release of torch
         for method in methods:
-            left_out = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
+            left_out = torch.compiler.disable(method)
             setattr(ReducerGroup, method.__name__, left_out)
 
 

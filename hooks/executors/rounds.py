@@ -120,7 +120,7 @@ class RoundsExecutor:
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         ready = None
         if buffer.is_cuda:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready = torch.cuda.Event()
             ready.record()
         promise = Promise(buffer.device)
         self._jobs.put(_Job(buffer, mark, promise, ready))
@@ -139,7 +139,7 @@ class RoundsExecutor:
             with contextlib.ExitStack() as stack:
                 if job.ready is not None:
                     if device not in streams:
-                        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                        streams[device] = torch.cuda.Stream(device)
                     stack.enter_context(torch.cuda.stream(streams[device]))
                     streams[device].wait_event(job.ready)
                     job.buffer.record_stream(streams[device])

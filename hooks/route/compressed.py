@@ -65,7 +65,7 @@ class Compressed:
         buffer = gradient.buffer
         ready = None
         if buffer.is_cuda:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready = torch.cuda.Event()
             ready.record()
         promise = Promise(buffer.device)
         self._jobs.put(_Job(gradient, mark, executor, promise, ready))
@@ -83,7 +83,7 @@ class Compressed:
             with contextlib.ExitStack() as stack:
                 if job.ready is not None:
                     if device not in streams:
-                        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                        streams[device] = torch.cuda.Stream(device)
                     stack.enter_context(torch.cuda.stream(streams[device]))
                     streams[device].wait_event(job.ready)
                 self._carry_out(job)

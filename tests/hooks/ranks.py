@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from trainmesh.hooks.executor import GroupFactory
 
@@ -17,7 +18,7 @@ Result = TypeVar("Result")
 class ThreadFabric(GroupFactory):
     """Makes groups without a default process group, of which a process has only one."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, timeout_s: float) -> None:
+    def __init__(self, store: Store, rank: int, world_size: int, timeout_s: float) -> None:
         self._store = store
         self._made = 0
         self._timeout_s = timeout_s
@@ -33,7 +34,7 @@ class ThreadFabric(GroupFactory):
         if self.rank not in ranks:
             return None
         return dist.ProcessGroupGloo(
-            dist.PrefixStore(f"group{self._made}", self._store),
+            PrefixStore(f"group{self._made}", self._store),
             list(ranks).index(self.rank),
             len(ranks),
             timedelta(seconds=self._timeout_s),
@@ -47,11 +48,12 @@ def run_ranks(
     world_size: int, work: Callable[[ThreadFabric], Result], *, timeout_s: float = 30
 ) -> list[Result]:
     """What ``work`` returns on each rank; the first error is raised."""
-    store = dist.HashStore()
+    store = HashStore()
+
+    def run(rank: int) -> Result:
+        return work(ThreadFabric(store, rank, world_size, timeout_s))
+
     gc.collect()  # closes the connections of earlier groups, of which there are many
     with ThreadPoolExecutor(world_size) as pool:
-        running = [
-            pool.submit(lambda rank=rank: work(ThreadFabric(store, rank, world_size, timeout_s)))
-            for rank in range(world_size)
-        ]
+        running = [pool.submit(run, rank) for rank in range(world_size)]
         return [future.result(timeout=4 * timeout_s) for future in running]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
+from torch._C._distributed_c10d import HashStore
 
 from trainmesh.hooks import agreement as agreeing
 from trainmesh.hooks import world
@@ -33,7 +34,7 @@ def channel(group: Any) -> Any:
 
 def together(act: Callable[[int, Any], Any]) -> list[Any]:
     """What two ranks, threads of this process, get from ``act``."""
-    store, results = dist.HashStore(), [None, None]
+    store, results = HashStore(), [None, None]
 
     def run(rank: int) -> None:
         group = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=20))

@@ -49,7 +49,9 @@ def test_places_start_anew_with_each_step_and_after_one_that_was_left() -> None:
 
 def test_a_sparse_gradient_counts_as_its_parameter() -> None:
     order = BucketOrder(30 * 4 + 3)
-    sparse = torch.sparse_coo_tensor([[0, 7]], torch.ones(2, 4), (30, 4), check_invariants=True)
+    sparse = torch.sparse_coo_tensor(
+        torch.tensor([[0, 7]]), torch.ones(2, 4), (30, 4), check_invariants=True
+    )
     assert order.next(sparse) == (0, False)
     assert order.next(torch.zeros(3)) == (1, True)
 

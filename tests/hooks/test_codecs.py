@@ -196,7 +196,10 @@ def by_key(
         for step in range(8):
             for layout in then if 3 <= step < 6 else first:
                 buffer = torch.cat(
-                    [noise(ord(one.key) + exchange.rank, one.numel) / 2 for one in layout.slices]
+                    [
+                        noise(ord(str(one.key)) + exchange.rank, one.numel) / 2
+                        for one in layout.slices
+                    ]
                 ).to(dtype)
                 made.reduce(Gradient(buffer, layout), exchange, memory)
                 if step == 7:
@@ -205,7 +208,7 @@ def by_key(
                     exchange.sum(rest).wait()
                     buffer = buffer.double() + rest
                 for key, offset, numel, _ in layout.slices:
-                    sums[key] += buffer[offset : offset + numel].double()
+                    sums[str(key)] += buffer[offset : offset + numel].double()
         return list(sums.values())
 
     found = run_shared(2, work)[0]

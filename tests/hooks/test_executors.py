@@ -257,7 +257,8 @@ def test_rounds_of_all_ranks_fit_together(data: st.DataObject) -> None:
     plan = drawn_plan(data)
     counts = [data.draw(st.integers(0, 5)) for _ in plan.trees]
     by_rank = [list(rounds(plan.trees, counts, rank)) for rank in range(plan.world_size)]
-    sent, received = {}, {}
+    sent: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    received: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for rank, turns in enumerate(by_rank):
         for ops in turns:
             for op in ops:

@@ -19,6 +19,8 @@ from trainmesh.types import Hint, Note, Plan, RankReport, StepReport
 from trainmesh.wire import decode, encode
 
 STEPS = 8
+JOB_TIMEOUT_S = 100
+"""Below the test's own, so that what the job has said is seen."""
 JOB = "fsdp"
 MODES = {
     "replicate": (0, 2400),  # a layer's gradients: 24 x 24 + 24 float32
@@ -92,7 +94,10 @@ def here() -> Iterator[Place]:
 
 def run(here: Place, out: str, modes: str, world_size: int, **env: str) -> dict[int, Any]:
     """Results by rank and mode."""
-    return run_job("fsdp.py", world_size=world_size, out=here.path / out, MODES=modes, **env)
+    place = here.path / out
+    return run_job(
+        "fsdp.py", world_size=world_size, out=place, timeout_s=JOB_TIMEOUT_S, MODES=modes, **env
+    )
 
 
 def hooked(here: Place) -> dict[str, str]:
@@ -192,8 +197,8 @@ def test_the_coordinator_plans_for_the_replicas(here: Place) -> None:
     out = here.path / "launched"
     out.mkdir()
     flags = ["--report", str(here.path / "report"), "--plan", "tree", "--nproc-per-node", "4"]
-    env = {"OUT": str(out), "MODES": "hybrid", "UNTIL_EPOCH": "1"}
-    done = here.run(*LAUNCH, *flags, str(JOBS / "fsdp.py"), **env)
+    command = [*LAUNCH, *flags, str(JOBS / "fsdp.py")]
+    done = here.run(*command, OUT=str(out), MODES="hybrid", UNTIL_EPOCH="1")
     assert done.returncode == 0, done.stderr
     epochs = [
         json.loads((out / f"{rank}.json").read_text())["hybrid"]["epochs"] for rank in range(4)

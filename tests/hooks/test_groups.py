@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import ProcessGroupGloo, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, ProcessGroupGloo, Store
 
 from trainmesh.hooks import executor
 from trainmesh.hooks.groups import gloo_devices, small_gloo_group
@@ -17,17 +17,17 @@ SOON = timedelta(seconds=10)
 
 def test_a_small_group_goes_where_gloo_was_told_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the job's own device; beside a group without one, as GLOO_SOCKET_IFNAME says."""
-    store: Store = dist.HashStore()
-    job = dist.ProcessGroup(dist.PrefixStore("job", store), 0, 1)
+    store: Store = HashStore()
+    job = dist.ProcessGroup(PrefixStore("job", store), 0, 1)
     assert gloo_devices(job) == []
-    gloo = ProcessGroupGloo(dist.PrefixStore("gloo", store), 0, 1, SOON)
+    gloo = ProcessGroupGloo(PrefixStore("gloo", store), 0, 1, SOON)
     job._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
     devices = gloo_devices(job)
     assert len(devices) == 1
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-nic")
-    small_gloo_group(dist.PrefixStore("a", store), 0, 1, SOON, devices)
+    small_gloo_group(PrefixStore("a", store), 0, 1, SOON, devices)
     with pytest.raises(RuntimeError, match="no-such-nic"):
-        small_gloo_group(dist.PrefixStore("b", store), 0, 1, SOON, [])
+        small_gloo_group(PrefixStore("b", store), 0, 1, SOON, [])
 
 
 @pytest.mark.parametrize(("number", "apart"), [(0, False), (7, True)])
@@ -36,7 +36,7 @@ def test_groups_of_a_restarted_job_meet_no_stale_addresses(
 ) -> None:
     """torchrun's static rendezvous keeps the store when it restarts the workers, and torch counts
     groups from the beginning again."""
-    store = dist.HashStore()
+    store = HashStore()
     left: list[set[str]] = []
     for start in (1, 2):
         world = SimpleNamespace(number=number * start)
@@ -44,6 +44,7 @@ def test_groups_of_a_restarted_job_meet_no_stale_addresses(
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         before = set(store.list_keys())
         try:
+            assert dist.group.WORLD is not None
             group = executor.GroupFactory(dist.group.WORLD).new_group([0])
             assert group is not None
             left.append(set(store.list_keys()) - (before if start == 1 else set()))

@@ -48,4 +48,4 @@ def check(out: Path, world_size: int, switches: int, timeout_s: float) -> int:
         assert result["steps"] == results[0]["steps"]
         assert result["exact_steps"] > switches / 4
         assert result["grown_bytes"] < 30e6
-    return results[0]["steps"]
+    return int(results[0]["steps"])

@@ -28,7 +28,9 @@ class Right:
 
     def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
         self.fabric = fabric
-        self.group = fabric.new_group(plan.order)
+        group = fabric.new_group(plan.order)
+        assert group is not None
+        self.group = group
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         rank, change = self.fabric.rank, self.finish  # self would hold the group

@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 NUM_STEPS = 40
@@ -21,12 +23,19 @@ def train(rank: int, num_ranks: int, address: str) -> None:
     dist.destroy_process_group()
 
 
+CONTEXTS: dict[str, ForkContext | ForkServerContext | SpawnContext] = {
+    "fork": multiprocessing.get_context("fork"),
+    "forkserver": multiprocessing.get_context("forkserver"),
+    "spawn": multiprocessing.get_context("spawn"),
+}
+
+
 def start(method: str, num_ranks: int) -> None:
     address = f"file://{os.getcwd()}/meeting"  # torchrun's variables would mean its own store
     if method == "mp.spawn":
-        torch.multiprocessing.spawn(train, (num_ranks, address), nprocs=num_ranks)
+        spawn(train, (num_ranks, address), nprocs=num_ranks)
         return
-    context = multiprocessing.get_context(method)
+    context = CONTEXTS[method]
     ranks = [context.Process(target=train, args=(r, num_ranks, address)) for r in range(num_ranks)]
     for process in ranks:
         process.start()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -23,13 +24,14 @@ WIDTH = 32
 class State:
     def __init__(self, name: str) -> None:
         self.codec = codec(name, dist.get_world_size())
+        assert dist.group.WORLD is not None
         self.exchange = GroupExchange(dist.group.WORLD)
         self.memory = ErrorFeedback()
         self.layouts = Layouts()
         self.by_step: list[int] = [0]
 
 
-def hook(state: State, bucket: dist.GradBucket) -> Future[torch.Tensor]:
+def hook(state: State, bucket: GradBucket) -> Future[torch.Tensor]:
     buffer = bucket.buffer().div_(state.exchange.world_size)
     gradient = Gradient(buffer, state.layouts.of(bucket.parameters()))
     state.codec.reduce(gradient, state.exchange, state.memory)

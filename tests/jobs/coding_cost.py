@@ -32,7 +32,7 @@ TIMEOUT_S = 60
 
 def received(agent: socket.socket) -> list[list[str]]:
     """Kind and text of the notes that have come."""
-    notes = []
+    notes: list[list[str]] = []
     while True:
         try:
             data = agent.recv(1 << 20)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from unittest import mock
@@ -40,10 +41,22 @@ WARM = 134
 
 
 class Steps:
-    def __init__(self, **options: object) -> None:
+    def __init__(
+        self,
+        *,
+        gradient_as_bucket_view: bool = False,
+        batched_grad_copy: bool = False,
+        skip_all_reduce_unused_params: bool = False,
+    ) -> None:
         torch.manual_seed(0)
         layers = [nn.Linear(64, 64, bias=False) for _ in range(LAYERS)]
-        self.model = DDP(nn.Sequential(*layers), bucket_cap_mb=0.01, **options)
+        self.model = DDP(
+            nn.Sequential(*layers),
+            bucket_cap_mb=0.01,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            batched_grad_copy=batched_grad_copy,
+            skip_all_reduce_unused_params=skip_all_reduce_unused_params,
+        )
         self.number = 0
 
     def one(self) -> None:
@@ -95,12 +108,12 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     result: dict[str, object] = {}
-    for name, options in (
-        ("copied", {}),
-        ("views", {"gradient_as_bucket_view": True}),
-        ("batched", {"batched_grad_copy": True}),
+    for name, make in (
+        ("copied", Steps),
+        ("views", partial(Steps, gradient_as_bucket_view=True)),
+        ("batched", partial(Steps, batched_grad_copy=True)),
     ):
-        steps = Steps(**options)
+        steps = make()
         for _ in range(WARM):
             steps.one()
         result[name] = {"operations": operations(steps)}
@@ -114,7 +127,8 @@ def main() -> None:
     result["loops"] = loops()
     if HOOKED:
         dispatcher = registration.dispatcher_of(steps.model)
-        result["agrees"] = dispatcher is not None and not dispatcher._switching.is_meeting
+        switching = dispatcher._switching if dispatcher is not None else None
+        result["agrees"] = switching is not None and not switching.is_meeting
     left_alone = Steps(skip_all_reduce_unused_params=True)
     left_alone.one()
     result["skips"] = frames(left_alone)

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 STEPS = 8
 MOST_STEPS = 5_000
@@ -39,11 +40,13 @@ def sharded(mode: str) -> nn.Module:
     model = nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(4)])
     for layer in model:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
 
 
 def epoch_of(model: nn.Module) -> int:
     install = sys.modules.get("trainmesh.hooks.fsdp.install")
+    assert isinstance(model, FSDPModule)
     known = install._reductions.get(model._get_fsdp_state()._comm_ctx) if install else None
     plans = getattr(known, "_plans", None)
     return plans.epoch if plans else 0
@@ -53,10 +56,12 @@ def train(mode: str) -> dict[str, object]:
     model = sharded(mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     draws = torch.Generator().manual_seed(7 + dist.get_rank())
-    losses, epochs = [], []
+    losses: list[float] = []
+    epochs: list[int] = []
     while epochs[-STEPS:] != [UNTIL_EPOCH] * STEPS:
         assert len(losses) < MOST_STEPS, f"epoch {UNTIL_EPOCH} never came"
         if mode == "accumulate":
+            assert isinstance(model, FSDPModule)
             model.set_requires_all_reduce(False)
             model(torch.randn(5, WIDTH, generator=draws)).pow(2).mean().backward()
             model.set_requires_all_reduce(True)
@@ -66,7 +71,8 @@ def train(mode: str) -> dict[str, object]:
         optimizer.zero_grad()
         losses.append(loss.item())
         epochs.append(epoch_of(model))
-    state = b"".join(p.to_local().detach().numpy().tobytes() for p in model.parameters())
+    shards = [p.to_local() for p in model.parameters() if isinstance(p, DTensor)]
+    state = b"".join(shard.detach().numpy().tobytes() for shard in shards)
     return {"losses": losses, "state": hashlib.sha256(state).hexdigest(), "epochs": epochs}
 
 

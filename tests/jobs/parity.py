@@ -12,6 +12,8 @@ import os
 import pickle
 import warnings
 import weakref
+from collections.abc import Callable
+from typing import cast
 
 if os.environ.get("HOOKED"):
     from trainmesh.hooks import patch
@@ -21,11 +23,12 @@ if os.environ.get("HOOKED"):
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import GradBucket
+from torch._C._distributed_c10d import BuiltinCommHookType, GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.algorithms.join import Join
-from torch.distributed.optim import _apply_optimizer_in_backward
+from torch.distributed.optim.apply_optimizer_in_backward import _apply_optimizer_in_backward
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.parallel.distributed import _MixedPrecision
 from torch.optim.swa_utils import AveragedModel
@@ -35,7 +38,7 @@ STEPS = 6
 WIDTH = 24
 
 
-def mlp() -> nn.Module:
+def mlp() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(*[nn.Linear(WIDTH, WIDTH) for _ in range(6)])
 
@@ -105,7 +108,8 @@ class Branches(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return self.branches[(self.calls + dist.get_rank()) % 3](x)
+        out: torch.Tensor = self.branches[(self.calls + dist.get_rank()) % 3](x)
+        return out
 
 
 def find_unused() -> dict[str, object]:
@@ -127,7 +131,8 @@ class MixedTypes(nn.Module):
         self.brain = nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.brain(self.precise(self.wide(x).double()).bfloat16()).float()
+        out: torch.Tensor = self.brain(self.precise(self.wide(x).double()).bfloat16())
+        return out.float()
 
 
 def mixed_types() -> dict[str, object]:
@@ -159,7 +164,8 @@ class Sparse(nn.Module):
         self.dense = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dense(self.table(x[:, 0].abs().mul(3).long() % 11))
+        out: torch.Tensor = self.dense(self.table(x[:, 0].abs().mul(3).long() % 11))
+        return out
 
 
 def sparse() -> dict[str, object]:
@@ -218,7 +224,7 @@ def user_hook() -> dict[str, object]:
 
 def builtin_hook() -> dict[str, object]:
     model = DDP(mlp())
-    model._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+    model._register_builtin_comm_hook(BuiltinCommHookType.FP16_COMPRESS)
     return result(model, train(model))
 
 
@@ -305,7 +311,9 @@ def again(model: DDP) -> str:
 def late_hook() -> dict[str, object]:
     """Compression after a warm-up, between two steps, and between forward and backward."""
     out: dict[str, object] = {}
-    for number, hook in enumerate([fp16_compress_hook, powerSGD_hook.powerSGD_hook]):
+    hooks: list[Callable[..., Future[torch.Tensor]]]
+    hooks = [fp16_compress_hook, powerSGD_hook.powerSGD_hook]
+    for number, hook in enumerate(hooks):
         model = DDP(mlp(), bucket_cap_mb=0.004)
         losses = train(model, steps=5)
         power = powerSGD_hook.PowerSGDState(None, 2, start_powerSGD_iter=8)
@@ -323,7 +331,7 @@ def late_hook() -> dict[str, object]:
 
 def late_builtin_hook() -> dict[str, object]:
     out: dict[str, object] = {}
-    for kind in (dist.BuiltinCommHookType.ALLREDUCE, dist.BuiltinCommHookType.FP16_COMPRESS):
+    for kind in (BuiltinCommHookType.ALLREDUCE, BuiltinCommHookType.FP16_COMPRESS):
         model = DDP(mlp(), bucket_cap_mb=0.004)
         losses = train(model, steps=3)
         model._register_builtin_comm_hook(kind)
@@ -342,7 +350,7 @@ def bad_hooks() -> dict[str, object]:
     said = []
     for hook in (None, wrong):
         try:
-            model.register_comm_hook(None, hook)
+            model.register_comm_hook(None, cast(Callable[..., object], hook))
         except (TypeError, ValueError) as error:
             said.append(str(error))
     model.register_comm_hook(None, no_future)
@@ -405,7 +413,8 @@ class Driver(DDP):
         if torch.is_grad_enabled() and self.require_backward_grad_sync:
             self.reducer._rebuild_buckets()
             self.reducer.prepare_for_backward([])
-        return self.module(x)
+        out: torch.Tensor = self.module(x)
+        return out
 
 
 def subclass() -> dict[str, object]:
@@ -460,12 +469,14 @@ class Passing(dist.ProcessGroup):
     """A script's own process group, that torch knows nothing of."""
 
     def __init__(self) -> None:
-        super().__init__(dist.get_rank(), dist.get_world_size())
+        # Its stub knows only the constructor with a store.
+        super().__init__(dist.get_rank(), dist.get_world_size())  # type: ignore[call-arg]
         self.calls: list[str] = []
 
     def _pass(self, name: str, *args: object) -> dist.Work:
         self.calls.append(name)
-        return getattr(dist.group.WORLD, name)(*args)
+        work: dist.Work = getattr(dist.group.WORLD, name)(*args)
+        return work
 
     def allreduce(self, *args: object) -> dist.Work:
         return self._pass("allreduce", *args)
@@ -550,6 +561,7 @@ def assert_counted(model: DDP, last_step: int) -> None:
         from trainmesh.hooks.ddp.registration import dispatcher_of
 
         dispatcher = dispatcher_of(model)
+        assert dispatcher is not None
         assert (dispatcher._step, dispatcher._order._seen) == (last_step, 0)
 
 
@@ -585,7 +597,8 @@ class WithEmpty(nn.Module):
         self.rest = mlp()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.rest(x) + self.empty.sum().float()
+        out: torch.Tensor = self.rest(x)
+        return out + self.empty.sum().float()
 
 
 def empty_bucket() -> dict[str, object]:

@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 BASE = Path(os.environ["OUT"])
@@ -87,7 +88,7 @@ def random_hint(draw: random.Random, world: int, epoch: int, before: Hint | None
 class Delivery(threading.Thread):
     """Delivers the same sequence of hints to this rank as to the others, at its own pace."""
 
-    def __init__(self, world: int, current_epoch) -> None:
+    def __init__(self, world: int, current_epoch: Callable[[], int]) -> None:
         super().__init__(daemon=True)
         self._world = world
         self.done = threading.Event()
@@ -124,6 +125,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def flat_grads(model: nn.Module) -> torch.Tensor:
+    """All gradients, one after the other: flat."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -134,6 +140,7 @@ def main() -> None:
     while not world.current().number:
         model(torch.ones(1, 17)).sum().backward()
     dispatcher = dispatcher_of(model)
+    assert dispatcher is not None
     delivery = Delivery(world.current().number, lambda: dispatcher.epoch)
     delivery.start()
     steps, epochs, deadline = 0, set(), time.monotonic() + 780
@@ -146,15 +153,15 @@ def main() -> None:
         reference.load_state_dict(own.state_dict())
         reference.zero_grad()
         reference(x).pow(2).mean().backward()
-        grads = torch.cat([p.grad.flatten() for p in own.parameters()])
-        expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
+        grads = flat_grads(own)
+        expected = flat_grads(reference)
         dist.all_reduce(expected)
         # With a codec, and in the step after it that sends what it had left, sums are others.
         was_exact, exact = exact, not dispatcher._route.needs_parameters
         if was_exact and exact:
             torch.testing.assert_close(grads, expected / WORLD, rtol=1e-4, atol=1e-6)
             exact_steps += 1
-        seen: list = [None] * WORLD
+        seen: list[object] = [None] * WORLD
         digest = hashlib.sha256(grads.numpy().tobytes()).hexdigest()
         dist.all_gather_object(seen, (dispatcher.epoch, digest))
         assert len(set(seen)) == 1, f"step {steps}: ranks differ: {seen}"

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from unittest import mock
@@ -77,7 +78,7 @@ def train(model: nn.Module, steps: int = STEPS, until: Callable[[], bool] | None
         dist.all_reduce(done)
         if done == dist.get_world_size():
             break
-    return last.item()
+    return float(last)
 
 
 def new_model() -> DDP:
@@ -96,6 +97,10 @@ def ask_for_a_ring() -> None:
 def epoch_of(model: DDP) -> int:
     dispatcher = registration.dispatcher_of(model)
     return dispatcher.epoch if dispatcher is not None else 0
+
+
+def runs_the_first_plan(model: DDP) -> bool:
+    return epoch_of(model) == 1
 
 
 def resources() -> tuple[int, int]:
@@ -203,7 +208,7 @@ def many_modules() -> dict[str, object]:
         epochs = []
         for _ in range(5):
             model = new_model()
-            train(model, until=lambda model=model: epoch_of(model) == 1)
+            train(model, until=partial(runs_the_first_plan, model))
             epochs.append(epoch_of(model))
             del model
         planned = resources()

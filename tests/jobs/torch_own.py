@@ -27,9 +27,9 @@ from torch.testing._internal.distributed.distributed_test import (
 WORDS = ("ddp", "distributeddataparallel", "join")
 
 
-class TorchOwn(TestDistBackend, DistributedTest._DistTestBase):  # type: ignore[misc]
+class TorchOwn(TestDistBackend, DistributedTest._DistTestBase):
     def setUp(self) -> None:
-        super().setUp()
+        super().setUp()  # type: ignore[no-untyped-call]
         self._spawn_processes()
 
 
