@@ -31,6 +31,8 @@ ENV_CADENCE = "TRAINMESH_CADENCE"
 ENV_WORKER = "TRAINMESH_WORKER"
 """What ``patch.install`` has seen of torchrun's variables in the worker that was launched."""
 DEFAULT_CADENCE = 16
+"""Steps between two rounds of agreement: rare enough not to show in the step time, and often enough
+for a switch within seconds."""
 
 
 class RankContext:

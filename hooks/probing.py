@@ -19,6 +19,7 @@ from trainmesh.types import PairTime
 __all__ = ["PairProbes", "partner"]
 
 PINGS = 3
+"""The least of a few round trips is the latency; a fourth changes nothing."""
 EMPTY_TAG, WARM_TAG, BULK_TAG = 1, 2, 3
 WARM_SHARE = 4
 """A message of a quarter of the size goes first, so that TCP has opened its window."""

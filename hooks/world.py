@@ -34,6 +34,7 @@ CONNECT = timedelta(seconds=30)
 DENSE_LOOKS = 32
 """Looks at the marks that follow each other closely; then one in so many, up to the last."""
 LAST_LOOK = 10_000
+"""After so many a rank that has not made its group won't: it is given up."""
 _LIKE_THIS = f"trainmesh {trainmesh.__version__} with the same settings as this one"
 FAILED = 1 << 32
 """Added to a counter by a rank that could not make the group; 1 by one that could."""

@@ -19,6 +19,7 @@ PIPE_S = 5.0
 """The time a pipe's writer gets where others wait for the reader: enough for the program in
 ``--config <(program)`` to print, and too short for a router to be taken for dead."""
 CHUNK_BYTES = 1 << 20
+"""Read at a time: a small file takes one call, and an endless one is given up at its limit."""
 
 
 def read_bounded(path: Path, max_bytes: int, *, pipe_s: float | None = PIPE_S) -> bytes:

@@ -39,9 +39,11 @@ __all__ = [
 MAX_PAIR_BYTES = 2**34
 """Most that one pair may exchange, both directions together."""
 MAX_PAIR_S = 600.0
+"""Most that one pair may take."""
 MAX_NODES = 256
 """All pairs of them are 32 640 measures, about 40 MB in etcd."""
 MAX_ECHOES = 1_000
+"""Round trips of one pair: medians don't get better."""
 CEILING_SHARE = 0.5
 """Above this share of what an agent can move to itself, where both ends share one process and one
 cache, its CPU is taken to be the limit."""

@@ -25,6 +25,7 @@ from trainmesh.types import MAX_INT
 __all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
 
 MAX_BACKOFF_S = 3.0
+"""Between two tries to reach the store: after an outage we are back this much later at most."""
 CHECK_TTL_S = 5
 """Of a lease that is given back at once."""
 LOOK_AGAIN_S = 10.0

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 MAX_RANKS = 65_536
+"""Of a job: what makes a message from the wire too large to be true."""
 
 MAX_INT = 2**63 - 1
 

@@ -18,7 +18,9 @@ from trainmesh.hooks.codecs.memory import ErrorFeedback
 __all__ = ["Cost", "measure_cost"]
 
 WARM_UP = 2
+"""Rounds that are not counted: they allocate."""
 ROUNDS = 5
+"""Rounds of which the median counts: two disturbed ones do no harm."""
 
 
 class Cost(NamedTuple):

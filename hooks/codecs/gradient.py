@@ -12,6 +12,7 @@ import torch
 __all__ = ["Gradient", "GradientLayout", "Layouts", "Slice", "working_dtype"]
 
 MAX_LAYOUTS = 256
+"""Of buckets that are remembered; DDP builds its buckets twice, so more are of models that went."""
 
 
 class Slice(NamedTuple):

@@ -43,11 +43,15 @@ from trainmesh.types import MAX_RANKS
 __all__ = ["PowerSGD"]
 
 DEFAULT_RANK = 4
+"""The paper's for language models (Vogels et al. 2019)."""
 MAX_RANK = 256
+"""Far above what pays: factors of that rank are rarely smaller than the matrix."""
 MIN_GAIN = 2
 """A matrix is compressed if that makes it this many times smaller, as in torch's hook."""
 TINY = 1e-30
+"""A matrix of zeros is divided by this instead of by 0."""
 SEED = 20190531
+"""Any: all ranks must draw the same start."""
 
 
 class _Matrix(NamedTuple):

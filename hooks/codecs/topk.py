@@ -22,8 +22,11 @@ from trainmesh.types import MAX_RANKS
 __all__ = ["TopK"]
 
 BLOCK = 1024
+"""Positions within so many values fit into ``POSITION_BYTES``."""
 DEFAULT_FRACTION = 0.01
+"""One value in a hundred: with its position 66 times fewer bytes than float32."""
 POSITION_BYTES = 2
+"""Of an int16."""
 ALIGNMENT = 8
 """Values of every rank begin at a multiple of this."""
 

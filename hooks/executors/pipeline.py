@@ -34,6 +34,7 @@ from trainmesh.types import Plan
 __all__ = ["PipelinedExecutor"]
 
 AHEAD_BYTES = 500_000
+"""As ``AHEAD_PIECES``, where pieces are small."""
 AHEAD_PIECES = 4
 """Receives that a lane has posted ahead: enough for the notes to overtake what is on the way, and
 not so many that messages which nobody waits for yet fill the queues of the links."""
@@ -43,10 +44,13 @@ pipeline saves."""
 MAX_PIECE_BYTES = 512 * 1024
 """A plan of one chunk still overlaps adding with sending."""
 MAX_LAYOUTS = 64
+"""Of bucket sizes that are remembered: more are of models that went."""
 TAGS = 2**31
+"""Gloo's tags are 32 bits with a sign."""
 END_S = 1.0
 """For all threads together: after an error one may wait for a rank that is lost."""
 LOOK_S = 0.5
+"""Between two looks whether the bucket has failed, while all its storage is in use."""
 GRACE_S = 0.3
 """After an error, for others that say more: all time out at about the same time."""
 

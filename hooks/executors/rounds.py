@@ -39,6 +39,7 @@ MIN_PIECE_BYTES = 256 * 1024
 MAX_PIECES = 16
 """Of a tree: a pipeline twice as deep would save less than it costs to enqueue."""
 END_S = 5.0
+"""For its thread: after an error it may wait for a rank that is lost."""
 
 
 class RoundOp(NamedTuple):

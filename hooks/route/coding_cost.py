@@ -42,7 +42,9 @@ MAX_SAMPLE_BYTES = 8 << 20
 REPEAT_S = 2.0
 """The coordinator may not know all ranks yet. The pause doubles each time, up to ``PAUSE_S``."""
 PAUSE_S = 60.0
+"""An agent that has been restarted hears it at most this late."""
 END_S = 2.0
+"""For the thread to finish the codec that it is timing."""
 
 Shapes = Sequence[tuple[int, ...]]
 

@@ -27,6 +27,7 @@ __all__ = ["NO_CODEC", "Compressed"]
 
 NO_CODEC = "none"
 END_S = 5.0
+"""For its thread: after an error it may wait for a rank that is lost."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,10 +16,14 @@ from trainmesh.types import Plan
 __all__ = ["CheckReport", "check_codec", "check_executor"]
 
 WORLD_SIZES = (2, 3, 4)
+"""A pair, an odd number, and the least number with two islands."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EXECUTOR_SIZES = (1, 2, 3, 5, 127, 1_000, 4_099, 65_537, 300_007)
+"""Elements: fewer than ranks, around powers of two, and several pieces of a pipeline."""
 CODEC_SIZES = (1, 3, 257, 4_099)
+"""Elements: fewer than a block of any codec, and a few more than 256 and 4 096."""
 STEPS = 64
+"""Enough for error feedback to have sent what it owes."""
 
 
 class CheckReport(NamedTuple):

@@ -23,7 +23,9 @@ __all__ = ["check_codec_rank"]
 MATRIX_NUMEL = 64
 """From this size on a bucket of the check holds a matrix."""
 NOISE = 0.3
+"""Of a step beside what is the same in all: gradients of one training resemble each other."""
 WIRE_SLACK = 0.01
+"""Between the bytes that a codec announces and those that it sends: padding."""
 MIN_PROGRESS = 0.6
 """What has not been sent is bounded, so it is a quarter of all after four times the steps; a
 codec that is only late must at least get this far."""

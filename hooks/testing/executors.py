@@ -26,7 +26,9 @@ from trainmesh.types import Algorithm, Plan
 __all__ = ["check_executor_rank"]
 
 ROUNDS = 2
+"""All sizes once more: what a reduction leaves behind shows in the next."""
 CYCLES = 3
+"""More executors, one after the other: what each leaves behind counts as a leak."""
 RELEASE_S = 5.0
 """Threads of closed groups may take a moment to end."""
 

@@ -17,9 +17,13 @@ from trainmesh.wire import decode, encode
 __all__ = ["run"]
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Of a rank's result, which holds tensors of the largest size."""
 STARTUP_S = 30.0
+"""For importing torch on a busy machine."""
 END_S = 5.0
+"""For the others, once one has failed or all are done."""
 POLL_S = 0.02
+"""Between two looks whether ranks have answered."""
 ROOT = Path(__file__).resolve().parents[2]
 """Where trainmesh is found in an uninstalled clone."""
 

@@ -33,10 +33,15 @@ from trainmesh.wire import MAX_BYTES, decode, encode
 __all__ = ["main", "thin"]
 
 PUBLISH_EVERY_S = 1.0
+"""Between two batches of reports: what the coordinator decides on is at most this old."""
 LEASE_TTL_S = 10
+"""A node that doesn't renew for this long is gone; a pause of the machine may be a few seconds."""
 DETAILED_STEPS_A_REPORT = 8
+"""Steps of one report that keep their buckets; of the others only the times remain."""
 MAX_WAITING_REPORTS = 4_096
+"""Kept while the store is away; the oldest go first."""
 MAX_DATAGRAM_BYTES = 256 * 1024
+"""More than the kernel lets a rank send in one (net.core.wmem_default, some 200 kB)."""
 APPLIED = ("status", "hint", "probe/request")
 """The job's keys that an agent acts on."""
 

@@ -22,11 +22,15 @@ from trainmesh.wire import decode, encode
 __all__ = ["HintFile", "NullReporter", "Reporter", "SocketReporter", "connect"]
 
 MAX_WAITING_STEPS = 512
+"""Kept while the agent takes nothing; the oldest go first, so that memory stays bounded."""
 MAX_WAITING_NOTES = 64
+"""As ``MAX_WAITING_STEPS``; notes are rare."""
 MAX_WAITING_PAIRS = 1024
+"""As ``MAX_WAITING_STEPS``: the pairs of one rank in a job of a thousand."""
 MAX_BUCKETS_A_DATAGRAM = 1_000
 """About 45 kB of JSON: a Unix datagram holds some 200 kB by default."""
 FLUSH_EVERY_S = 0.5
+"""Short beside the agent's second between two batches, and rare enough to cost a step nothing."""
 
 
 class Reporter(Protocol):

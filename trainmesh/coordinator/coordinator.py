@@ -44,6 +44,7 @@ from trainmesh.units import count
 __all__ = ["Coordinator", "Effects", "Settings"]
 
 MAX_EVENTS = 50
+"""As many as `trainmesh status` could show at a glance; the record on disk has all."""
 MAX_STEPS_AWAITED = 4096
 """A hint is given up if the ranks have not taken it up after this many steps: four times the
 longest cadence of their agreements."""

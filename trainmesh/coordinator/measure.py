@@ -30,7 +30,9 @@ FIRST_STEP = 2
 ALIKE = 2
 """Sizes within this factor of each other are assumed to be served in turn."""
 MAX_PARTIAL = 64
+"""Steps of which some ranks have not reported yet; older ones lack a report that was lost."""
 MAX_STEPS = 128
+"""Whole steps that are kept: enough for medians, and bounded however long the job runs."""
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,23 @@ from trainmesh.wire import decode, encode
 __all__ = ["main"]
 
 TICK_S = 1.0
+"""Between two decisions: agents report once a second."""
 LEASE_TTL_S = 5
+"""After a coordinator that is gone, its successor leads this much later."""
 FINISH_S = 2.0
+"""At the end of a job, for the last reports of agents that are slower than ``QUIET_S``."""
 QUIET_S = 0.4
 """If nothing has come for this long, the agents have sent everything."""
 AGENT_GRACE_S = 5.0
+"""From the end of the last agent on, another one may still come."""
 MAX_WAITING_CHANGES = 10_000
+"""Changes that the watch may be ahead by; more means that the coordinator hangs."""
 MAX_AGENTS = 65_536
 """Agent processes whose repeated reports are known: one for each node, and restarted ones."""
 MAX_BACKOFF_S = 30.0
 """Between two tries to write a hint that somebody else keeps writing."""
 SAID_REFUSALS = 2
+"""The first may be chance; of the second somebody hears, and of later ones nobody again."""
 
 
 class CoordinatorProcess:

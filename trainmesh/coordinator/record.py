@@ -13,6 +13,7 @@ from trainmesh.wire import encode
 __all__ = ["RecordWriter", "is_torn"]
 
 HALVE_EVERY_BYTES = 64 * 1024 * 1024
+"""Some minutes of detail for a large job; from then on a record grows ever more slowly."""
 
 
 class RecordWriter:

@@ -23,6 +23,7 @@ MAX_OVER = 256
 """How many numbers of ended worlds are remembered. A report may be late by seconds, not by many
 starts."""
 MAX_NODES = 65_536
+"""As many as a job may have ranks (``trainmesh.types.MAX_RANKS``)."""
 
 Key = tuple[int, int]
 """Number and size; the number is 0 where ranks agree on none."""

@@ -30,7 +30,9 @@ it would gain, but using it is the user's choice."""
 NOTE_KIND = "codec_cost"
 """Of a rank's ``Note`` whose text is a ``CodecCost``."""
 MAX_RATIO = 1e6
+"""No codec sends a millionth of a bucket: more is a mistake or a lie."""
 MAX_COLLECTIVES = 1e6
+"""Of one bucket; more is a mistake or a lie."""
 
 
 @dataclass(frozen=True)

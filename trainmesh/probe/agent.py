@@ -17,6 +17,7 @@ from trainmesh.wire import decode, encode
 __all__ = ["Prober"]
 
 LEASE_TTL_S = 10
+"""A node that doesn't renew for this long is gone; a pause of the machine may be a few seconds."""
 
 
 class Prober:

@@ -29,10 +29,13 @@ __all__ = ["Channel", "ProbeOp", "ask", "prove", "serve"]
 
 MAGIC = b"TMP1"
 NONCE_BYTES = 32
+"""Of 256 bits, like the proof: nobody meets one twice."""
 PROOF_BYTES = 32
+"""HMAC-SHA256."""
 FRAME = struct.Struct("!BQ")
 ACK = b"\x06"
 CHUNK_BYTES = 256 * 1024
+"""Read and written at a time: the cost of a call no longer counts, and it fits into a cache."""
 POLL_S = 0.2
 """How soon a wait notices that it has been cancelled."""
 CLOSED = "the other agent closed the connection"

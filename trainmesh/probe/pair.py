@@ -17,11 +17,14 @@ from trainmesh.topology.measure.probing import STEP, SWEEPS, fit_cost, ladder, s
 __all__ = ["measure_ceiling", "measure_pair"]
 
 CONNECT_S = 2.0
+"""A peer in the same cluster answers in milliseconds, or not at all."""
 ECHO_SHARE = 0.25
 """Share of the pair's time in which the round trips must be done."""
 
 CEILING_BYTES = 16_000_000
+"""Enough to see what the CPU can move; a matter of milliseconds on most machines."""
 CEILING_S = 1.0
+"""For a machine on which even that is slow."""
 
 Samples = list[tuple[int, float]]
 

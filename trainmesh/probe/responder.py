@@ -14,10 +14,13 @@ from trainmesh.probe_types import ProbeRequest
 __all__ = ["Responder"]
 
 MAX_CONNECTIONS = 8
+"""At once: a schedule gives each node one pair at a time, and a stranger must not get more."""
 HANDSHAKE_S = 2.0
+"""Somebody who doesn't prove that it knows the job's token is let go after this."""
 GRACE_S = 1.0
 """A peer's clock starts a little later than ours."""
 ACCEPT_POLL_S = 0.1
+"""How soon it notices that it has been closed."""
 
 
 class Responder:

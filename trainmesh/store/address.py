@@ -13,6 +13,7 @@ from trainmesh.errors import ConfigError
 __all__ = ["Security", "is_loopback", "parse_url", "security_from_environment"]
 
 DEFAULT_PORT = 2379
+"""etcd's port for clients."""
 
 
 class Security(TypedDict):

@@ -39,7 +39,9 @@ TTL_S = 10
 PATIENCE_S = TTL_S + 3.0
 """For the claim of a launch that has died elsewhere, where nobody can look."""
 POLL_S = 0.5
+"""Between two looks at a claim that somebody else holds."""
 MAX_TRIES = 5
+"""Compare-and-swaps before giving up; each lost one means that somebody else wrote."""
 
 
 def hold(store: EtcdStore, mine: Claim) -> Lease:

@@ -32,6 +32,7 @@ __all__ = ["EmbeddedEtcd", "etcd_version", "find_etcd"]
 OLDEST = (3, 5)
 """The first with ``--socket-reuse-port``."""
 STOP_S = 3.0
+"""For etcd to end by itself, before it is killed."""
 HISTORY_S = 60
 """How long etcd keeps values that were written over, and how often it drops older ones: it holds
 at most what is written in twice that time. By revisions it would look every 5 minutes only. A watch

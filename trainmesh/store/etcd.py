@@ -18,6 +18,7 @@ from trainmesh.store.watch import EtcdWatch
 __all__ = ["EtcdStore", "check", "connect"]
 
 CAMPAIGN_POLL_S = 0.1
+"""Between two looks whether the leader's key is free."""
 CLOSED = "the store is closed"
 
 Child = TypeVar("Child", EtcdWatch, EtcdLease)

@@ -65,6 +65,7 @@ REASONS = (
 
 SERIOUS = ("dpanic", "panic", "fatal", "error")
 MAX_LENGTH = 200
+"""Characters of a server's words that fit into one line of an error."""
 
 
 def plain_reason(details: str) -> str:

@@ -53,7 +53,9 @@ OPTIONS = [
 ]
 
 FIRST_BACKOFF_S = 0.05
+"""A server that restarts is back within a second: try often at first."""
 MAX_BACKOFF_S = 0.5
+"""A request has a limit of some seconds, within which it should be tried several times."""
 
 
 class Connection:

@@ -14,6 +14,7 @@ MARK = b"\x00deflate\x00"
 MOST_BYTES = 16 * 2**20
 """A value that claims to be larger is not ours."""
 LEVEL = 1
+"""zlib's quickest: JSON repeats itself so much that more effort gains little."""
 
 
 def packed(value: bytes) -> bytes:

@@ -17,7 +17,9 @@ from trainmesh.store.value import unpacked
 __all__ = ["EtcdWatch"]
 
 FIRST_BACKOFF_S = 0.05
+"""As of requests (``trainmesh.store.rpc``)."""
 MAX_BACKOFF_S = 1.0
+"""A watch waits for as long as the store is away, so it may ask more seldom than a request."""
 
 
 class EtcdWatch:

@@ -18,6 +18,7 @@ __all__ = ["Calibration"]
 
 LEAST, MOST = 0.5, 4.0
 KEPT = 3
+"""Factors of an algorithm: one that was disturbed doesn't stay for long."""
 
 
 @dataclass(frozen=True)

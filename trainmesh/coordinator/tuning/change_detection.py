@@ -18,12 +18,19 @@ from trainmesh.types import PairTime
 __all__ = ["baseline", "change", "gap_s", "probe_bytes", "probe_s"]
 
 LEAST_PROBE_BYTES = 64 * 1024
+"""Below, latency is all that a transfer shows."""
 MOST_PROBE_BYTES = 8 * 1024 * 1024
+"""Above, a transfer shows nothing more, and takes longer."""
 LEAST_GAP_S = 5.0
+"""Between two probes, however short they are."""
 MOST_GAP_S = 600.0
+"""A change of links that no step shows is found this late at most, if probes are cheap."""
 MAX_DOUBLINGS = 5
+"""Of the gap after probes that showed nothing: 32 times ``LEAST_GAP_S``."""
 URGENCY = 4
+"""Probes that steps give a reason for may take this many times the usual share of the time."""
 WARM_SHARE = 0.25
+"""Of a transfer's time: a smaller one goes first, so that TCP has opened its window."""
 PINGS = 12
 """How many empty messages a pair exchanges one after the other (``trainmesh.hooks.probing``), with
 the barrier before them."""

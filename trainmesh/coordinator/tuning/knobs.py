@@ -26,6 +26,7 @@ from trainmesh.types import Algorithm
 __all__ = ["Knobs", "Trial"]
 
 MAX_CODECS = 32
+"""Names come from ranks; a job has a handful."""
 DDP_BUCKETS = (2**20, 25 * 2**20)
 """The bytes of a step's buckets before any has been seen: DDP's first bucket, and its cap on the
 others."""

@@ -26,6 +26,7 @@ would take some seconds."""
 MAX_ALIKE = 2
 """Nodes whose links can't differ in a way that a plan could use."""
 MAX_NAMED = 4
+"""Links in one sentence; of more there is the number."""
 
 
 class Links:

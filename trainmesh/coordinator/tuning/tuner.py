@@ -28,6 +28,7 @@ from trainmesh.types import Algorithm, Choice, ClassFit, Hint, PairTime
 __all__ = ["Tuner", "Proposal", "Turn"]
 
 MAX_FAILED_SWITCHES = 6
+"""Above, the wait after a failed switch grows no further."""
 WARM_UP_STEPS = 2
 """After a switch: buffers are made, TCP opens its windows."""
 
