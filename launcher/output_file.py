@@ -24,6 +24,7 @@ __all__ = ["check_output", "write_output"]
 READER_S = 5.0
 """How long a FIFO may be without a reader: that of ``mkfifo f; cat f &`` is there in no time."""
 POLL_S = 0.02
+"""Between two tries to open a pipe that nobody reads yet."""
 STALL_S = 60.0
 """How long a reader may take nothing: a person may page, and a launch has an end."""
 IN_PLACE = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV)

@@ -23,7 +23,9 @@ __all__ = [
 ]
 
 TIMEOUT_S = 10.0
+"""For a router that is busy; it answers in milliseconds otherwise."""
 MAX_ANSWER_BYTES = 64 << 20
+"""Of an admin server: thousands of endpoints are a few MB."""
 
 Router = tuple[ServeRun, RouterInfo]
 

@@ -18,7 +18,9 @@ __all__ = ["Advice", "advice"]
 MAX_RANKS = 64
 """Above, trying changes takes longer than planning."""
 MAX_TRIED = 6
+"""Groups of slow links whose change is worked out: each takes a bound of its own."""
 REFERENCE_BYTES = 10**9
+"""So large that bandwidth alone counts."""
 WORTH = 1.01
 """A bound that rises by less is not worth the words."""
 

@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 MAX_CHUNKS = 65_536
+"""Of a pipeline: far beyond what latency leaves worth while."""
 
 
 class Flow(NamedTuple):

@@ -10,8 +10,11 @@ from trainmesh.types import Crossover
 __all__ = ["SMALLEST_BYTES", "crossovers"]
 
 SMALLEST_BYTES = 1024
+"""Below, latency is all there is."""
 LARGEST_BYTES = 2**34
+"""16 GiB: beyond the gradients of one bucket."""
 STEPS_AN_OCTAVE = 2
+"""Sizes to look at between one and its double; the crossover itself is found exactly."""
 NEARLY = 1 - 1e-6
 """A time that is less by this factor only is the same."""
 

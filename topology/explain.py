@@ -24,15 +24,20 @@ __all__ = [
 ]
 
 MAX_NAMES = 4
+"""Links of a bottleneck in one sentence; of more there is the number."""
 MAX_ISLANDS = 8
+"""Islands in one line."""
 MAX_RANKS = 16
+"""Ranks of an order in one line."""
 MIN_MARGIN = 0.005
+"""Below half a percent "more than 0 %" would be said."""
 NOUNS = {
     Collective.ALLREDUCE: "all-reduce",
     Collective.ALLGATHER: "all-gather",
     Collective.REDUCE_SCATTER: "reduce-scatter",
 }
 ROUNDING = 1e-6
+"""Slack below this is of floating point, not of the plan."""
 GAIN = "Native, to which plans are compared, is gloo's own collective: one ring in rank order."
 NO_GAIN = (
     "No gain over the backend's own collective is given: it is not one ring in rank order (NCCL "

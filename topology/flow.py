@@ -15,9 +15,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-__all__ = ["Edge", "MinCut", "FlowNetwork"]
+__all__ = ["INT32_MAX", "Edge", "FlowNetwork", "MinCut"]
 
 INT32_MAX = 2**31 - 1
+"""SciPy's max-flow takes capacities of 32 bits."""
 Edge = tuple[int, int, int]
 """Tail, head, capacity."""
 

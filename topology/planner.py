@@ -39,6 +39,7 @@ UNMEASURED = 1.25
 MAX_BOTTLENECK = 512
 """Links named in a plan, so that a hint for a large cluster still fits a value of the store."""
 MAX_WORDS = 1000
+"""Characters of somebody else's planner's error."""
 NEEDED = {32: math.inf, MAX_RANKS: 0.75}
 """Up to so many ranks a forest is packed if no other plan reaches this share of the bound."""
 DIGITS = 7

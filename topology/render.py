@@ -16,16 +16,20 @@ from trainmesh.units import count
 __all__ = ["MAX_DRAWN_RANKS", "svg", "table_rows"]
 
 MAX_DRAWN_RANKS = 256
+"""Above, a drawing shows nothing."""
 ROW_HEIGHT = 110
 NODE_WIDTH = 92
 NODE_HEIGHT = 34
 MANY_RANKS = 16
+"""Above, ranks are drawn smaller."""
 SMALL_WIDTH = 46
 """Of a rank where there are more than MANY_RANKS; only its number is shown."""
 GAP = 14
 MAX_LABELS = 64
+"""Of links; more cover each other."""
 MARGIN = 24
 LEGEND_HEIGHT = 34
+"""In pixels, as are all sizes here."""
 
 # Colours are written out in every rule: viewers other than browsers know no CSS variables.
 STYLE = """

@@ -27,6 +27,7 @@ EXACT_UP_TO = 64
 permutations, islands that partition the ranks, and trees that reach each rank once are the same
 schedules at any size."""
 NEARLY = 1e-9
+"""Of sums of float64, in their last digits."""
 
 
 def validate(plan: Plan, world_size: int) -> None:

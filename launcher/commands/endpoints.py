@@ -18,6 +18,7 @@ from trainmesh.units import count, duration, percent, rate
 __all__ = ["add_arguments", "run"]
 
 WATCH_EVERY_S = 1.0
+"""Routers publish what they know of endpoints about once a second."""
 MAX_WAIT_S = 86_400.0
 """No answer takes longer: limits.stream_timeout_s is a day at most."""
 ANSWER_S = 3600.0

@@ -20,7 +20,9 @@ from trainmesh.units import count, duration, rate
 __all__ = ["add_arguments", "run"]
 
 MAX_ROWS = 50
+"""Of the table in a terminal; JSON has all."""
 MAX_TREES = 65_536
+"""Far beyond what any plan has: above is a slip of the keyboard."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,9 @@ __all__ = ["add_arguments", "duration_s", "run"]
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MAX_UNTIL_S = 10 * 365 * 86_400
+"""Ten years: above is a slip of the keyboard."""
 MAX_SUBJECT = 300
+"""Characters of a node's, a link's or an endpoint's name; host names have up to 253."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

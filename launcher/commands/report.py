@@ -20,6 +20,7 @@ from trainmesh.units import count, duration, percent, rate, size
 __all__ = ["add_arguments", "run"]
 
 MAX_ROWS = 48
+"""Of each table in a terminal; the HTML page and the JSON have more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

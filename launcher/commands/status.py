@@ -20,7 +20,9 @@ from trainmesh.units import count, duration, percent
 __all__ = ["add_arguments", "describe_asked", "run"]
 
 WATCH_EVERY_S = 1.0
+"""The coordinator writes its status once a second."""
 MAX_EVENTS = 10
+"""The latest: with the rest of the status they fit into a terminal."""
 OLD_S = 10.0
 """A coordinator writes its status about once a second."""
 

@@ -25,6 +25,7 @@ __all__ = ["add_arguments", "run"]
 DDP_BUCKET_BYTES = 25 * 2**20
 """Default size of a DDP bucket."""
 MAX_ROWS = 200
+"""Of the table in a terminal; JSON has all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

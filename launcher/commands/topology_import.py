@@ -37,7 +37,9 @@ from trainmesh.units import count, percent, rate
 __all__ = ["KINDS", "add_arguments", "run"]
 
 MAX_BYTES = 64 * 2**20
+"""Read of each input before it is looked at: far more than dumps of whole clusters."""
 MAX_NOTES = 8
+"""Shown; of more there is the number."""
 MEASURE = "costs are assumed; trainmesh topology probe measures"
 OPTIONS = {
     "host": ("nccl-topo", "nccl-graph", "nvidia-smi", "nvml"),

@@ -24,6 +24,7 @@ HEAD = ("endpoint", "RTT", "transfer", "waiting", "own work", "total", "score", 
 
 
 MAX_SHOWN = 10
+"""Request IDs to choose from, in one line."""
 
 
 class SeveralRequests(TrainmeshError):

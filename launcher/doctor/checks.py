@@ -31,9 +31,11 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 13)
 """The first that runs the tests of hooks."""
 PROBE_S = 60.0
+"""For a process that imports torch and makes a group, on a machine that may be busy."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 """There while the kernel's driver is loaded."""
 MIN_OPEN_FILES = 1_024
+"""The usual soft limit; a rank has a socket for each peer."""
 MIN_SHM_BYTES = 64 * 2**20
 """As long as the name of a run directory gets."""
 

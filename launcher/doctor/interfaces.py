@@ -30,6 +30,7 @@ MAX_DEPTH = 8
 """Of interfaces that stand on others, such as a bridge on a VLAN on a bond."""
 DEFAULT_V4, DEFAULT_V6 = "00000000", "0" * 32
 MAX_NAMED = 4
+"""In one line; of more there is the number."""
 
 
 class Reach(IntEnum):

@@ -17,6 +17,7 @@ from trainmesh.launcher.lab.tools import find_tool, with_system_path
 __all__ = ["Capability", "capabilities", "missing"]
 
 TOOL_S = 10.0
+"""For a tool that only says its version or makes one namespace."""
 PACKAGES = {"unshare": "util-linux", "ip": "iproute2", "tc": "iproute2"}
 
 

@@ -20,10 +20,15 @@ from trainmesh.launcher.lab.timeline import Timeline
 __all__ = ["LabJob", "JobResult", "Launcher", "Line", "job_command", "run_job"]
 
 MASTER_PORT = 29500
+"""torchrun's own default; hosts of a lab have networks of their own, so it is free."""
 STOP_S = 8.0
+"""From SIGTERM to SIGKILL: torchrun gives its workers some seconds of that."""
 GRACE_S = 5.0
+"""For the others to end by themselves, once a launcher has failed."""
 POLL_S = 0.05
+"""Between two looks at the launchers and the timeline."""
 MAX_LINE_BYTES = 64 * 1024
+"""Of a host's output; a longer one is cut into several."""
 NOISE = f"trainmesh: warning: etcd at {CONTROL_ADDRESS} is reached in plain text".encode()
 """True, but not of a network that anybody else is on."""
 

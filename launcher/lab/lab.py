@@ -32,6 +32,7 @@ from trainmesh.topology.document import LinkChange
 __all__ = ["Lab"]
 
 STORE_START_S = 25.0
+"""A little more than the store's process gives etcd, so that its error is heard."""
 
 
 class Lab:

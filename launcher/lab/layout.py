@@ -14,6 +14,7 @@ from trainmesh.types import LinkCost
 __all__ = ["Host", "LabLayout", "Wire", "lay_out", "load_layout"]
 
 MAX_HOSTS = 200
+"""Each is a namespace with a launcher and its workers: what one machine carries."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from trainmesh.wire import decode
 __all__ = ["Pace", "RecordTail"]
 
 STEPS_REMEMBERED = 16
+"""The latest ends of steps, from which the pace of the job is taken."""
 MAX_AHEAD_S = 5.0
 """No report for so long means that the job stands still."""
 

@@ -12,6 +12,7 @@ from trainmesh.store.embedded import EmbeddedEtcd
 __all__ = ["main"]
 
 START_S = 20.0
+"""For etcd, on a machine that may be busy."""
 
 
 def main() -> int:

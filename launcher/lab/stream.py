@@ -12,7 +12,9 @@ from trainmesh.launcher.lab.network.ready import has_input
 __all__ = ["DEFAULT_BYTES", "stream_gbps"]
 
 DEFAULT_BYTES = 25_000_000
+"""A tenth of a second at 2 Gbit/s: longer than TCP takes to open its window."""
 START_S = 20.0
+"""For a Python process, on a machine that may be busy."""
 
 
 def stream_gbps(

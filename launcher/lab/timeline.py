@@ -13,6 +13,7 @@ from trainmesh.units import duration
 __all__ = ["Timeline", "due", "words"]
 
 LOOK_EVERY_S = 0.2
+"""Between two looks at the job's step for changes that wait for one."""
 
 
 class Timeline:

@@ -34,8 +34,11 @@ from trainmesh.units import count, duration, size
 __all__ = ["add_arguments", "run"]
 
 ECHOES = 100
+"""Round trips of a pair: enough for its least, and for a spread."""
 MIN_ROUND_S = 0.1
+"""Below, a round has no time for anything but round trips."""
 MAX_TOTAL_S = 3_600.0
+"""An hour: above is a slip of the keyboard."""
 Turns = list[list[PairMeasure]]
 
 

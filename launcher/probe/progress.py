@@ -16,6 +16,7 @@ from trainmesh.units import count
 __all__ = ["ProbeProgress", "shown"]
 
 MAX_NAMED = 4
+"""Pairs in one line; of more there is the number."""
 
 
 class ProbeProgress:

@@ -15,6 +15,7 @@ from trainmesh.units import count, duration, percent, rate
 __all__ = ["NodeFacts", "PairReport", "ProbeReport", "node_facts", "show"]
 
 MAX_TEXTS = 10
+"""Shown in a terminal; the file has all."""
 DIFFERENT = 1.25
 """Ratio of measured and expected bandwidth from which a pair is pointed out."""
 

@@ -30,11 +30,13 @@ from trainmesh.wire import decode, encode
 __all__ = ["GRACE_S", "ProbeSession", "nodes_of"]
 
 LEASE_TTL_S = 10
+"""As an agent's: what a session that has died leaves in the store is gone after this."""
 READY_S = 5.0
 """An agent that is not ready by then takes no part."""
 GRACE_S = 2.5
 """For connecting, fitting and the store; only a pair that breaks off ever takes it."""
 POLL_S = 0.02
+"""Between two looks at the store for answers of the agents."""
 Pair = tuple[str, str]
 
 

@@ -44,6 +44,7 @@ from trainmesh.types import (
 __all__ = ["analyse", "split_of"]
 
 MAX_POINTS = 4_000
+"""Of a chart's steps in the report; above, every second one, every third, ..."""
 SWITCH_WINDOW = 32
 """Steps on either side of a switch that are compared."""
 Steps = Sequence[tuple[int, int, Group]]

@@ -14,8 +14,11 @@ from statistics import median
 __all__ = ["Bar", "BarPart", "bars", "line"]
 
 MAX_POINTS = 1_000
+"""More than the pixels of a chart's width show nothing more."""
 SMOOTH_OVER = 15
+"""Points around each one that its smoothed value is taken from."""
 HEIGHT = 200
+"""In pixels."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from trainmesh.units import count
 __all__ = ["describe_attempts", "describe_failure", "outcome_title"]
 
 MAX_NAMED = 8
+"""Failures in one sentence."""
 
 
 def outcome_title(outcome: Outcome | None, num_steps: int, num_known_steps: int = 0) -> str | None:

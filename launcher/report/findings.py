@@ -31,6 +31,7 @@ MAX_SWITCHES = 4
 MOST_EXPOSED = 0.999
 """A step that does nothing but wait has no bound on what hiding it would gain."""
 MAX_NAMED = 8
+"""Ranks in one sentence."""
 STRAGGLER_SHARE = 0.75
 """Ranks that arrive last by chance take turns; one that is slow itself is last most of the time."""
 FAR_OFF = 2.0

@@ -24,7 +24,9 @@ __all__ = ["SCHEMA", "Report", "load_report", "write_report"]
 
 SCHEMA = "trainmesh.report/1"
 MAX_REPORT_BYTES = 64 * 1024 * 1024
+"""Of a report.json: far more than `trainmesh report` writes."""
 MAX_LINE_BYTES = 16 * 1024 * 1024
+"""Of a record: a report of a node with its ranks is some kB."""
 
 
 class Report(Struct, frozen=True, kw_only=True):

@@ -34,7 +34,9 @@ from trainmesh.units import count, duration, percent, rate, size
 __all__ = ["page"]
 
 MAX_ROWS = 64
+"""Of a table that people read; the JSON has all."""
 MAX_EVENT_ROWS = 400
+"""Of tables that are folded away at first."""
 PARTS = (
     ("compute", "forward and backward", "compute_s"),
     ("hidden", "the same, with communication hidden behind it", "hidden_s"),

@@ -28,8 +28,11 @@ from trainmesh.types import (
 __all__ = ["MAX_EVENTS", "RunSample", "Start", "StepSample", "collect"]
 
 MAX_TIMINGS = 200_000
+"""In memory at a time; of longer runs a sample is taken."""
 MAX_EVENTS = 1_000
+"""The first and the last ones; what lies between is counted."""
 MAX_EPOCHS = 1_000
+"""Plans of a run that are shown; a job changes a handful of times."""
 MAX_MODULES = 8
 """Of which steps are kept: a script trains one, or a few side by side."""
 

@@ -12,6 +12,7 @@ from trainmesh.store.claim import Meeting
 __all__ = ["meeting_of"]
 
 STATIC_PORT = 29500
+"""torchrun's default for --master-port."""
 C10D_PORT = 29400
 """torchrun's default ports."""
 LOOPBACK = {"127.0.0.1", "127.0.1.1", "::1"}

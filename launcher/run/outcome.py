@@ -24,6 +24,7 @@ __all__ = ["Ending", "first_signal"]
 MAX_FAILURES = 64
 """Of the last attempt, and of earlier ones."""
 MAX_WORDS = 300
+"""Characters of an error's last line that fit into ours."""
 NO_WORDS = ("To enable traceback see", "Signal ")
 """Begins of what torch makes up where a worker has left no error file."""
 ATTEMPT_FAILED = "failed (exitcode: %s) local_rank: %s (pid: %s) of binary: %s"

@@ -34,10 +34,15 @@ __all__ = [
 ]
 
 REFRESH_S = 0.5
+"""Of the live lines: what people still see as steady."""
 PLAIN_LINE_EVERY_S = 5.0
+"""In a log file, which somebody reads later."""
 STOP_S = 0.4
+"""For the thread to leave the terminal as it was."""
 MIN_ROWS = 4
+"""Of a terminal; in a smaller one the job's own output would have no room."""
 MAX_WARNED = 64
+"""Sentences that are kept to be shown once more at the end."""
 IMPORTANT = ("plan", "switch", "revert", "mismatch", "rejected", "warning")
 
 

@@ -39,9 +39,11 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
 """One that has run for so long is well again."""
 FIRST_DELAY_S = 0.2
+"""Before a process is started again that has ended at once; doubled each time."""
 MAX_DELAY_S = 60.0
 """A process that keeps ending costs at most one start a minute."""
 MAX_HEARD_BYTES = 65_536
+"""Of a line that a process of ours says; longer ones are not ours."""
 PAGE_BYTES = 4096
 """The least that takes up room on a file system."""
 

@@ -38,6 +38,7 @@ from trainmesh.types import RecordLine
 __all__ = ["run"]
 
 PROGRESS_STOP_S = 2.0
+"""For its thread, which may wait for a terminal."""
 LEAST_OPEN_FILES = 256
 """etcd does not start with 150 or fewer; the launcher holds some 20 of its own for us, beside what
 torchrun takes for each worker."""

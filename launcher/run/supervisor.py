@@ -27,7 +27,9 @@ from trainmesh.wire import decode
 __all__ = ["ServiceKeeper", "Supervisor"]
 
 POLL_S = 0.1
+"""Between two looks at the processes: how soon an end is noticed."""
 CHECK_EVERY_S = 1.0
+"""Between two looks at what costs more than a poll."""
 STOP_S = 20.0
 """More than the stop times of all services together."""
 

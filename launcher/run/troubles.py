@@ -24,6 +24,7 @@ __all__ = ["Told", "Trouble", "Troubles", "read_told"]
 SAY_AFTER_S = 5.0
 """An etcd or an agent that is started again is back sooner, and has said so itself."""
 MAX_EVENTS = 50
+"""As many as a status holds (``trainmesh.coordinator``)."""
 
 
 class Trouble(Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ __all__ = ["Reduction", "reduction_optimum"]
 
 Floats = NDArray[np.float64]
 MAX_ROUNDS = 60
+"""Of adding cuts that the solution violates; far more than graphs take, but the search must end."""
 SCALE = 2**30
 """Whole numbers that a solution's rate is cut into for max-flows."""
 VIOLATED = 1e-6
@@ -38,7 +39,9 @@ VIOLATED = 1e-6
 MAX_SPREAD = 10**6
 """The solver's feasibility is 1e-7 of the widest link."""
 PRICED = 1e-7
+"""A price below this share of the largest is taken for the solver's rounding."""
 TOLERANCE = Fraction(1, 10**9)
+"""Of the solver; a simple fraction this near is the rate."""
 SIMPLE = 1_000
 """Largest denominator of a simple fraction, in units of the common divisor of all links."""
 

@@ -21,6 +21,7 @@ __all__ = ["Colouring"]
 
 Colours = NDArray[np.int64]
 ODD = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 divided by the golden ratio, odd: multiplication by it mixes the bits (Knuth 6.4)."""
 
 
 class Colouring:

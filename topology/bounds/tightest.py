@@ -30,6 +30,7 @@ from trainmesh.types import Collective
 __all__ = ["Bound", "algbw_limit", "bound"]
 
 PROGRAMME_RANKS = 64
+"""Above, the linear programme takes longer than a plan may."""
 PROGRAMME_LINKS = 1_200
 """Up to these the linear programme takes seconds at most."""
 

@@ -48,7 +48,9 @@ from trainmesh.types import MAX_INT, MAX_RANKS, LinkCost
 __all__ = ["MAX_BYTES", "dump", "load", "load_file", "load_file_with_timeline"]
 
 MAX_BYTES = 128 * 1024 * 1024
+"""Of a file: far more than a topology of the largest clusters takes."""
 UNITS = {"bandwidth_GBps": 1e9, "bandwidth_gbps": 1e9 / 8}
+"""Each in bytes a second."""
 DOCUMENT_KEYS = dict.fromkeys(("version", "graph_version", "nodes", "links", "timeline")).keys()
 NODE_KEYS = dict.fromkeys(("kind", "rank")).keys()
 LINK_KEYS = dict.fromkeys(

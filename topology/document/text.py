@@ -28,6 +28,7 @@ from trainmesh.topology.document.places import DocumentPath, Token, json_tokens,
 __all__ = ["MAX_ENTRIES", "Document", "Value", "parse"]
 
 MAX_DEPTH = 16
+"""Far deeper than a topology is nested."""
 TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 MAX_ENTRIES = 500_000
 """In one list or mapping: as many as a link graph may have links."""

@@ -29,7 +29,9 @@ from trainmesh.types import MAX_INT
 __all__ = ["LinkChange", "read_timeline"]
 
 MAX_CHANGES = 10_000
+"""Of a lab's day: one every ten seconds."""
 UNITS = {"bandwidth_mbps": 1e6 / 8, "bandwidth_gbps": 1e9 / 8}
+"""Each in bytes a second."""
 WHEN = ("at_step", "at_s")
 WHAT = (*UNITS, "latency_us", "loss", "down", "restore")
 KEYS = dict.fromkeys((*WHEN, "link", "direction", *WHAT)).keys()

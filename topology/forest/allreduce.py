@@ -36,6 +36,7 @@ UNUSED = 1e-9
 THINNED = 0.1
 """Part of the trees above the limit that goes at a time."""
 ROUNDING = 1e-12
+"""Left free on every link, so that floating point fills none above its capacity."""
 
 
 @dataclass(frozen=True)

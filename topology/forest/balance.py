@@ -24,6 +24,7 @@ __all__ = ["GRID", "is_balanced", "trimmed", "whole_trimmed"]
 GRID = 2**16
 """Trees a rank that a continuous solution is rounded to, if that many can be counted."""
 ROUNDS = 60
+"""Of adding the cuts that a solution violates; after so many the search gives up."""
 NODES = 100
 """Limits of cut generation and of branch and bound, far above what graphs of 24 ranks need."""
 THRIFT = 1e-6

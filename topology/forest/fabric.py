@@ -9,7 +9,8 @@ from fractions import Fraction
 import numpy as np
 
 from trainmesh.errors import GraphError
-from trainmesh.topology.forest.rooted import INT32_MAX, Matrix, Rooted
+from trainmesh.topology.flow import INT32_MAX
+from trainmesh.topology.forest.rooted import Matrix, Rooted
 from trainmesh.topology.forest.trees import Arc, Hop, Number
 
 __all__ = ["Fabric"]

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-__all__ = ["INT32_MAX", "Matrix", "Rooted", "Shortage", "flow", "shortage"]
+__all__ = ["Matrix", "Rooted", "Shortage", "flow", "shortage"]
 
-INT32_MAX = 2**31 - 1
 Matrix = NDArray[np.int64]
 
 
@@ -49,8 +48,8 @@ class Shortage(NamedTuple):
 def flow(capacity: Matrix, source: int, sink: int, enough: int) -> int:
     """The largest flow from ``source`` to ``sink``, or ``enough`` if more is possible.
 
-    ``enough`` times the number of nodes must stay below ``INT32_MAX``, which is all that SciPy's
-    Dinic can count to.
+    ``enough`` times the number of nodes must stay below ``trainmesh.topology.flow.INT32_MAX``:
+    SciPy's Dinic counts no further.
     """
     return min(enough, int(_maximum_flow(capacity, source, sink, enough).flow_value))
 

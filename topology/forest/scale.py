@@ -26,6 +26,7 @@ TRIED = 64
 NEARLY = Fraction(9995, 10_000)
 """Good enough a part of the optimum for few trees where links had to be cut back."""
 FEW = 8
+"""Numbers of trees that are tried before the fine grid's: few trees make a short plan."""
 
 
 @dataclass(frozen=True)

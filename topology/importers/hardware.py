@@ -54,8 +54,11 @@ _OTHER_XGMI = (24.0, 3.6)
 # 10^8 bit/s of one lane, by GT/s; 8 GT/s where the speed is not known, as in NCCL.
 _PCIE_LANE = {"2.5": 15, "5": 30, "8": 60, "16": 120, "32": 240, "64": 480}
 _DEFAULT_LANE = 60
+"""PCIe 3.0, as NCCL assumes for a speed that it doesn't know."""
 _DEFAULT_WIDTH = 16
+"""Of a GPU's or a NIC's slot, where none is told."""
 _MAX_WIDTH = 64
+"""Twice the widest PCIe slot: more is a mistake of the file."""
 _ARM_GBps = 6.0
 _POWER_GBps = 32.0
 _LOCAL_GBps = 5000.0

@@ -27,6 +27,7 @@ from trainmesh.types import MAX_RANKS
 __all__ = ["Hostfile", "in_order", "parse"]
 
 MAX_CHARS = 16 * 2**20
+"""Of a file with a line for each of some 100 000 hosts."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}@", re.ASCII)
 BRACKETS = re.compile(r"\[([^][]*)\](?::(.*))?")

@@ -18,7 +18,9 @@ from trainmesh.types import MAX_RANKS
 __all__ = ["BUSBW_FACTOR", "Rank", "Run", "Sample", "parse"]
 
 MAX_CHARS = 16 * 2**20
+"""Of a log with several runs in it."""
 MAX_ROWS = 10_000
+"""Of one run: nccl-tests prints one a size."""
 TAG = re.compile(r"^\s*(\[[\d,]{1,20}\](<std(out|err)>:?)?:?\s*)?")
 TAGS = re.compile(r"\[\d{1,6}\]")
 """mpirun's, in the middle of lines that several ranks wrote."""

@@ -23,6 +23,7 @@ __all__ = ["Gpu", "GpuMachine", "Nvml", "fragment", "look"]
 MAX_LINKS = 36
 """NVML_NVLINK_MAX_LINKS"""
 ENABLED = 1
+"""NVML_FEATURE_ENABLED."""
 TO_GPU = 0
 """NVML_NVLINK_DEVICE_TYPE_GPU"""
 GIGATRANSFERS = {1: "2.5", 2: "5", 3: "8", 4: "16", 5: "32", 6: "64"}

@@ -23,6 +23,7 @@ __all__ = ["Allocation", "expand", "from_environment", "in_job", "task_counts"]
 
 MAX_HOSTS = MAX_RANKS
 MAX_CHARS = 4 * 2**20
+"""Of a node list; the environment of a process holds less."""
 PART = re.compile(r"([^][,\s]*)(?:\[([0-9,-]+)\])?", re.ASCII)
 RANGE = re.compile(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", re.ASCII)
 COUNT = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", re.ASCII)

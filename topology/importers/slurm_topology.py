@@ -26,8 +26,11 @@ from trainmesh.types import LinkCost
 __all__ = ["Switch", "all_nodes", "fragment", "joined", "parse"]
 
 MAX_CHARS = 16 * 2**20
+"""Of a topology.conf with a line for each of some 100 000 switches."""
 MAX_SWITCHES = 20_000
+"""The largest clusters have some thousands."""
 MAX_TIERS = 16
+"""Fat trees have three or four; more is a circle."""
 MAX_BELOW = 2_000_000
 """Hosts below all the switches together."""
 KEYS = frozenset({"switchname", "nodes", "switches", "linkspeed", "blockname", "blocksizes"})

@@ -21,7 +21,9 @@ from trainmesh.errors import GraphError
 __all__ = ["Matrix", "read_matrix"]
 
 MAX_CHARS = 4 * 2**20
+"""Of one host's matrix: some kB, or a few hosts' one after the other."""
 MAX_DEVICES = 256
+"""GPUs and NICs of one host."""
 ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[()][A-Za-z0-9]|\][^\x07\x1b]*(\x07|\x1b\\))")
 """Colours, character sets and titles of terminals."""
 CELL = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS|SOC|N/A", re.ASCII)
@@ -36,6 +38,7 @@ NUMA = "NUMA Affinity"
 UNTOLD = ("N/A", "NV0")
 """Cells that say nothing of a link."""
 TAB = 8
+"""Columns to a tab stop, as terminals have them."""
 AGAIN = "give it as nvidia-smi wrote it: nvidia-smi topo -m > FILE"
 
 

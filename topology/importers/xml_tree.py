@@ -18,7 +18,9 @@ from trainmesh.errors import GraphError
 __all__ = ["MAX_CHARS", "Element", "parse_xml"]
 
 MAX_CHARS = 16 * 2**20
+"""Of one host's dump: some 100 kB."""
 MAX_DEPTH = 32
+"""Far deeper than PCI bridges are."""
 MAX_ELEMENTS = 200_000
 """NCCL itself stops at 65 536."""
 

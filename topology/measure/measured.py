@@ -22,9 +22,11 @@ from trainmesh.types import LinkCost, PairTime
 __all__ = ["PAIR_TOLERANCE", "Between", "expected", "not_tcp", "with_measures", "with_pair_times"]
 
 ITERATIONS = 500
+"""Of the fit; it stops earlier where it no longer changes."""
 CLOSE = 1e-6
 """Alphas are found when no pair's ratio changes a link by more than this."""
 LEAST_ALPHA_S = 1e-9
+"""A nanosecond: no link is quicker, and a latency of 0 divides nothing."""
 NOT_TCP = {"nccl": ("infiniband", "roce", "nvlink", "xgmi")}
 """By backend; NCCL's is RCCL's too."""
 PAIR_TOLERANCE = 0.15

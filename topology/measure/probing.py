@@ -30,11 +30,15 @@ SWEEPS = 5
 """How often the sizes of the ladder are gone through: five samples make a median that one
 disturbance does not move."""
 SMALLEST_BYTES = 4_096
+"""Below, messages take as long: latency is all there is."""
 STEP = 4
+"""From one size to the next: enough sizes for a line, and most time goes to the large ones."""
 LEAST_BYTES = 2 * SWEEPS * (SMALLEST_BYTES + STEP * SMALLEST_BYTES)
 """With less there are no two sizes to draw a line through."""
 RESAMPLES = 200
+"""Of the bootstrap: enough for an interval."""
 SEED = 1
+"""Any: the same measurements give the same interval."""
 
 
 def rounds(names: Sequence[str]) -> list[list[tuple[str, str]]]:

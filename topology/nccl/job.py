@@ -33,7 +33,9 @@ from trainmesh.types import MAX_RANKS
 __all__ = ["NO_RCCL", "Cpu", "NcclGraph", "NcclJob", "from_graph", "has_gpu_links", "is_of_amd"]
 
 MAX_CHANNELS = 64
+"""NCCL's MAXCHANNELS."""
 MAX_SEARCH_CHANNELS = 32
+"""What NCCL's search looks for before it doubles them."""
 FASTEST_PCI_GBps = 64.0
 XGMI = "xgmi"
 NO_RCCL = (

@@ -28,9 +28,11 @@ from trainmesh.types import Collective
 __all__ = ["NcclChoice", "NcclCost", "crossovers", "predict"]
 
 MAX_COLLNET_LOCAL_RANKS = 8
+"""NCCL leaves CollNet out on nodes with more GPUs."""
 MAX_NVLS_LOCAL_RANKS = 32
 """For all-gather and reduce-scatter."""
 LARGEST_BYTES = 2**50
+"""A pebibyte: above is a mistake."""
 CORRECTED_POWERS = 23
 """Sizes for which trees are corrected: up to 256 MiB; with NVLS one more."""
 

@@ -158,6 +158,7 @@ TREE_CORRECTION = {
     ),
 }
 SMALLEST_CORRECTED = 64
+"""The first size of NCCL's table of corrections."""
 
 # speedArrayIntra and -Inter, sm90..., sm100... of src/graph/search.cc: the bandwidths of one
 # channel that NCCL's search tries, on one node and across nodes.

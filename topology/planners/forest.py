@@ -24,6 +24,7 @@ from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 __all__ = ["plan", "why_not"]
 
 MAX_RANKS = 64
+"""Above, packing trees takes longer than a plan may."""
 MAX_LINKS = 1_200
 """Packing takes about 10 s for 64 ranks and grows with the fourth power of their number."""
 MAX_PAIRED = 32

@@ -26,7 +26,9 @@ from trainmesh.types import Algorithm, Plan
 __all__ = ["best_order", "plan", "why_not"]
 
 EXACT_UP_TO = 8
+"""Ranks of which all orders are tried: 5 040 rings."""
 IMPROVE_UP_TO = 32
+"""Above, improving a ring takes longer than a plan may."""
 MAX_HOPS = 16_384
 """Of all rings of a plan together."""
 MIN_SHARE = 1e-3

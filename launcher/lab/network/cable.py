@@ -17,6 +17,7 @@ from trainmesh.launcher.lab.network.shape import Condition
 __all__ = ["Cables", "CableEnd"]
 
 ANSWER_S = 10.0
+"""For the process at the other end, on a machine that may be busy."""
 
 
 @dataclass(frozen=True)

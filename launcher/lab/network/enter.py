@@ -19,8 +19,10 @@ from typing import NoReturn
 __all__ = ["main"]
 
 PR_SET_PDEATHSIG = 1
+"""linux/prctl.h."""
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 NOT_FOUND = 127
+"""A shell's exit code for a command that isn't there."""
 
 
 def main() -> None:

@@ -13,7 +13,9 @@ import time
 __all__ = ["main"]
 
 CHUNK_BYTES = 256 * 1024
+"""Read and written at a time: the cost of a call no longer counts."""
 WAIT_S = 30.0
+"""Without a byte for this long the link is taken to be down."""
 
 
 def receive(address: str) -> None:

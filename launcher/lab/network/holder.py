@@ -27,6 +27,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
+"""These four: linux/sched.h and linux/mount.h."""
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 NAMES = "/etc/hosts"
 OWN = ("user", "pid", "mnt", "net", "uts")

@@ -19,9 +19,13 @@ __all__ = ["CONTROL", "Namespaces", "Stream", "isolated_script"]
 CONTROL = -1
 """The namespace that is no host's: switches and the store are in it."""
 START_S = 20.0
+"""For a process that only makes namespaces, on a machine that may be busy."""
 STOP_S = 10.0
+"""From SIGTERM on; then the process is killed."""
 NUM_FILES = 5
+"""Most files that the holder sends in one message."""
 CAP_SYS_ADMIN = 21
+"""linux/capability.h."""
 
 Stream: TypeAlias = "int | IO[bytes] | None"
 

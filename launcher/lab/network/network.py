@@ -39,6 +39,7 @@ CONTROL_DEVICE = "ctl0"
 CONTROL_BRIDGE = "control"
 CONTROL_ADDRESS = "10.254.0.1"
 TOOL_S = 20.0
+"""For a batch of `ip` or `tc` commands on a machine that may be busy."""
 
 
 def data_address(host: int) -> str:

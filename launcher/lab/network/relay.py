@@ -30,12 +30,17 @@ __all__ = ["main"]
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
+"""These three: linux/if_tun.h."""
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 HEADER_BYTES = 10
+"""Of struct virtio_net_hdr, before each frame."""
 MAX_FRAME_BYTES = 70_000
+"""Segments of up to 64 KiB with their headers: what the kernel hands over with offloads on."""
 FRAMES_A_TURN = 64
+"""Of one direction, before the other has its turn."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
+"""On their way at a time; more are dropped, as a router with full queues does."""
 
 
 class RelayDirection:

@@ -11,8 +11,11 @@ EMULATED_LATENCY_S = 200e-6
 QUEUE_S = 0.02
 """How much a port holds back before it drops packets: about what switches have."""
 MIN_QUEUE_BYTES = 256 * 1024
+"""A few segments of TCP with offloads on, however slow the link is."""
 BURST_S = 0.001
+"""Of a link's time, sent at once after a pause."""
 MIN_BURST_BYTES = 64 * 1024
+"""One segment of TCP with offloads on; a smaller burst would let none through."""
 QUANTUM_BYTES = 60_000
 """Less than the kernel's limit for warnings; with a single class it changes nothing."""
 
