@@ -148,7 +148,7 @@ def environment(wheel: Path, folder: Path, extra: str = "") -> Path:
     """A virtual environment with the wheel and what it asks for; its bin folder."""
     run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], folder)
     bin_folder = folder / "venv" / "bin"
-    pip = [sys.executable, "-m", "pip", "--python", bin_folder / "python", "-q"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", bin_folder / "python", "-q"]
     done = run([*pip, "install", "--no-index", "--no-deps", wheel], folder)
     assert done.returncode == 0, done.stderr
     try:
@@ -219,6 +219,12 @@ def test_doctor_tells_a_base_how_to_train(base: Path, tmp_path: Path) -> None:
 def test_a_router_needs_no_torch(wheel: Path, tmp_path: Path) -> None:
     bin_folder = environment(wheel, tmp_path, "serve")
     (tmp_path / "serve.yaml").write_text(SERVE)
-    command = [bin_folder / "trainmesh", "serve", "--config", "serve.yaml", "--check"]
+    command: list[str | Path] = [
+        bin_folder / "trainmesh",
+        "serve",
+        "--config",
+        "serve.yaml",
+        "--check",
+    ]
     done = run(command, tmp_path)
     assert (done.returncode, done.stderr) == (0, "trainmesh serve: serve.yaml: fine\n")
