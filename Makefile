@@ -8,7 +8,7 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup lock demo test test-latest test-compiled check bench bench-serve soak clean
+.PHONY: help setup lock demo test test-latest test-compiled compat check bench bench-serve soak clean
 
 help:
 	@echo "make demo    set up, then train on four emulated hosts as a NIC falls: torchrun, trainmesh"
@@ -16,6 +16,8 @@ help:
 	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
 	@echo "make lock    lock the newest versions of all dependencies in requirements/"
 	@echo "make test-latest   the tests on the newest of everything, in .venv-latest"
+	@echo "make compat TORCH=2.14.1   the tests of hooks, switching and parity on that torch, in an"
+	@echo "             environment of its own (5 GB where PyPI's build brings CUDA)"
 	@echo "make check   format, lint, types and import rules only"
 	@echo "make bench   the figures of docs/benchmarks.md"
 	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
@@ -52,6 +54,14 @@ test-latest:
 	@touch .venv-latest/.set-up
 	$(MAKE) test VENV=.venv-latest
 
+# No part of make test, for its size. A CUDA build without a GPU skips FSDP2, which needs one.
+COMPAT := tests/hooks/test_agreement.py tests/hooks/test_switching.py tests/hooks/test_parity.py \
+  tests/hooks/test_executors.py tests/hooks/test_fsdp.py \
+  tests/launcher/test_parity.py tests/launcher/test_native_bits.py
+compat:
+	@bash scripts/compat.sh "$(PYTHON)" "$(TORCH)" ".venv-compat-$(TORCH)"
+	.venv-compat-$(TORCH)/bin/python -m pytest -m "not soak" $(COMPAT)
+
 test-compiled: setup
 	scripts/compiled.sh $(BIN)/python build/compiled
 	cd build/compiled && ../../$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile \
@@ -68,4 +78,4 @@ bench-serve: setup
 	$(BIN)/python benchmarks/serving/run.py
 
 clean:
-	rm -rf $(VENV) .venv-latest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-latest .venv-compat-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.system_packages import PACKAGES, one_line
 
-__all__ = ["need", "need_open_files", "need_root"]
+__all__ = ["need", "need_open_files", "need_root", "need_streams"]
 
 
 def need(what: str) -> None:
@@ -23,6 +23,15 @@ def need_root() -> None:
     """Skip for an ordinary user."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+def need_streams() -> None:
+    """Skip where ``torch.Stream()``, which FSDP2 makes, has no device: a CUDA build of torch
+    without a GPU, such as make compat installs."""
+    import torch
+
+    if torch.version.cuda is not None and not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} is a CUDA build, whose FSDP2 needs a GPU")
 
 
 def need_open_files(number: int) -> None:

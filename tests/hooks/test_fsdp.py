@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.launchjob import JOBS, LAUNCH, Place, place
+from tests.needs import need_streams
 from tests.torchjob import run_job
 from trainmesh.hooks.fsdp.replicas import replica_groups
 from trainmesh.rundir import RunDir, write_atomically
@@ -88,6 +89,7 @@ def agent(folder: RunDir) -> Iterator[Heard]:
 
 @pytest.fixture
 def here() -> Iterator[Place]:
+    need_streams()
     with place() as found:
         yield found
 
