@@ -1,4 +1,5 @@
-"""What all commands' arguments have in common: how a mistake is said, and the types of values."""
+"""What the arguments of all commands have in common: how a mistake is reported, and the types of
+values."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """As ``parse_args``; words that are left over are an error of the innermost command's."""
+        """Like ``parse_args``; leftover words are an error of the innermost command."""
         found, left = self.parse_known_args(words)
         chosen: Parser = found.chosen_parser
         del found.chosen_parser

@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _in_our_words(error: BaseException, command: str | None) -> BaseException:
-    """A missing extra is the user's to install; any other missing module is a bug, and raised."""
+    """Report a missing extra, which the user can install; any other missing module is a bug, and
+    raised."""
     if not isinstance(error, ModuleNotFoundError):
         return error
     line = lacking(f"trainmesh {command}", error)

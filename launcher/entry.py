@@ -1,7 +1,7 @@
-"""The program ``trainmesh``: what is done before anything is imported, and how it ends.
+"""The program ``trainmesh``: what it does before anything is imported, and how it ends.
 
-Ctrl-C while Python imports is quiet, a standard stream that is closed is none to stumble over, and
-modules of the user's in the working directory or on PYTHONPATH hide none of ours or our libraries'.
+Ctrl-C while Python imports is quiet, a closed standard stream does no harm, and the user's modules
+in the working directory or on PYTHONPATH hide neither ours nor those of our libraries.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def _outcome(run: RunDir) -> Outcome | None:
 
 
 def _place_troubles(run: RunDir) -> list[str]:
-    """What is wrong with the run directory, as its files can't tell it."""
+    """What is wrong with the run directory itself, which its files can't tell."""
     troubles = []
     try:
         decode(run.status.read_bytes(), JobStatus, what=str(run.status))
@@ -226,7 +226,7 @@ def _in_store(args: argparse.Namespace) -> list[JobStatus]:
 
 
 def _decoded(entry: Entry) -> JobStatus:
-    """One job's status that can't be read takes none of the others with it."""
+    """An unreadable status of one job doesn't hide the others."""
     try:
         return decode(entry.value, JobStatus, what=entry.key)
     except WireError as error:

@@ -17,7 +17,7 @@ class NoLedger(TrainmeshError):
 
 
 def find_ledgers() -> list[Path]:
-    """Those of running routers first, then those that were left behind, the newest first."""
+    """Ledgers of running routers first, then those left behind by others, the newest first."""
     live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
     left = sorted(state_root().glob("*/ledger"), key=_changed, reverse=True)
     return list(dict.fromkeys((*live, *left)))

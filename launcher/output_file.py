@@ -1,8 +1,8 @@
 """Write a file that the user has named: a picture, a topology file, a report.
 
-What the name leads to decides how: a link is followed, a regular file is replaced in one step and
-keeps its permissions, and what is no regular file (a device, a FIFO, the standard output) is
-written to, never replaced.
+The kind of file decides how: a link is followed; a regular file is replaced in one step and keeps
+its permissions; anything else (a device, a FIFO, the standard output) is written to, never
+replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trainmesh.errors import ConfigError
 __all__ = ["check_output", "write_output"]
 
 READER_S = 5.0
-"""How long a FIFO may be without a reader: that of ``mkfifo f; cat f &`` is there in no time."""
+"""How long a FIFO may be without a reader; the one of ``mkfifo f; cat f &`` is there at once."""
 POLL_S = 0.02
 """Between two tries to open a pipe that nobody reads yet."""
 STALL_S = 60.0
@@ -33,7 +33,7 @@ replaced, and may still be written."""
 
 
 def check_output(path: Path, *, what: str) -> None:
-    """Look, before long work is done for it, whether ``path`` could be written now.
+    """Check, before long work begins, whether ``path`` could be written now.
 
     Raises:
         ConfigError: it could not.

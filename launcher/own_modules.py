@@ -1,6 +1,6 @@
-"""Our own processes import our modules and our libraries, whatever lies in the user's folders.
+"""Make our own processes import our modules and our libraries, whatever lies in the user's folders.
 
-A ``json.py`` beside a training script, or on PYTHONPATH, is the script's business alone.
+A ``json.py`` beside a training script, or on PYTHONPATH, must affect only the script.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def ask(router: Router, path: str) -> bytes:
 def tell(
     router: Router, endpoint: str, word: str, *, timeout_s: float, wait_s: float | None = None
 ) -> bytes:
-    """Say an admin's word (cordon, drain, uncordon) on an endpoint; ``wait_s``: how long to drain
-    it at most, if not for as long as the router's configuration says.
+    """Send an admin's order (cordon, drain, uncordon) for an endpoint. ``wait_s`` limits a drain;
+    without it, the router's configuration does.
 
     Raises:
         RouterError: the router refused or doesn't answer.

@@ -1,4 +1,4 @@
-"""Standard output whose errors say that they are its own.
+"""Standard output whose errors name it.
 
 An ``OSError`` of a write names no file, so "No space left on device" could be that of any file that
 a command writes. And a library may drop it: argparse does so with its help.
@@ -56,7 +56,7 @@ def install() -> None:
 
 
 def is_from(error: BaseException) -> bool:
-    """Whether ``error`` says why standard output did not take what was printed."""
+    """Whether ``error`` is one of standard output."""
     return any(error is known for known in _problems)
 
 

@@ -1,7 +1,8 @@
-"""Reading a file that somebody names: neither its size nor a pipe in its place holds the reader up.
+"""Read a file that somebody names, so that neither its size nor a pipe in its place blocks the
+reader.
 
-A named pipe has no bytes and no end until somebody writes; a plain ``open`` of one waits for that,
-for ever if nobody comes, and with it everything else that its reader does.
+A named pipe has no bytes and no end until somebody writes. A plain ``open`` waits for that, for
+ever if nobody does, and so does everything else in its process.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 __all__ = ["PIPE_S", "read_bounded"]
 
 PIPE_S = 5.0
-"""The time a pipe's writer gets where others wait for the reader: enough for the program in
-``--config <(program)`` to print, and too short for a router to be taken for dead."""
+"""How long a pipe's writer is awaited if others wait for the reader: long enough for the program in
+``--config <(program)`` to print, and too short for a router to seem dead."""
 CHUNK_BYTES = 1 << 20
 """Read at a time: a small file takes one call, and an endless one is given up at its limit."""
 

@@ -1,7 +1,7 @@
 """What ``pip install trainmesh`` leaves out, and the line that installs it.
 
-The base plans, looks at jobs and needs no torch. What only training or the router needs comes with
-an extra of the distribution, so that neither brings the other's libraries, and pip never has a
+The base plans and looks at jobs, without torch. Libraries that only training or the router needs
+come with an extra of the distribution, so that neither brings the other's, and pip never has a
 reason to touch a cluster's torch.
 """
 

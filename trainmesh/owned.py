@@ -1,9 +1,9 @@
-"""Directories that belong to one process, and how anybody finds out that it has died.
+"""Directories that belong to one process, and how others find out that it has died.
 
-The owner holds a lock (``flock``) on the file ``lock`` in its directory for as long as it lives;
-the kernel takes it away when the process ends, however it ends. A process id says nothing where
-two PID namespaces or two hosts share the directory above. Locks are only believed between
-processes of one kernel (the same boot id): a network file system may keep them to one host.
+The owner holds a lock (``flock``) on the file ``lock`` in its directory while it lives; the kernel
+releases it when the process ends, however it ends. A process id says nothing if two PID namespaces
+or two hosts share the parent directory. A lock counts only between processes of one kernel (the
+same boot id), because a network file system may not show it to other hosts.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ class OwnedDirectory:
 
 
 def _reaches(owner: Machine, here: Machine) -> bool:
-    """Whether a lock that ``here`` can take proves that its ``owner`` has ended: it was taken on
-    the same kernel, or before this very machine was booted again."""
+    """Whether taking the lock from ``here`` proves that its ``owner`` has ended: the owner took it
+    on the same kernel, or before this same machine was rebooted."""
     if owner.boot_id == here.boot_id:
         return True
     same = (owner.host, owner.machine_id) == (here.host, here.machine_id)
@@ -259,8 +259,8 @@ def _in_root(root: Path, prefix: str) -> list[Path]:
 
 
 def _make_under(root: Path, prefix: str) -> Path:
-    """A new private directory; a launch that ends just now may take the root away once. The folder
-    that holds the root is not made: it is none of ours."""
+    """Make a private directory; a launch that is ending may remove the root once in between. The
+    folder that holds the root is not made, because it is not ours."""
     for last_try in (False, True):
         root.mkdir(mode=0o700, exist_ok=True)
         try:

@@ -1,8 +1,8 @@
 """Where run directories live: the folder that the environment names, or one that stands in for it.
 
-Who looks for a run follows the environment alone, so that a folder that has become full or
-read-only since the run began still shows it. Who begins one needs to write, and goes on to the next
-folder where it can't, as Python's ``tempfile`` (and so torchrun) does.
+A command that looks for a run uses the environment alone, so it finds the run even if the folder
+has become full or read-only since. A command that begins a run must write, and goes on to the next
+folder if it can't, like Python's ``tempfile`` (and so torchrun).
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def places(environ: Mapping[str, str] = os.environ) -> tuple[Place, ...]:
 
 
 def runs_root() -> Path:
-    """Where run directories of this user are looked for, and made if it can be written."""
+    """Where run directories of this user are looked for, and where they are made if that is
+    writable."""
     return places()[0].root
 
 

@@ -1,4 +1,4 @@
-"""What a measured probe says: the request, who listens where, and what came out.
+"""The messages of a measured probe: the request, who listens where, and the results.
 
 A command writes one ``ProbeRequest`` under the job's ``probe/`` keys and rewrites it for each
 turn; the agents obey it and write ``PairMeasure``s. Keys below the job's prefix:
@@ -45,8 +45,8 @@ MAX_NODES = 256
 MAX_ECHOES = 1_000
 """Round trips of one pair: medians don't get better."""
 CEILING_SHARE = 0.5
-"""Above this share of what an agent can move to itself, where both ends share one process and one
-cache, its CPU is taken to be the limit."""
+"""Above this share of the rate at which an agent sends to itself (both ends share one process and
+one cache), its CPU counts as the limit."""
 
 Finite = Annotated[float, Meta(ge=0, le=1e18)]
 
@@ -59,7 +59,7 @@ class ProbePair(Struct, frozen=True, kw_only=True):
     host: Name
     port: Annotated[int, Meta(gt=0, lt=65_536)]
     ceiling_bytes_per_s: Finite = 0.0
-    """What the slower of the two agents can move at all; 0 if that is not known."""
+    """The highest rate that the slower of the two agents can send at; 0 if that is not known."""
 
 
 class ProbeRequest(Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class ProbeListener(Struct, frozen=True, kw_only=True):
     host: Name = ""
     port: Annotated[int, Meta(ge=0, lt=65_536)] = 0
     ceiling_bytes_per_s: Finite = 0.0
-    """What this agent moves in one stream to itself: no link can be measured faster."""
+    """The rate of one stream from this agent to itself: no link can be measured as faster."""
     problem: Text = ""
 
 

@@ -1,4 +1,4 @@
-"""What agent and coordinator processes share: their environment, their end, their store."""
+"""What the agent and coordinator processes have in common: environment, end, store."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MAX_BACKOFF_S = 3.0
 CHECK_TTL_S = 5
 """Of a lease that is given back at once."""
 LOOK_AGAIN_S = 10.0
-"""How often a process reads the hint's key although its watch says nothing: a plan must not hang on
-one event."""
+"""How often a process reads the hint's key even if its watch reports nothing: a plan must not
+depend on one event."""
 
 
 @dataclass(frozen=True)
 class ControlEnvironment:
-    """What the launcher passes to the processes it starts, by environment variables."""
+    """The settings that the launcher passes to its processes by environment variables."""
 
     run: RunDir
     job: str

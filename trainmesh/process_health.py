@@ -1,4 +1,4 @@
-"""What a control process tells its launcher of its own health, through its standard output."""
+"""A control process reports its own health to its launcher, through its standard output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = "files"
 
 
 class ProcessHealth(Struct, frozen=True, kw_only=True):
-    """What is wrong with ``about`` (``store`` or ``files``), in words; empty: nothing any more."""
+    """What is wrong with ``about`` (``store`` or ``files``), in words; empty once nothing is."""
 
     about: str
     text: str
@@ -56,7 +56,7 @@ class HealthReporter:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Around writing ``path``: that it can't be written is told instead of raised."""
+        """A context for writing ``path``: a failure is reported, not raised."""
         try:
             yield
         except OSError as error:

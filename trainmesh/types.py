@@ -92,8 +92,9 @@ class Algorithm(StrEnum):
 
 
 class Collective(StrEnum):
-    """What is planned. Of M bytes, each rank of an allreduce has M before and after; of an
-    allgather it brings M / N and ends with M; of a reduce_scatter it is the other way round."""
+    """The collective that is planned. With M bytes, each rank of an allreduce has M before and
+    after; each rank of an allgather has M / N before and M after; in a reduce_scatter it is the
+    other way round."""
 
     ALLREDUCE = "allreduce"
     ALLGATHER = "allgather"
@@ -101,7 +102,7 @@ class Collective(StrEnum):
 
 
 class LinkOrigin(StrEnum):
-    """What the costs of a job's links were taken from last: the topology file or an assumption, the
+    """Where the costs of a job's links came from last: the topology file or an assumption, the
     ranks' bucket times, or probes of the links."""
 
     GIVEN = "given"
@@ -169,7 +170,8 @@ class Plan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nbytes: Natural = 0
     predicted_s: Seconds = 0.0
     busy_s: Seconds = 0.0
-    """The part of it in which the busiest link transfers: what is left for very large buckets."""
+    """The part of it in which the busiest link transfers; for very large buckets, all that
+    remains."""
     bound_s: Seconds = 0.0
     bound_kind: Name = ""
     bound_cut: tuple[Name, ...] = ()
@@ -394,7 +396,7 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that the user asked for at the launch: ``knob`` is plan, fusion (``value`` in
+    """A setting that the user asked for at the launch: ``knob`` is plan, fusion (``value`` in
     bytes) or codec. ``refusal`` says why it can't be had here, as the end of a sentence;
     ``since_step`` is the first step of the newest start of the processes at which all ranks had it;
     ``was_in_force``: they had it in an earlier start, or before the coordinator was restarted."""
@@ -426,7 +428,7 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     job: Name
     updated_unix_s: float
     world_size: Natural = 0
-    """As the ranks say that have introduced themselves (``ranks``); 0 if none has."""
+    """As reported by the ranks that have introduced themselves (``ranks``); 0 if none has."""
     step: Natural = 0
     num_steps: Natural = 0
     """Of the main module, in the newest start of the processes."""
@@ -458,11 +460,11 @@ class JobStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     age_s: Seconds | None = None
     """How long ago it came to this machine; None: not known."""
     is_last: bool = False
-    """Whether the coordinator has written it when the job was over."""
+    """Whether the coordinator wrote it after the job's end."""
     num_restarts: Natural = 0
     """As torchrun counts them in the workers' environment."""
     outcome: Outcome | None = None
-    """Of the launch on this machine, as far as it is known; None in the store."""
+    """The outcome of the launch on this machine, as far as it is known; None in the store."""
 
 
 class RecordLine(Struct, frozen=True, kw_only=True, omit_defaults=True):

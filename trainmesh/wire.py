@@ -28,7 +28,7 @@ _encoder = msgspec.json.Encoder(order="sorted")
 def encode(value: Any) -> bytes:
     """Canonical JSON of a struct from ``trainmesh.types`` (or of plain built-ins).
 
-    JSON is UTF-8: bytes of a file's name that are not (as Python has them in a str) become
+    JSON is UTF-8. Bytes of a file name that are not UTF-8 (surrogates in Python's str) become
     backslashes and digits.
     """
     try:

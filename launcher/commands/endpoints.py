@@ -1,4 +1,4 @@
-"""``trainmesh endpoints``: what the routers on this machine see, and an admin's words on it."""
+"""``trainmesh endpoints``: what the routers on this machine see, and an admin's orders to them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """``trainmesh launch [torchrun's flags] [trainmesh's flags] script.py [args]``.
 
-Everything that can be wrong is looked for before anything is started (``session`` starts it).
+Everything that can be checked is checked before anything is started (``session`` starts it).
 """
 
 from __future__ import annotations

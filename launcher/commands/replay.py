@@ -1,4 +1,4 @@
-"""``trainmesh replay LEDGER``: take its decisions again, with the same policy or another."""
+"""``trainmesh replay LEDGER``: make its decisions again, with the same policy or another."""
 
 from __future__ import annotations
 

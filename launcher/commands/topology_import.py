@@ -1,4 +1,4 @@
-"""``trainmesh topology import``: what other tools say of a cluster, as a topology file."""
+"""``trainmesh topology import``: make a topology file from the output of other tools."""
 
 from __future__ import annotations
 
@@ -215,8 +215,8 @@ def _hosts(args: argparse.Namespace) -> list[str]:
 def _of_hosts(
     args: argparse.Namespace, before: Pieces, read: Callable[[str, str, str, int | None], Fragment]
 ) -> tuple[Pieces, list[str]]:
-    """A fragment for each file. Ranks are those that the files say, or that the documents to
-    merge with give the host, or else the files' GPUs are numbered one after the other."""
+    """A fragment for each file. Ranks are those in the files, or those that the documents to merge
+    with give the host; otherwise the files' GPUs are numbered one after the other."""
     first = _first_ranks(before)
     texts = [(_read(name), name, host) for name, host in zip(args.files, _hosts(args), strict=True)]
     found = [read(*text, first.get(text[2])) for text in texts]

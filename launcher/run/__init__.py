@@ -1,1 +1,1 @@
-"""One launch from begin to end: its settings, its processes, its signals, how it ended."""
+"""One launch from start to end: its settings, its processes, its signals, its outcome."""

@@ -1,5 +1,5 @@
-"""What the user asked for that can't be had: refused before the start where that is known by then,
-else said when the job has ended."""
+"""Settings of the user that can't be had: they are refused before the start if that is known by
+then, or else reported when the job has ended."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check(settings: LaunchSettings, config: LaunchConfig) -> None:
 
     graph = _declared(settings.topology, num_ranks)
     if graph is None and config.max_nodes > MAX_ALIKE:
-        return  # what their links suggest is found out when they are measured
+        return  # islands that only the links suggest are found when these are measured
     graph = graph or _assumed(config)
     why = why_not(settings.plan, graph, PlanRequest(TYPICAL_BYTES, executors=LIVE))
     if why is not None:
@@ -58,8 +58,8 @@ def check(settings: LaunchSettings, config: LaunchConfig) -> None:
 
 
 def _check_size(topology: Path, config: LaunchConfig) -> None:
-    """Refuse a graph of another size than the job's, or warn of it where the job's size follows
-    from what other nodes do.
+    """Refuse a graph of another size than the job's. Only warn if the job's size depends on other
+    nodes.
 
     Raises:
         ConfigError: the job is on one node, and the graph isn't of its ranks.

@@ -1,4 +1,5 @@
-"""What torchrun can leave behind when it is interrupted while it ends its workers, or always."""
+"""Clean up what torchrun leaves behind: always, or when it is interrupted while it ends its
+workers."""
 
 from __future__ import annotations
 

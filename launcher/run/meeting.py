@@ -1,4 +1,5 @@
-"""Where the launchers of a job on several nodes meet: by this they know that they are one job."""
+"""The rendezvous of a job's launchers on several nodes, by which they know that they are one
+job."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ STATIC_PORT = 29500
 C10D_PORT = 29400
 """torchrun's default ports."""
 LOOPBACK = {"127.0.0.1", "127.0.1.1", "::1"}
-"""Of every machine, so that they say nothing about which; Debian gives a host's name the second."""
+"""Addresses that every machine has, so they identify none; Debian gives the second to a host's
+name."""
 
 
 def meeting_of(args: Namespace, num_nodes: int) -> Meeting | None:

@@ -1,4 +1,4 @@
-"""The flags of ``trainmesh launch`` beside torchrun's own, and what their values may be."""
+"""The flags of ``trainmesh launch`` beside torchrun's own, and their allowed values."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ MAX_FAILURES = 64
 MAX_WORDS = 300
 """Characters of an error's last line that fit into ours."""
 NO_WORDS = ("To enable traceback see", "Signal ")
-"""Begins of what torch makes up where a worker has left no error file."""
+"""How the texts begin that torch makes up if a worker has left no error file."""
 ATTEMPT_FAILED = "failed (exitcode: %s) local_rank: %s (pid: %s) of binary: %s"
 """Torch's log record of the first failed worker of an attempt; nothing else tells of one that is
 followed by another attempt."""
 
 
 class Ending:
-    """What is known of the end of one launch, or of its attempts so far.
+    """The outcome of one launch, or of its attempts so far.
 
     Args:
         is_one_node: Whether local ranks are the job's ranks.
@@ -97,8 +97,8 @@ class Ending:
         )
 
     def stopped(self, number: int) -> bool:
-        """A signal ends the launch. False if another one did so before: that one counts, as it is
-        the one that torchrun passes on to the workers."""
+        """A signal ends the launch. False if another one came before: the first counts, because
+        torchrun passes it on to the workers."""
         if self.outcome.signal:
             return False
         name = signal.Signals(number).name
@@ -127,7 +127,7 @@ class Ending:
         return [RecordLine(outcome=self.outcome)]
 
     def _killed(self, number: int) -> None:
-        """Before torchrun handles signals, one ends the process as it would end any."""
+        """A signal that comes before torchrun handles signals ends the process like any other."""
         if self.stopped(number):
             self.outcome = structs.replace(self.outcome, exit_code=128 + number)
 
@@ -141,7 +141,7 @@ class Ending:
 
 
 class _Failures(logging.Handler):
-    """Hears of failed attempts; a record that is not as expected is none of ours."""
+    """Takes log records of failed attempts; a record of an unexpected form is ignored."""
 
     def __init__(self, ending: Ending) -> None:
         super().__init__(logging.ERROR)
@@ -156,8 +156,8 @@ class _Failures(logging.Handler):
 
 
 def first_signal(error: SignalException) -> int:
-    """The signal that torchrun was ending for when others came: each raises an exception of its own
-    while the one before is handled."""
+    """The signal that torchrun was already ending for when others came: each of those raises
+    another exception while the previous one is handled."""
     first, seen = error, {id(error)}
     current: BaseException | None = error
     while current is not None:

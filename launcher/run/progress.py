@@ -66,7 +66,7 @@ def describe_step_time(status: JobStatus) -> str:
 
 
 def describe_waiting(status: JobStatus) -> str:
-    """How much of a step waits on communication, as far as that is known."""
+    """The share of a step that waits for communication, as far as it is known."""
     if status.world_size == 1:
         return "one rank, which has nobody to communicate with"
     if status.exposed_share is None:
@@ -102,7 +102,7 @@ class BottomLine:
         self._size: os.terminal_size | None = None
 
     def draw(self, text: str) -> None:
-        """Show ``text``, cut to the width; nothing where there are too few rows."""
+        """Show ``text``, cut to the width; show nothing if there are too few rows."""
         size = os.get_terminal_size(self._stream.fileno())
         if size.lines < MIN_ROWS:
             return

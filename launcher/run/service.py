@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 NICENESS = 10
-"""Added to the job's own (which ``nice`` or a batch system may have raised): training comes first
-where the CPUs are busy. It leaves agent, coordinator and etcd a tenth of a core that training
-fills, which is more than they need, and takes their turn away from no rank."""
+"""Added to the job's own niceness (which ``nice`` or a batch system may have raised), so that
+training comes first if the CPUs are busy. Agent, coordinator and etcd then still get a tenth of a
+core that training fills, which is more than they need, and no rank loses its turn to them."""
 STOP_S = 4.0
 """Agent and coordinator end within 3 s of SIGTERM; after this they are killed."""
 MAX_RESTARTS = 5
-"""After so many ends in a row it is said, once, that the process keeps ending."""
+"""After so many ends in a row, one message says that the process keeps ending."""
 RESTART_WINDOW_S = 60.0
 """One that has run for so long is well again."""
 FIRST_DELAY_S = 0.2
@@ -160,10 +160,10 @@ def restart_delay_s(quick_ends: int) -> float:
 
 
 def why_ended(code: int, log: Path, begin: int) -> str:
-    """Why the owner of ``log`` has ended with ``code``; "" if nothing says it.
+    """Why the owner of ``log`` has ended with ``code``; "" if nothing tells.
 
-    A signal comes from outside: what was written before it is not its reason. Where the folder of
-    the log can't be written, that is the reason, which the log may not have taken.
+    A signal comes from outside, so the lines written before it are not its reason. If the folder of
+    the log can't be written, that is the reason, and the log may lack it.
 
     Args:
         begin: The byte of the log where the process's own words begin.

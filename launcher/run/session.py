@@ -1,4 +1,4 @@
-"""One launch from begin to end: whatever ends the workers, nothing of ours is left behind."""
+"""One launch from start to end. Whatever ends the workers, nothing of ours is left behind."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ MARK = "TRAINMESH_WORKERS_OF"
 
 
 def run(args: Namespace, settings: LaunchSettings) -> int:
-    """Start the control plane in the background, run torchrun, end and remove everything. What
-    stands in the control plane's way is said, and training goes on without it.
+    """Start the control plane in the background, run torchrun, end and remove everything. If the
+    control plane can't start, a message says why, and training goes on without it.
 
     Returns:
         Torchrun's exit code.
@@ -76,8 +76,8 @@ class _ControlPlane:
 
 
 def _control_plane(settings: LaunchSettings, stack: ExitStack) -> _ControlPlane | None:
-    """The launch's run directory and the processes that will work in it; None if they can't be
-    had, which is said."""
+    """The launch's run directory and the processes that will work in it. None, with a message, if
+    they can't be had."""
     try:
         _check_open_files()
         return stack.enter_context(_run_directory(settings))
@@ -87,7 +87,7 @@ def _control_plane(settings: LaunchSettings, stack: ExitStack) -> _ControlPlane 
 
 
 def _check_open_files() -> None:
-    """Where a process may have few files open, torchrun and its workers need them all.
+    """If a process may have only few files open, torchrun and its workers need all of them.
 
     Raises:
         ConfigError: there are too few for the control plane.
@@ -167,7 +167,7 @@ def _run_directory(settings: LaunchSettings) -> Iterator[_ControlPlane]:
 
 
 def _restore(run_dir: RunDir, troubles: Troubles) -> bool:
-    """See that the run directory is there; whether it had to be made again."""
+    """Make the run directory again if it is gone; returns whether it was."""
     try:
         gone = run_dir.restore()
     except OSError:
@@ -200,7 +200,7 @@ def _environment(added: Mapping[str, str]) -> Iterator[None]:
 
 
 class _ProgressThread:
-    """The live line, imported and drawn in a thread of its own: workers don't wait for it."""
+    """The live line, imported and drawn in a separate thread, so that workers don't wait for it."""
 
     def __init__(self, run_dir: RunDir, mode: str) -> None:
         self._run_dir = run_dir

@@ -1,4 +1,4 @@
-"""What one launch is called and what it tells its workers and its control plane."""
+"""The name of one launch, and the settings for its workers and its control plane."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def node_name(args: Namespace, num_nodes: int) -> str:
 
 
 def worker_environment(settings: LaunchSettings, run: RunDir | None) -> dict[str, str]:
-    """What workers find in their environment beside torchrun's variables. Without a run directory
-    they are hooked as those of other nodes are, but report to nobody."""
+    """The environment variables of workers beside torchrun's. Without a run directory, workers have
+    the hook like those of other nodes, but report to nobody."""
     return {
         ENV_RUN_DIR: str(run.path) if run is not None else "",
         ENV_LAUNCHER: str(os.getpid()),

@@ -43,8 +43,8 @@ class Ended(SystemExit):
 
 @contextmanager
 def exiting() -> Iterator[None]:
-    """Ctrl-C ends the process on the spot, without a word. For imports, before anything has been
-    started: a KeyboardInterrupt in there is a traceback, or comes out as an ImportError."""
+    """Ctrl-C ends the process at once, without a message. This is for imports, before anything has
+    been started: there, a KeyboardInterrupt is a traceback, or turns into an ImportError."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or not _in_main_thread():
         yield  # ignored, or somebody else's
@@ -90,8 +90,9 @@ def raising() -> Iterator[None]:
 
 @contextmanager
 def deferring() -> Iterator[None]:
-    """A signal that comes meanwhile raises at the end. In here something is made, and given to
-    whoever removes it: between the two, nobody would."""
+    """A signal that comes inside this context raises at its end. The context is for code that makes
+    something and hands it to the owner that will remove it; a signal between the two would leave it
+    behind."""
     global _deferred
     _deferred = []
     try:
@@ -109,8 +110,8 @@ def check() -> None:
 
 
 def hold() -> None:
-    """From now on these signals do nothing: a clean-up that is bounded runs to its end. Not called
-    from within an import."""
+    """From now on these signals do nothing, so that a bounded clean-up runs to its end. Not to be
+    called from within an import."""
     _settle()
     for number in ALL_ENDING:
         # Not SIG_IGN: a process that is started now would inherit that.
@@ -155,9 +156,9 @@ def _settle() -> None:
 
 
 def _free_imports() -> None:
-    """Let other threads import. An exception that is raised just where the importer has taken its
-    lock leaves that with this thread for ever, and whoever waits for another thread's import then
-    waits for ever too."""
+    """Let other threads import. If an exception is raised just after the importer has taken its
+    lock, this thread keeps the lock for ever, and every other thread's import would wait for
+    ever."""
     try:
         while True:
             _imp.release_lock()

@@ -1,7 +1,7 @@
 """Owns the control-plane processes of this node: embedded etcd, coordinator, agent.
 
-They are started, watched and ended by one thread, so that workers never wait for them. One that
-ends is started again, ever more slowly. Training goes on in any case.
+One thread starts, watches and ends them, so that workers never wait for them. A process that ends
+is started again, after longer and longer waits. Training goes on in any case.
 """
 
 from __future__ import annotations
@@ -128,8 +128,9 @@ class ServiceKeeper:
             self._troubles.set(self.service.name, self.service.name, "", now_s)
 
     def look_at_end(self) -> None:
-        """Say what hasn't been said when no more is started. Signals that end a launch, such as
-        Ctrl-C, reach a process of ours too in the moment of its start: that is no fault of it."""
+        """Report what hasn't been reported once no process is started any more. A signal that ends
+        a launch, such as Ctrl-C, may also reach a process of ours just as it starts; that is not
+        the process's fault."""
         code = self.service.process.poll() if self._running else None
         if code is not None and -code not in signals.ALL_ENDING:
             self._troubles.happened(

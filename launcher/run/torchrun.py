@@ -1,4 +1,4 @@
-"""torch.distributed.run, unchanged: its parser, its run, its words and its exit codes."""
+"""torch.distributed.run, unchanged: its parser, its run, its messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def resolve(args: argparse.Namespace) -> tuple[LaunchConfig, list[str]]:
 
 
 def _check_values(config: LaunchConfig) -> None:
-    """What torchrun refuses later by an assertion without words, or in the middle of the run.
+    """Check values that torchrun refuses later, by an assertion without a message or in the middle
+    of the run.
 
     Raises:
         ValueError: such a value.
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace, ending: Ending) -> int:
 
 
 def stopped(error: SignalException, ending: Ending) -> int:
-    """Say which signal has ended a run, once; returns torchrun's exit code for that, also of
+    """Report once which signal has ended a run; returns torchrun's exit code for it, also for
     Ctrl-C."""
     number = first_signal(error)
     ending.stopped(number)

@@ -1,5 +1,5 @@
-"""What is wrong with the control plane now, and what happened to its processes: said once, shown by
-``trainmesh status``, reported.
+"""What is wrong with the control plane now, and what happened to its processes. Each trouble is
+printed once, shown by ``trainmesh status``, and part of the report.
 
 Training goes on in any case, so nobody would notice otherwise.
 """
@@ -22,7 +22,8 @@ from trainmesh.wire import decode, encode
 __all__ = ["Told", "Trouble", "Troubles", "read_told"]
 
 SAY_AFTER_S = 5.0
-"""An etcd or an agent that is started again is back sooner, and has said so itself."""
+"""A trouble is reported only if it lasts this long: a restarted etcd or agent is back sooner, and
+its restart has been reported."""
 MAX_EVENTS = 50
 """As many as a status holds (``trainmesh.coordinator``)."""
 
@@ -74,8 +75,8 @@ class Troubles:
             self._open[about].texts.pop(who, None)
 
     def happened(self, text: str, *, again: bool = False) -> None:
-        """Something is over already that is worth a word, however short the job; ``again``: the
-        same as the last time, so that it is kept and not said once more."""
+        """Note an event that is over already but worth a message, however short the job. ``again``:
+        it is the same as last time, so it is kept but not reported once more."""
         self._tell(text, kind="process", is_said=again)
         self._publish()
 
@@ -85,7 +86,7 @@ class Troubles:
         self._publish()
 
     def look(self, now_s: float, *, at_end: bool = False) -> None:
-        """Say what has lasted, and what is over; at the end also what is new."""
+        """Report troubles that have lasted, and those that are over; at the end also new ones."""
         changed = False
         for about, known in list(self._open.items()):
             text = next(iter(known.texts.values()), "")
@@ -102,7 +103,7 @@ class Troubles:
             self._publish()
 
     def lines(self) -> list[RecordLine]:
-        """What was said, which a run's record doesn't hold, for the report."""
+        """The messages so far, for the report; a run's record doesn't hold them."""
         return [RecordLine(event=event) for event in self._events]
 
     def _tell(self, text: str, *, kind: str = "warning", is_said: bool = False) -> None:

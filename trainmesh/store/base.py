@@ -1,7 +1,7 @@
 """The store: a revisioned key-value map with leases, watches and fencing (etcd's model).
 
-Revisions are the only order there is: every write has a larger revision than the one before,
-and a compare-and-swap on a key's revision is how two writers find out about each other.
+Revisions are the only order: every write has a larger revision than the one before, and two writers
+find out about each other by a compare-and-swap on a key's revision.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A job's name belongs to one launch: who has it, and when it may be taken over.
+"""A job's name belongs to one launch: which one holds it, and when it may be taken over.
 
 All launchers of one torchrun rendezvous are one launch. ``trainmesh.store.claiming`` keeps
 claims in the store.
@@ -33,7 +33,8 @@ class Meeting(Struct, frozen=True, kw_only=True):
     endpoint: str
     port: int
     addresses: tuple[str, ...]
-    """Of the endpoint's host as seen here; those of this machine if it is this one."""
+    """The addresses of the endpoint's host as seen from here; if it is this machine, all of its
+    own."""
 
     def is_same(self, other: Meeting) -> bool:
         """Whether both are one rendezvous, even if its host has several names."""
@@ -43,7 +44,7 @@ class Meeting(Struct, frozen=True, kw_only=True):
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """Who has a job's name. ``meeting`` is None for a launch on one node."""
+    """The launch that holds a job's name. ``meeting`` is None for a launch on one node."""
 
     job: str
     nonce: str
@@ -100,8 +101,8 @@ def claim_from(environ: Mapping[str, str], job: str) -> Claim:
 
 
 def is_dead(claim: Claim) -> bool:
-    """Whether the claim's launcher has certainly ended: it was on this machine, where its
-    processes can be seen. Of a launch on several nodes, others may live."""
+    """Whether the claim's launcher has certainly ended, which shows only on this machine, where its
+    processes can be seen. If the launch has several nodes, the others may live."""
     here = (this_machine().boot_id, _pid_namespace())
     if claim.meeting is not None or (claim.boot_id, claim.pid_namespace) != here:
         return False

@@ -1,8 +1,8 @@
 """Make, join and keep the claim on a job's name.
 
-The processes of a launch keep the lease of its claim alive together, and every write of theirs is
-carried out only while the claim stands, so that two jobs of one name never mix. What they write
-lives by that lease too: of a job whose processes were all killed, nothing is left ``TTL_S`` later.
+The processes of a launch keep the lease of its claim alive together. Each of their writes succeeds
+only while the claim stands, so that two jobs of one name never mix. Their keys are bound to that
+lease too: ``TTL_S`` after all processes of a job were killed, nothing of it is left.
 
 ``python -m trainmesh.store.claiming URL``, started by the launcher, claims before any worker
 is started. The launcher itself never loads gRPC.
@@ -37,7 +37,8 @@ __all__ = ["hold", "main"]
 TTL_S = 10
 """A claim outlives its last process by so much."""
 PATIENCE_S = TTL_S + 3.0
-"""For the claim of a launch that has died elsewhere, where nobody can look."""
+"""How long to wait for the claim of a launch that may have died on another machine, where nobody
+can look."""
 POLL_S = 0.5
 """Between two looks at a claim that somebody else holds."""
 MAX_TRIES = 5

@@ -34,12 +34,13 @@ OLDEST = (3, 5)
 STOP_S = 3.0
 """For etcd to end by itself, before it is killed."""
 HISTORY_S = 60
-"""How long etcd keeps values that were written over, and how often it drops older ones: it holds
-at most what is written in twice that time. By revisions it would look every 5 minutes only. A watch
+"""How long etcd keeps overwritten values, and how often it drops older ones: it holds at most the
+values written in twice that time. (Compaction by revisions would run only every 5 minutes.) A watch
 that was away for longer lists again."""
 MOST_BYTES = 512 * 2**20
-"""etcd takes no more writes beyond this, which protects the file system of the run directory, in
-memory as a rule. A status and three reports of 256 kB each second make 120 MB in two minutes."""
+"""etcd takes no more writes beyond this. That protects the file system of the run directory, which
+is usually in memory. A status and three reports of 256 kB each second make 120 MB in two
+minutes."""
 LOOPBACKS = ("127.0.0.1", "::1")
 NO_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 WRAPPER = Path(__file__).with_name("exec.py")
