@@ -1,4 +1,4 @@
-"""Alpha-beta cost of a plan: what its messages load on which links, and how long that takes.
+"""Alpha-beta cost of a plan: how its messages load the links, and how long that takes.
 
 A plan runs in stages. In a stage all flows run at once, in ``rounds`` rounds of one message each:
 it takes ``rounds * alpha`` of its longest route and, on its busiest link, bytes / bandwidth.
@@ -151,7 +151,7 @@ def predict(plan: Plan, graph: LinkGraph, nbytes: int) -> float:
 def plan_cost(plan: Plan, graph: LinkGraph, message_s: float = 0.0) -> PlanCost:
     """The cost of ``plan`` on ``graph``; pipelined unless the plan has one chunk.
 
-    ``message_s``: what the executor itself takes for each message, if it is not the backend's.
+    ``message_s``: the executor's own time for each message, if it is not the backend's.
 
     Raises:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
@@ -225,7 +225,7 @@ def _stage_cost(
 
 
 def stages(plan: Plan) -> tuple[Stage, ...]:
-    """What a plan's messages are.
+    """The messages of a plan.
 
     Raises:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
@@ -334,8 +334,8 @@ def _led(islands: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
 
 
 def _sharded(shares: Sequence[float]) -> tuple[Stage, Stage]:
-    """Everyone sends each rank its shard, then each rank sends its shard to everyone. The
-    messages of a rank leave one after the other."""
+    """All ranks send each rank its shard, then each rank sends its shard to all. A rank sends its
+    messages one after the other."""
     ranks = range(len(shares))
     to_owner = [Flow(a, b, shares[b]) for a in ranks for b in ranks if a != b and shares[b]]
     back = tuple(Flow(b, a, share) for a, b, share, _ in to_owner)
@@ -360,7 +360,7 @@ def _trees(plan: Plan) -> tuple[Stage, ...]:
 
 
 def _steps(hops: Sequence[Hop], *, alone: bool) -> list[int]:
-    """When each hop can run: one step after the last of those that bring what it sends; if
+    """The step at which each hop can run: after the last hop that brings the bytes it sends; if
     ``alone``, also after the other hops of its ranks."""
     ready: dict[int, int] = defaultdict(int)
     sent: dict[int, int] = defaultdict(int)
@@ -374,6 +374,6 @@ def _steps(hops: Sequence[Hop], *, alone: bool) -> list[int]:
 
 
 def _most_messages(flows: Sequence[Flow]) -> int:
-    """That one rank sends or receives: they leave, or arrive, one after the other."""
+    """Flows that one rank sends or receives, which therefore run one after the other."""
     sent, received = Counter(flow.src for flow in flows), Counter(flow.dst for flow in flows)
     return max(*sent.values(), *received.values())

@@ -1,4 +1,4 @@
-"""The words of a choice: what limits the graph, what limits each plan, and why one won."""
+"""Explains a choice in words: what limits the graph, what limits each plan, and why one won."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def candidate_name(plan: Plan, *, native_is_ring: bool) -> str:
 
 
 def slack_at_most(least: Bound, candidates: Sequence[Plan]) -> float:
-    """By how much, as a share of it, the bound may be below what is best for very large buckets:
-    0 where it is known to be exact, or where a plan keeps the busiest link busy for no longer."""
+    """How far, as a share of it, the bound may be below the optimum for very large buckets. 0 if it
+    is known to be exact, or if a plan keeps the busiest link busy for no longer."""
     busy_s = [plan.busy_s for plan in candidates if plan.busy_s]
     if least.exact or not busy_s:
         return 0.0
@@ -165,7 +165,7 @@ def names(all_names: Sequence[str]) -> str:
 
 
 def describe_bound(graph: LinkGraph, least: Bound, nbytes: int, collective: Collective) -> str:
-    """What no plan can beat, and the links and nodes that are to blame."""
+    """The bound, and the links and nodes that cause it."""
     limit = (
         f"No {NOUNS[collective]} of {size(nbytes)} can take less than {duration(least.time_s)} "
         "on this graph:"

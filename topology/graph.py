@@ -49,7 +49,7 @@ class Kind(StrEnum):
 
 
 class Provenance(IntEnum):
-    """Where a link's cost comes from; a larger one is to be believed rather."""
+    """Where a link's cost comes from; the larger value is the more trustworthy."""
 
     ASSUMED = 0
     DECLARED = 1
@@ -58,7 +58,7 @@ class Provenance(IntEnum):
 
 
 class LinkHealth(StrEnum):
-    """What is known of a link beside its cost. One in quarantine is not planned with."""
+    """The state of a link beside its cost. The planner does not use a quarantined link."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -102,7 +102,7 @@ def node_problem(node: Node, others: Mapping[str, Node]) -> str | None:
 
 
 LEAST_BYTES_PER_S = 1.0
-"""Slower is no link, and its times are beyond what can be counted with."""
+"""A slower link is no link, and its times would be too large to calculate with."""
 
 
 def link_problem(link: Link, nodes: Collection[str], others: Collection[str]) -> str | None:

@@ -1,11 +1,10 @@
 """Several descriptions of one cluster, merged into one link graph.
 
-Nodes are the same if their names are, links if they lead from and to the same nodes. What is
-said of one link by several sources is decided by where its cost comes from: measured before
-discovered before declared before assumed; between equals, the later source wins. An assumed link
-stands for all that is not known between its ends: where more is known of both, it is left out,
-unless some rank can't do without it. Kind and rank of a node are no matter of degree: sources
-that disagree about them are refused.
+Nodes are the same if their names are, links if they lead from and to the same nodes. If several
+sources describe one link, the origin of the cost decides: measured wins over discovered, then
+declared, then assumed; between equals, the later source wins. An assumed link stands for everything
+unknown between its ends. If more is known about both ends, it is left out, unless some rank needs
+it. Sources that disagree about a node's kind or rank are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Choose a plan: every candidate proven, predicted and held against the bound, with the reason.
+"""Choose a plan: every candidate is proven, predicted and compared with the bound; the choice has
+its reason.
 
 Third parties add planners by the entry-point group ``trainmesh.planners``.
 """
@@ -41,9 +42,9 @@ MAX_BOTTLENECK = 512
 MAX_WORDS = 1000
 """Characters of somebody else's planner's error."""
 NEEDED = {32: math.inf, MAX_RANKS: 0.75}
-"""Up to so many ranks a forest is packed if no other plan reaches this share of the bound."""
+"""Up to this many ranks, a forest is packed if no other plan reaches this share of the bound."""
 DIGITS = 7
-"""Times that agree to as many digits are equal: then the simpler algorithm is the better one."""
+"""Times that agree to this many digits are equal; the simpler algorithm then wins."""
 
 BUILT_IN: Mapping[str, Planner] = {
     Algorithm.NATIVE: native.plan,
@@ -213,8 +214,8 @@ def _candidates(
 
 
 def _good_enough(found: Sequence[_Candidate], least: Bound) -> str | None:
-    """The algorithm of a plan that leaves so little to gain, for very large buckets, that packing
-    trees for this many ranks isn't worth its seconds."""
+    """The algorithm of a plan that is so close to the bound for very large buckets that packing
+    trees for this many ranks isn't worth the seconds."""
     plans = [item.plan for item in found if item.plan.busy_s]
     if not plans:
         return None
@@ -226,7 +227,7 @@ def _good_enough(found: Sequence[_Candidate], least: Bound) -> str | None:
 def _candidate(
     planner: Planner, graph: LinkGraph, request: PlanRequest, least: Bound
 ) -> _Candidate | None:
-    """One planner's plan, proven, predicted and held against the bound."""
+    """One planner's plan: proven, predicted and compared with the bound."""
     plan = planner(graph, request)
     if plan is None:
         return None

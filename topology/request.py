@@ -14,11 +14,11 @@ __all__ = ["ANY", "LIVE", "NCCL", "ONE_RING", "Executors", "Planner", "PlanReque
 
 @dataclass(frozen=True)
 class Executors:
-    """What those who will carry a plan out can do: which built-in algorithms, whether they cut
-    the bytes into chunks so that stages overlap, how many rings and nested levels of islands they
-    run, whether the places of an island may have unequal shares, and what a message costs them
-    beside what the links take. ``native_is_ring``: whether the backend's own collective is one ring
-    in rank order, as native is predicted; if not, no plan may be compared with native."""
+    """The abilities of the executors that will carry a plan out: the built-in algorithms, whether
+    they cut the bytes into chunks so that stages overlap, how many rings and nested levels of
+    islands they run, whether the places of an island may have unequal shares, and the cost of a
+    message beside that of the links. ``native_is_ring``: whether the backend's own collective is
+    one ring in rank order, as native is predicted; if not, no plan may be compared with native."""
 
     algorithms: Collection[str]
     pipelined: bool
@@ -40,7 +40,8 @@ NCCL = replace(ANY, message_s=50e-6, native_is_ring=False)
 """Those on NCCL groups, by groups of sends and receives; not measured on GPUs. NCCL picks among
 rings of its own order, trees and NVLS (``topology.nccl``)."""
 ONE_RING = replace(NCCL, algorithms=frozenset({Algorithm.NATIVE, Algorithm.RING}), max_rings=1)
-"""What NCCL itself carries out: its own choice, and that on ranks in another order."""
+"""The plans that NCCL itself carries out: its own choice, and the same with the ranks in another
+order."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Which way a message between two ranks takes: all the cheapest paths, in equal parts.
+"""The path of a message between two ranks: all the cheapest paths, in equal parts.
 
-Switches forward, ranks compute: a way through another rank is taken only where there is no
-other. Several equally cheap ways (the spines of a leaf-spine fabric) share the bytes as ECMP
-does on average.
+Switches forward and ranks compute, so a path through another rank is used only if there is no
+other. Equally cheap paths (the spines of a leaf-spine fabric) share the bytes, as with ECMP on
+average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one of several groups of ranks has of a link graph when all of them communicate at once."""
+"""One group's share of a link graph when several groups of ranks communicate at once."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The proof: run a plan on sets of ranks and see that it does what its collective promises.
+"""The proof of a plan: run it on sets of ranks and check that the result is its collective's.
 
 A chunk's value is the bit set of the ranks that have been added to it. Reducing two sets that
 overlap would count a rank twice, an incomplete set at the end would miss one. Messages come in
-rounds, all of a round's sends read what the round before left, so a schedule that can be written
-down here can't make a rank wait for ever. The idea is that of msccl-tools (Collective.check).
-The bytes that the messages put on every link are added up on the way, and must be those that the
-prediction reckoned with.
+rounds, all of a round's sends read what the round before left, so no schedule of this form can make
+a rank wait for ever. The idea is that of msccl-tools (Collective.check). The proof also adds up the
+bytes on every link, which must equal those of the prediction.
 """
 
 from __future__ import annotations

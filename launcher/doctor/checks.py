@@ -1,4 +1,4 @@
-"""What ``trainmesh doctor`` looks at. Each check asks the machine one thing and never raises."""
+"""The checks of ``trainmesh doctor``. Each asks the machine one thing and never raises."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Reach(IntEnum):
 
 @dataclass(frozen=True)
 class Interface:
-    """What is known of one. ``why`` says what it is, or why it leads nowhere."""
+    """One network interface. ``why`` says what it is, or why it leads nowhere."""
 
     name: str
     reach: Reach

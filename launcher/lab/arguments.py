@@ -79,7 +79,7 @@ def parse(words: Sequence[str]) -> LabArguments:
 
 
 def _everything() -> Parser:
-    """All flags there are; short forms of them could not be told apart from a host's."""
+    """All flags in full; abbreviations could not be told apart from a host's."""
     parser = Parser(
         prog="trainmesh lab run",
         description="Runs a script on the emulated hosts of a topology file.",

@@ -23,8 +23,8 @@ PACKAGES = {"unshare": "util-linux", "ip": "iproute2", "tc": "iproute2"}
 
 @dataclass(frozen=True)
 class Capability:
-    """One thing that is there or not; ``advice`` says how to get it, ``needed`` whether all labs
-    need it."""
+    """One requirement, met or not; ``advice`` says how to meet it, ``needed`` whether all labs need
+    it."""
 
     name: str
     use: str

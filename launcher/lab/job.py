@@ -1,4 +1,4 @@
-"""A training job on a lab: one launcher a host, whose lines are handed on as they come."""
+"""A training job on a lab: one launcher on each host, whose lines are passed on as they come."""
 
 from __future__ import annotations
 

@@ -143,9 +143,9 @@ class Lab:
         )
 
     def environment(self, host: str) -> dict[str, str]:
-        """What a host's commands find in their environment: the interface to the emulated network
-        for gloo and NCCL, a run directory of the host's own, and a cache of the lab's, so that what
-        jobs learn here stays here."""
+        """The environment of a host's commands: the interface to the emulated network for gloo and
+        NCCL, the host's own run directory, and a cache of the lab's, so that nothing that jobs
+        learn here leaves it."""
         runs = self.runs_directory(host)
         runs.mkdir(mode=0o700, exist_ok=True)
         return {
@@ -186,7 +186,7 @@ class Lab:
         return control_address(self.layout.host(host).index)
 
     def condition(self, src: str, dst: str) -> Condition:
-        """What a link does now in the direction from ``src`` to ``dst``."""
+        """The current state of a link in the direction from ``src`` to ``dst``."""
         return self._built().condition(src, dst)
 
     def set_rate(
@@ -212,7 +212,7 @@ class Lab:
         self.change(link, both=both, loss=loss)
 
     def cut(self, link: tuple[str, str], *, both: bool = True) -> None:
-        """Lose everything that a link is to carry, silently, until ``restore``."""
+        """Drop every packet on a link, silently, until ``restore``."""
         self.change(link, both=both, down=True)
 
     def restore(self, link: tuple[str, str], *, both: bool = True) -> None:

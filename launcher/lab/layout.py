@@ -1,4 +1,4 @@
-"""Which hosts, switches and wires a link graph means: what a lab builds."""
+"""The hosts, switches and wires that a lab builds for a link graph."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def load_layout(path: Path) -> LabLayout:
 def lay_out(graph: LinkGraph) -> LabLayout:
     """The hosts, switches and wires of ``graph``.
 
-    A host is what hangs together without switches: a rank that is linked to a switch, or the ranks
-    and NICs around a node of kind host, which gives it its name.
+    A host is a set of nodes connected without switches: a rank that is linked to a switch, or the
+    ranks and NICs around a node of kind host, which gives the host its name.
 
     Raises:
         GraphError: the hosts and switches are not a tree, a host has not exactly one link to a

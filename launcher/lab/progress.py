@@ -1,4 +1,4 @@
-"""The progress of a lab's job, as its first host's run directory says it."""
+"""The progress of a lab's job, from its first host's run directory."""
 
 from __future__ import annotations
 

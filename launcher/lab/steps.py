@@ -1,7 +1,7 @@
 """Which step a lab's job is in, from the records that its coordinators write.
 
 A record is about a second late, but says exactly when a step ended, on a clock that all hosts of a
-lab share. So the time of a step to come is known well as long as steps take what they took.
+lab share. So the time of a coming step is known well as long as steps keep their length.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Pace:
     def current(self, now_ns: int) -> int | None:
         """The step that the job is in at ``now_ns``; None before the first one has ended.
 
-        Between two reports, steps are taken to last as long as the median of the ones before.
+        Between two reports, each step is assumed to take the median time of the previous ones.
         """
         if not self._ends:
             return None

@@ -1,4 +1,5 @@
-"""The rate of one plain TCP stream between two hosts of a lab: what TCP/IP leaves of a link."""
+"""The rate of one plain TCP stream between two hosts of a lab: the part of a link's rate that
+TCP/IP leaves."""
 
 from __future__ import annotations
 

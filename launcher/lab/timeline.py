@@ -26,7 +26,8 @@ class Timeline:
 
     def __init__(self, lab: Lab, say: Callable[[str], None] = lambda text: None) -> None:
         self.pace = Pace()
-        """Who runs a job without trainmesh tells it the steps, for changes at steps to come."""
+        """A caller that runs a job without trainmesh sets the steps, for changes at coming
+        steps."""
         self._lab = lab
         self._say = say
         self._tail = RecordTail([lab.runs_directory(host.name) for host in lab.hosts])
@@ -54,9 +55,8 @@ def due(changes: Sequence[LinkChange], elapsed_s: float, step: int | None) -> li
     """Those of ``changes`` whose time has come, in their order.
 
     Args:
-        changes: What is left of a timeline.
-        elapsed_s: Seconds since the start.
-        step: The step that the job is in; None before the first.
+        changes: The remaining changes of a timeline. elapsed_s: Seconds since the start. step: The
+        step that the job is in; None before the first.
     """
     return [
         change

@@ -108,7 +108,8 @@ def _one_node(args: argparse.Namespace, status: JobStatus, nodes: Sequence[str])
 
 
 def _graph(store: Store, status: JobStatus, output: Path | None) -> LinkGraph | None:
-    """The graph in force; what ``output`` needs is looked for before anything is measured."""
+    """The graph in force. Everything that ``output`` needs is checked before anything is
+    measured."""
     try:
         graph = jobs.graph_of(store, status.job)
     except jobs.NoGraph:

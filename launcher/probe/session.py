@@ -1,7 +1,7 @@
-"""Drives a measured probe through the store: who is there, whose turn it is, what came out.
+"""Drives a measured probe through the store: which agents are there, whose turn it is, the results.
 
-The command drives and the agents obey, so a dead agent costs its pair and nothing else. Every
-key is bound to a lease: after Ctrl-C, or if this process is killed, nothing stays behind.
+The command drives and the agents obey, so a dead agent costs only its own pair. Every key is bound
+to a lease: after Ctrl-C, or if this process is killed, nothing stays behind.
 """
 
 from __future__ import annotations

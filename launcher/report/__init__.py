@@ -1,1 +1,1 @@
-"""The report of a run: from its record to numbers, from numbers to words and pictures."""
+"""The report of a run: its record becomes numbers, and the numbers become words and pictures."""

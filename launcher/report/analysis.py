@@ -246,8 +246,8 @@ def _plans(sample: RunSample, steps: Steps, complete: Steps) -> tuple[PlanOutcom
 
 
 def _without_refuted_bounds(outcomes: Sequence[PlanOutcome]) -> tuple[PlanOutcome, ...]:
-    """A bound that one plan has beaten says that the links were taken to be slower than they are:
-    no bound of the same link graph holds, for whichever plan."""
+    """If one plan beats a bound, the link graph has links slower than they are, so no bound of that
+    graph holds, for any plan."""
     graphs = {each.plan.graph_version for each in outcomes if each.plan and each.exceeds_bound}
     return tuple(
         replace(each, is_bound_refuted=True, measured_efficiency=None)
@@ -270,7 +270,7 @@ def _switch_effect(before: list[MeasuredStep], after: list[MeasuredStep]) -> Swi
 
 
 def _asked(sample: RunSample, plans: Sequence[PlanOutcome]) -> tuple[Asked, ...]:
-    """What steps say of it as well, as a record may end before its last words."""
+    """Steps are evidence of it too, because a record may end before its last message."""
     asked = sample.asked
     for outcome in plans:
         if outcome.epoch in sample.hints:
@@ -280,9 +280,9 @@ def _asked(sample: RunSample, plans: Sequence[PlanOutcome]) -> tuple[Asked, ...]
 
 
 def _predicted(sample: RunSample, hint: Hint | None, algorithm: str) -> Plan | None:
-    """What was predicted of a hint's plan; of native, which carries no prediction of its own where
-    it was not chosen among others, what the first choice has predicted of it uncompressed. None
-    where native is predicted as what the backend does not run."""
+    """The prediction for a hint's plan. Native has none of its own if it was not chosen among
+    others; then it is what the first choice predicted for native, uncompressed. None if the
+    prediction for native is of something that the backend does not run."""
     is_native = algorithm == Algorithm.NATIVE
     backends = {hello.backend for hello in sample.start.hellos.values()}
     if is_native and not all(executors_of(b, asked=True).native_is_ring for b in backends):

@@ -1,4 +1,4 @@
-"""What a report says of a run, as numbers: the fields of ``report.json`` (docs/report.md).
+"""The numbers of a report: the fields of ``report.json`` (docs/report.md).
 
 Times are seconds of the ranks' monotonic clocks; every mean or median is over the steps that the
 record kept (``num_samples``), without the first two (``trainmesh.coordinator.measure.FIRST_STEP``).
@@ -130,7 +130,7 @@ class SwitchEffect(Struct, frozen=True, kw_only=True):
 
     @property
     def transfer_speedup(self) -> float:
-        """Above 1: communication is faster than before; 1 where nothing was timed."""
+        """Above 1: communication is faster than before; 1 if nothing was timed."""
         return quotient(self.transfer_before_s, self.transfer_after_s)
 
 
@@ -145,9 +145,9 @@ class PlanOutcome(Struct, frozen=True, kw_only=True):
     of the plan's size, to be compared with ``plan.predicted_s``; None with a codec, of whose time
     the prediction knows nothing. ``step_transfer_s`` is the median over steps of all their buckets'
     transfers. ``switch`` is None for the first plan and where there were no complete steps.
-    ``exceeds_bound``: collectives took less than the bound, which was computed from link costs (of
-    ``origin``) that are not those of the links. ``is_bound_refuted``: that was so of this plan, or
-    of another one on the same link graph; ``measured_efficiency`` is None then.
+    ``exceeds_bound``: collectives took less time than the bound, so the link costs (of ``origin``)
+    that it was computed from are wrong. ``is_bound_refuted``: that was so of this plan, or of
+    another one on the same link graph; ``measured_efficiency`` is None then.
     """
 
     epoch: int
@@ -241,7 +241,8 @@ class RunAnalysis(Struct, frozen=True, kw_only=True):
     plans: tuple[PlanOutcome, ...]
     choice: Choice | None
     asked: tuple[Asked, ...] = ()
-    """What the user asked for, and since when it was in force or why it can't be had."""
+    """The settings that the user asked for, and since when each was in force or why it can't be
+    had."""
     unmet: tuple[str, ...] = ()
     """A sentence for each of these that was never in force."""
     fits: tuple[ClassFit, ...]

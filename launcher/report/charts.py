@@ -73,7 +73,7 @@ def line(
 ) -> str:
     """A line over steps, with its moving median; ``marks`` are vertical lines with a label.
 
-    A few outliers don't set the scale: what lies above it is drawn at its top, and said.
+    A few outliers don't set the scale: values above it are drawn at its top, and a note says so.
     """
     points = points[:: 1 + len(points) // MAX_POINTS]
     ys = [y for _, y in points]

@@ -23,19 +23,20 @@ __all__ = ["Headline", "Tone", "headline"]
 NOISE = 1.1
 """A change by less than this factor is not called one."""
 MIN_COMPARED_STEPS = 4
-"""Before and after a switch: the median of fewer is what one late step makes of it."""
+"""How many steps before and after a switch are needed: one late step would decide the median of
+fewer."""
 HIDDEN_SHARE = 0.05
 """Below this share of exposed communication there is nothing to gain from a better plan."""
 MAX_SWITCHES = 4
 """So many of the last switches have a sentence each."""
 MOST_EXPOSED = 0.999
-"""A step that does nothing but wait has no bound on what hiding it would gain."""
+"""If a step did nothing but wait, there would be no bound on the gain from hiding communication."""
 MAX_NAMED = 8
 """Ranks in one sentence."""
 STRAGGLER_SHARE = 0.75
 """Ranks that arrive last by chance take turns; one that is slow itself is last most of the time."""
 FAR_OFF = 2.0
-"""A prediction that is wrong by more than this factor is worth a warning."""
+"""A prediction that is off by more than this factor is worth a warning."""
 
 
 class Tone(StrEnum):
@@ -47,8 +48,8 @@ class Tone(StrEnum):
 
 
 class Headline(Struct, frozen=True, kw_only=True):
-    """The report's first words. ``points`` are full sentences: what was measured, then what to
-    make of it; ``advice`` says what to do next."""
+    """The report's headline. ``points`` are full sentences: measurements first, then conclusions;
+    ``advice`` says what to do next."""
 
     title: str
     tone: Tone
@@ -152,7 +153,7 @@ def _switch_point(new: PlanOutcome, effect: SwitchEffect) -> str:
 
 
 def _exceeded(outcome: PlanOutcome, plan: Plan) -> str:
-    """A bound that was beaten: the links are not what it was computed from."""
+    """A bound was beaten: the links differ from the graph that it was computed from."""
     why = {
         LinkOrigin.GIVEN: "the topology that was declared or assumed calls links slower than they "
         "are here",
@@ -248,7 +249,7 @@ def _advice(run: RunAnalysis) -> str:
 
 
 def _lateness_advice(skew: tuple[RankSkew, ...], exposed: float) -> str | None:
-    """Words about ranks that wait for each other rather than for the network."""
+    """Sentences on ranks that wait for each other rather than for the network."""
     if len(skew) < 2:
         return None
     late = _stragglers(skew, exposed)
@@ -273,7 +274,7 @@ def _lateness_advice(skew: tuple[RankSkew, ...], exposed: float) -> str | None:
 
 def _stragglers(skew: tuple[RankSkew, ...], exposed: float) -> list[RankSkew]:
     """The ranks that the others wait for: at most half of all, later than the others by a good part
-    of the waiting, and the last ones nearly always. Of ranks that take turns there are none."""
+    of the waiting, and nearly always the last. Ranks that take turns at being last don't count."""
     ranks = sorted(skew, key=lambda rank: rank.median_s)
     least = (len(ranks) + 1) // 2
     gaps = [ranks[n].median_s - ranks[n - 1].median_s for n in range(least, len(ranks))]

@@ -30,7 +30,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """What ``report.json`` holds; docs/report.md describes the fields. ``schema`` changes when
+    """The contents of ``report.json``; docs/report.md describes the fields. ``schema`` changes when
     a field is removed or changes its meaning."""
 
     schema: str

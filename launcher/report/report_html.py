@@ -318,7 +318,7 @@ def _topology(run: RunAnalysis) -> str:
 
 
 def _beside_candidates(choice: Choice) -> list[str]:
-    """What explain says beside a line for each candidate: those have a table."""
+    """The lines of explain, except those for single candidates, which have a table."""
     names = tuple(
         f"{candidate_name(plan, native_is_ring=is_ring)}: "
         for plan in choice.candidates

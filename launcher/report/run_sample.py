@@ -1,7 +1,7 @@
 """Collect a record's lines in bounded memory, whatever the length of the run. Pure.
 
-Steps are kept per plan epoch. Where they become too many, every second step of the epoch that
-holds most is let go (the same steps of every rank), so short epochs stay whole.
+Steps are kept per plan epoch. If they become too many, every second step of the longest epoch is
+dropped (the same steps of every rank), so short epochs stay whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_EVENTS = 1_000
 MAX_EPOCHS = 1_000
 """Plans of a run that are shown; a job changes a handful of times."""
 MAX_MODULES = 8
-"""Of which steps are kept: a script trains one, or a few side by side."""
+"""How many modules' steps are kept: a script trains one module, or a few side by side."""
 
 Group = dict[int, StepReport]
 """Reports of one step by rank."""
@@ -139,8 +139,8 @@ class Start:
 
     @property
     def first(self) -> ModuleSteps | None:
-        """The module that plans are made for; None if others did so many more steps that it was
-        let go."""
+        """The module that plans are made for; None if it was dropped because others did many more
+        steps."""
         return self._modules.get(0)
 
     def add(self, report: StepReport) -> None:
@@ -154,7 +154,8 @@ class Start:
         module.add(report)
 
     def _forget_one(self) -> None:
-        """Of too many modules the one with the fewest steps is let go, but not the newest."""
+        """If there are too many modules, the one with the fewest steps is dropped, but never the
+        newest."""
         if len(self._modules) > MAX_MODULES:
             *others, _ = self._modules.values()
             fewest = min(others, key=lambda module: (module.most_steps, -module.number))
@@ -231,7 +232,7 @@ class _Collector:
             sample.origins[version] = sample.origin
 
     def _greet(self, hello: Hello) -> None:
-        """A rank that comes again as another process means that all were started again."""
+        """If a rank comes back as another process, all have been restarted."""
         if not _is_one_start(self._newest.hellos, hello):
             self._newest = Start()
         if not self._newest.hellos:

@@ -1,4 +1,4 @@
-"""Volume bounds: what groups of ranks have to tell each other.
+"""Volume bounds: the bytes that groups of ranks have to exchange.
 
 Take any K disjoint sets of nodes that hold all ranks between them, each at least one. Merging a
 set into one rank only makes an all-reduce easier, and K ranks that reduce and broadcast an element

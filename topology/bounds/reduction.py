@@ -1,4 +1,4 @@
-"""The best that reduce-then-broadcast forests can do for an all-reduce: a linear programme.
+"""The optimum over reduce-then-broadcast forests for an all-reduce, by a linear programme.
 
 Bytes are reduced into their root over in-trees and broadcast from there over out-trees. With
 ``z_r`` the rate rooted at rank r, and ``a`` and ``c`` the capacity given to broadcasting and

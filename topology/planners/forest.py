@@ -1,4 +1,4 @@
-"""forest: the bytes in parts over many trees, so that every link that limits is full.
+"""forest: the bytes are split over many trees, so that every limiting link is full.
 
 All-gather and reduce-scatter: spanning trees packed at the rate of the tightest cut (ForestColl).
 All-reduce: pairs of a reduction tree and a broadcast tree packed at the rate of the linear

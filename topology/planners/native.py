@@ -1,5 +1,5 @@
-"""native: what the backend does by itself, taken as one ring in rank order. That is gloo's
-algorithm, and not NCCL's (``Executors.native_is_ring``)."""
+"""native: the backend's own algorithm, modelled as one ring in rank order. That is gloo's, and not
+NCCL's (``Executors.native_is_ring``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ring(order): the order of ranks whose ring loads its most loaded link least.
+"""ring(order): the order of ranks whose ring puts the least load on its busiest link.
 
 A pipelined ring is as fast as its slowest link, so the objective is the bottleneck (max-min),
 not the sum of the edges as in the travelling-salesman formulations: a tour with the least sum
@@ -32,7 +32,7 @@ IMPROVE_UP_TO = 32
 MAX_HOPS = 16_384
 """Of all rings of a plan together."""
 MIN_SHARE = 1e-3
-"""A ring that takes less of the bytes is not worth its latency."""
+"""A ring with a smaller part of the bytes is not worth its latency."""
 Order = tuple[int, ...]
 _Cost = tuple[float, float, float, Order]
 
@@ -93,7 +93,7 @@ def best_order(graph: LinkGraph) -> Order:
 
 
 class _Free:
-    """What rings cost on the bandwidth that is free; all of it at first.
+    """The cost of rings on the free bandwidth, which is all of it at first.
 
     The same as ``cost.plan_cost`` up to a factor, but in a tenth of the time: thousands of orders
     are compared.
@@ -171,7 +171,7 @@ def _through(islands: Sequence[Sequence[int]], place: int) -> Order:
 
 
 def _over_the_rest(free: _Free, first: Order, limit: int) -> list[Order]:
-    """Rings one after the other, each the best on what those before have left."""
+    """Rings one after the other, each the best on the bandwidth that the previous ones left."""
     if len(first) > IMPROVE_UP_TO:
         return []
     orders = [first]
@@ -234,7 +234,8 @@ def _from_rank_0(order: Sequence[int]) -> Order:
 
 
 def _least(graph: LinkGraph) -> float:
-    """What no order's bottleneck is below: each rank sends and receives over links of its own."""
+    """A lower bound on the bottleneck of every order: each rank sends and receives over its own
+    links."""
     out: dict[str, float] = defaultdict(float)
     into: dict[str, float] = defaultdict(float)
     for link in graph.links:
@@ -246,7 +247,7 @@ def _least(graph: LinkGraph) -> float:
 
 
 def _two_opt(order: Order, cost: Callable[[Order], _Cost]) -> Order:
-    """Reverse stretches of the ring while that helps; at most ``len(order)`` times."""
+    """Reverse segments of the ring while that helps, at most ``len(order)`` times (2-opt)."""
     for _ in order:
         size = len(order)
         candidates = [

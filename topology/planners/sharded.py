@@ -54,8 +54,8 @@ def shares(bandwidths: Sequence[float]) -> tuple[float, ...]:
 
 
 def _access_bytes_per_s(graph: LinkGraph) -> list[float]:
-    """What each rank's narrowest used link, out or in, lets through: that of its first and last
-    hop to and from every other rank."""
+    """The bandwidth of each rank's narrowest used link, out or in, among the first and last hops to
+    and from every other rank."""
     ranks = range(graph.world_size)
     found = []
     for rank in ranks:

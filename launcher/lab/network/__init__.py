@@ -1,1 +1,1 @@
-"""The lab's network: namespaces, cables and what they do to frames."""
+"""The lab's network: namespaces, cables, and the rate, latency and loss of their frames."""

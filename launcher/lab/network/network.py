@@ -1,8 +1,8 @@
-"""Builds a layout's bridges, veth pairs and TAP devices, and changes what its links do.
+"""Builds a layout's bridges, veth pairs and TAP devices, and changes the state of its links.
 
 Each host has ``eth0``, its link to a switch, and ``ctl0``, a link without limits to the namespace
-of the switches, for rendezvous and store: what trainmesh says about a job must not compete with
-what the job sends.
+of the switches, for rendezvous and store: trainmesh's own messages must not compete with the job's
+traffic.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Network:
         self._build(tapped)
 
     def condition(self, src: str, dst: str) -> Condition:
-        """What the link does now in the direction from ``src`` to ``dst``.
+        """The current state of the link in the direction from ``src`` to ``dst``.
 
         Raises:
             ConfigError: there is no such link between a host and a switch, or two switches.
@@ -124,7 +124,7 @@ class Network:
         return self._declared[src, dst]
 
     def change(self, src: str, dst: str, condition: Condition) -> None:
-        """Make the link from ``src`` to ``dst`` do so.
+        """Set the state of the link from ``src`` to ``dst``.
 
         Raises:
             ConfigError: no such link, or latency or loss for one that was not built for it.

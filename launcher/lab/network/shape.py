@@ -1,4 +1,4 @@
-"""What one direction of a link does, and the commands of ip and tc that make it so."""
+"""The state of one direction of a link, and the commands of ip and tc that set it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["EMULATED_LATENCY_S", "Condition", "change_commands", "first_commands
 EMULATED_LATENCY_S = 200e-6
 """A message through the kernel takes about this long by itself: less is not emulated."""
 QUEUE_S = 0.02
-"""How much a port holds back before it drops packets: about what switches have."""
+"""How much a port queues before it drops packets: about as much as in real switches."""
 MIN_QUEUE_BYTES = 256 * 1024
 """A few segments of TCP with offloads on, however slow the link is."""
 BURST_S = 0.001
