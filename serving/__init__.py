@@ -10,10 +10,10 @@ is what a client sends; an *attempt* is one try of it at one endpoint (a *retry*
 failed one, a *hedge* runs beside a slow one, a *trial* is a copy sent to an ejected endpoint and
 thrown away); *TTFT* is the time to the first byte of the answer's body; *ejection* takes an
 endpoint out for a while, *quarantine* is a verdict that stays until it is released, *cordon* is an
-admin's word that no new request goes there, *drain* a cordon that waits until it is idle.
+admin's order to send no new request there, *drain* a cordon that waits until the endpoint is idle.
 
-Folders: ``config`` what may be written in serve.yaml; ``decide`` pure routing decisions, no I/O
-and no clock; ``proxy`` the data path; ``adapters`` other protocols than OpenAI's; ``identity`` who
-asks, and what that allows; ``ledger`` every decision, to be read and replayed; ``control`` what
-the workers are told.
+Folders: ``config`` holds the types of serve.yaml; ``decide`` pure routing decisions, without I/O or
+clock; ``proxy`` the data path; ``adapters`` protocols other than OpenAI's; ``identity``
+authentication, and what a sender may do; ``ledger`` every decision, to be read and replayed;
+``control`` builds what the workers are given.
 """

@@ -1,4 +1,4 @@
-"""The control process of a router: it owns all that the workers are told, and the workers."""
+"""The control process of a router: it owns the workers, and everything that they are given."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ RETRY_WRITE_S = 1.0
 
 
 class RouterService:
-    """One router. ``run`` it; SIGTERM or SIGINT ends it, and no request is lost by that.
+    """One router. ``run`` it; SIGTERM or SIGINT ends it without losing a request.
 
-    ``say`` is told what an operator should see, one line each.
+    ``say`` gets the lines that an operator should see.
     """
 
     def __init__(self, watcher: Watcher, say: Callable[[str], None]) -> None:

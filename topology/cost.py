@@ -374,6 +374,7 @@ def _steps(hops: Sequence[Hop], *, alone: bool) -> list[int]:
 
 
 def _most_messages(flows: Sequence[Flow]) -> int:
-    """Flows that one rank sends or receives, which therefore run one after the other."""
+    """The most messages that one rank sends or receives; they leave, or arrive, one after the
+    other."""
     sent, received = Counter(flow.src for flow in flows), Counter(flow.dst for flow in flows)
     return max(*sent.values(), *received.values())

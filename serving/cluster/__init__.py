@@ -1,1 +1,1 @@
-"""What is known of the cluster: the link graph, verdicts, cordons, other routers."""
+"""The state of the cluster: the link graph, verdicts, cordons, other routers."""

@@ -1,4 +1,4 @@
-"""What the control process knows of the cluster through the store or a topology file."""
+"""The control process's view of the cluster, from the store or a topology file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from trainmesh.wire import decode
 __all__ = ["TRAINING_S", "Cluster"]
 
 TRAINING_S = 10.0
-"""A job uses its links as long as its status is not older; coordinators write it every second."""
+"""A job counts as using its links while its status is younger than this; coordinators write it
+every second."""
 
 Under = Callable[[str], Mapping[str, Copy]]
 
@@ -73,7 +74,7 @@ class Cluster:
         return [QUARANTINE, cordon_prefix(group), router_prefix(group), *keys]
 
     def read(self, under: Under) -> bool:
-        """Take over what the store holds now. True if endpoints may come or go by it."""
+        """Take over what the store holds now. True if endpoints may come or go because of it."""
         group, job = self._config.routers.group, self._config.topology.job
         urgent = False
         if self._is_new(QUARANTINE, copies := under(QUARANTINE)):

@@ -1,4 +1,4 @@
-"""Admins' words on endpoints: no new requests (cordon), or none until it is idle (drain)."""
+"""Admins' orders for endpoints: no new requests (cordon), and wait until it is idle (drain)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Cordon", "CordonState", "cordon_prefix", "newest", "read_cordons"]
 
 
 class CordonState(StrEnum):
-    """``open`` takes a cordon back: it is written down too, so that an older word that arrives
-    late does not count."""
+    """``open`` takes a cordon back. It is stored too, so that an older order that arrives late does
+    not count."""
 
     CORDON = "cordon"
     DRAIN = "drain"
@@ -24,7 +24,8 @@ class CordonState(StrEnum):
 
 
 class Cordon(Struct, frozen=True, kw_only=True):
-    """``by``: who said so, as in ``admin:alice``; ``since_unix_s`` orders words on one endpoint."""
+    """``by``: who gave the order, as in ``admin:alice``; ``since_unix_s`` sorts the orders for one
+    endpoint."""
 
     state: CordonState
     by: Annotated[str, Meta(max_length=256)]
@@ -37,7 +38,7 @@ def cordon_prefix(group: str) -> str:
 
 
 def read_cordons(entries: Mapping[str, bytes], group: str) -> tuple[dict[str, Cordon], list[str]]:
-    """The words by endpoint name, and a line for each value that makes no sense."""
+    """The orders by endpoint name, and a line for each value that makes no sense."""
     found: dict[str, Cordon] = {}
     problems: list[str] = []
     for key, value in entries.items():
@@ -49,7 +50,7 @@ def read_cordons(entries: Mapping[str, bytes], group: str) -> tuple[dict[str, Co
 
 
 def newest(ours: Mapping[str, Cordon], theirs: Mapping[str, Cordon]) -> dict[str, Cordon]:
-    """Of each endpoint the word that was said last; at the same time, the one of the store."""
+    """The newest order for each endpoint; between equally old ones, the store's."""
     merged = dict(ours)
     for name, cordon in theirs.items():
         if name not in merged or cordon.since_unix_s >= merged[name].since_unix_s:

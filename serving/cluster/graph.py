@@ -1,4 +1,4 @@
-"""Where endpoints are in the link graph, and what the ways to them are like; pure."""
+"""The places of endpoints in the link graph, and the paths to them; pure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class RoundTrip:
 class Map:
     """The graph, seen from the router's node ``here``.
 
-    Packets take the cheapest way. What is in quarantine is avoided only if another way is as
-    cheap (one of several spines is out); else the node behind it is blocked, since a router can't
-    choose the way of its packets.
+    Packets take the cheapest path. A quarantined link is avoided only if another path is as cheap
+    (one of several spines is out); otherwise the node behind it is blocked, because a router can't
+    choose the path of its packets.
     """
 
     def __init__(self, graph: LinkGraph, here: str, verdicts: Collection[Verdict] = ()) -> None:

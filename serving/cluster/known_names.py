@@ -1,4 +1,4 @@
-"""Which names the cluster knows, and what taking one away would do; for admins' verdicts."""
+"""Which names the cluster knows, and the effect of taking one out; for admins' verdicts."""
 
 from __future__ import annotations
 

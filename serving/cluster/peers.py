@@ -1,4 +1,4 @@
-"""What routers of one group tell each other through etcd; pure.
+"""The state that routers of one group exchange through etcd; pure.
 
 Each publishes its state once a second under a lease; the others add it to their own. Numbers that
 stop coming stop counting, so a router that is cut off, or whose etcd is gone, goes on alone.
@@ -85,7 +85,7 @@ def router_prefix(group: str) -> str:
 
 
 def encoded(state: RouterState) -> bytes:
-    """The bytes to publish; where there is too much to say, what matters least is left out."""
+    """The bytes to publish. If they would be too many, the least important parts are left out."""
     for less in (
         state,
         RouterState(

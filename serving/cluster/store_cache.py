@@ -1,4 +1,4 @@
-"""A copy of some of the store's keys, and what we want written there, kept by one thread.
+"""A copy of some of the store's keys, and our own values to write there, kept by one thread.
 
 The event loop never waits for etcd: it reads the copy and hands over values. While the store does
 not answer the copy stays as it was, and it is listed anew when the store is back.

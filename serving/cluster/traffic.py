@@ -1,4 +1,4 @@
-"""Who yields where a training job and inference share a link; pure."""
+"""Which side yields if a training job and inference share a link; pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router can't shape traffic, but it can prefer endpoints that it reaches without 
 
 
 def native_plan(world_size: int) -> Plan:
-    """What a job runs before its first plan: a ring in the order of ranks."""
+    """The plan that a job runs before its first one: a ring in rank order."""
     return Plan(algorithm=Algorithm.NATIVE, world_size=world_size, order=tuple(range(world_size)))
 
 

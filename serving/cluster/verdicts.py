@@ -1,10 +1,10 @@
 """Quarantine: verdicts on links, nodes and endpoints, kept in the store for whole clusters.
 
-A verdict stays until it is released or its time is over. People win: what an admin said is never
-changed by automation, and a release by an admin is kept as a verdict too, so that automation
-does not take it back (docs of the rule: Slurm's NHC brings back only nodes that it took out
-itself; NVSentinel issues 445 and 1424 are what happens otherwise). Writers decide on what the
-store holds, by compare-and-swap, never on a copy.
+A verdict stays until it is released or expires. People win: automation never changes an admin's
+verdict, and an admin's release is kept as a verdict too, so that automation does not undo it (docs
+of the rule: Slurm's NHC brings back only nodes that it took out itself; NVSentinel issues 445 and
+1424 are what happens otherwise). Writers decide on what the store holds, by compare-and-swap, never
+on a copy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ADMIN = "admin:"
 """Begins the ``owner`` of a verdict that a person gave."""
 AUTOMATION = "automation"
 TRIES = 5
-"""Compare-and-swaps before giving up; each lost one means that somebody else had a word."""
+"""How many compare-and-swaps are tried; each failed one means that somebody else wrote the key."""
 
 
 class SubjectKind(StrEnum):
@@ -119,7 +119,7 @@ def read_verdicts(entries: Mapping[str, bytes]) -> tuple[list[Verdict], list[str
 
 
 def judge(store: Store, verdict: Verdict) -> Verdict | None:
-    """Make ``verdict`` the word on its subject.
+    """Make ``verdict`` the one on its subject.
 
     Returns:
         The verdict that it takes the place of.
@@ -145,7 +145,7 @@ def judge(store: Store, verdict: Verdict) -> Verdict | None:
 
 
 def _binds(earlier: Verdict, verdict: Verdict) -> bool:
-    """Whether a person's word that still holds stands against automation's."""
+    """Whether a person's verdict that still holds overrules automation's."""
     by_automation = earlier.by_person and not verdict.by_person
     return by_automation and earlier.lasts(verdict.since_unix_s)
 

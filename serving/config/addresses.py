@@ -27,11 +27,11 @@ LISTENER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:]*)):(?P<port>[0-9]{
 
 
 OPENAI_ROOTS = ("/v1", "/v3")
-"""What OpenAI's base URLs end in; OVMS has its API below /v3. Urls may have it or not."""
+"""The end of OpenAI's base URLs; OVMS has its API below /v3. URLs may have it or not."""
 
 
 CALLS = ("/chat/completions", "/completions", "/responses", "/embeddings", "/models")
-"""What follows OpenAI's base URLs in requests; no URL of an endpoint ends so."""
+"""The paths that follow OpenAI's base URLs in requests; no endpoint's URL ends in one."""
 
 
 class Listener(NamedTuple):
@@ -64,7 +64,7 @@ class ServerUrl(NamedTuple):
     """Without brackets."""
     port: int
     path: str
-    """What comes before the server's own paths: empty, or ``/...`` without a slash at its end."""
+    """The prefix of the server's own paths: empty, or ``/...`` without a slash at its end."""
 
     @property
     def authority(self) -> str:
@@ -118,7 +118,7 @@ def parse_url(text: str) -> ServerUrl:
 
 
 def same_server(url: ServerUrl) -> str:
-    """Equal for urls that mean one server, however they are written."""
+    """A key that is equal for URLs of the same server, however they are written."""
     path = url.path[:-3] if url.path.endswith(OPENAI_ROOTS) else url.path
     return f"{'https' if url.tls else 'http'}://{url.authority.lower()}{path}"
 

@@ -1,4 +1,4 @@
-"""What changed between two configurations, in words, and what needs a restart."""
+"""The changes between two configurations, in words, and which of them need a restart."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Finds and words the first mistake in a tree that is not a valid Config.
 
-msgspec reads the tree; this looks only after it has refused, because msgspec names neither the
-key of a mapping nor what else could have been written.
+msgspec reads the tree. This module looks only if msgspec has refused, because msgspec names neither
+the key of a mapping nor the values that are allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from trainmesh.serving.config.types import MODEL_NAME, NAME, NO_NUL
 __all__ = ["expected", "first_mistake"]
 
 SECRET = frozenset({"keys", "admin_keys", "url"})
-"""A wrong value at these is not repeated: it may be a key itself, or hold a password."""
+"""A wrong value of these is not repeated in messages: it may be a key itself, or hold a
+password."""
 PATTERNS = {
     NAME: "letters, digits and . _ : / @ -, the first a letter or digit",
     NO_NUL: "no NUL character",

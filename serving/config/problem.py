@@ -17,7 +17,7 @@ MAX_SHOWN = 60
 
 
 class Problem(Exception):
-    """``text`` says what is wrong with the value at ``path``, and never holds a secret."""
+    """``text`` describes the mistake in the value at ``path``, and never holds a secret."""
 
     def __init__(self, text: str, *path: str | int) -> None:
         super().__init__(text)

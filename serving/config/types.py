@@ -1,4 +1,4 @@
-"""What serve.yaml may say. ``trainmesh.serving.loading.load`` reads and checks it.
+"""The types of serve.yaml. ``trainmesh.serving.loading.load`` reads and checks it.
 
 Everything but ``models`` has a default. Durations are seconds (``_s``), sizes bytes.
 """
@@ -36,7 +36,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*\Z"
 MODEL_NAME = r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?\Z"
 Name = Annotated[str, Meta(min_length=1, max_length=120, pattern=NAME)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=MODEL_NAME)]
-"""As endpoints have them: a path (/data/Qwen3), or words in any language."""
+"""A model's name as endpoints have them: a path (/data/Qwen3), or words in any language."""
 OptionalName = Annotated[str, Meta(max_length=120)]
 NO_NUL = r"^[^\x00]*\Z"
 Path = Annotated[str, Meta(max_length=4096, pattern=NO_NUL)]
@@ -47,7 +47,7 @@ Rate = Annotated[float, Meta(gt=0, le=1e12)]
 
 
 class Runtime(StrEnum):
-    """What runs behind an endpoint: which paths it has, how it is asked for its state."""
+    """The server behind an endpoint, which decides its paths and how it is asked for its state."""
 
     OPENAI = "openai"
     VLLM = "vllm"
@@ -61,7 +61,7 @@ class Runtime(StrEnum):
 
 
 class TrafficClass(StrEnum):
-    """Who yields where inference shares a link with a training job."""
+    """Which side yields if inference shares a link with a training job."""
 
     FIRST = "first"
     EQUAL = "equal"
@@ -143,8 +143,8 @@ class EjectConfig(_Strict, frozen=True):
 
 
 class ShadowConfig(_Strict, frozen=True):
-    """Another policy beside the chosen one. ``share`` 0: it only says what it would have done;
-    above 0: it decides that share of requests (an A/B test). Both are counted."""
+    """Another policy beside the chosen one. With ``share`` 0, it only records what it would have
+    done; above 0, it decides that share of requests (an A/B test). Both are counted."""
 
     policy: Name
     share: Share = 0.0
@@ -163,17 +163,17 @@ class ModelConfig(_Strict, frozen=True):
     eject: EjectConfig = EjectConfig()
     session_header: OptionalName = "x-session-id"
     keepalive_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
-    """A stream that is silent for that long gets a comment, which clients skip, so that nobody on
-    the way takes the connection for dead. 0: none, and streams are the endpoint's to the byte."""
+    """A stream that is silent for that long gets a comment, which clients skip, so that no proxy on
+    the way considers the connection dead. 0: none, and streams are the endpoint's to the byte."""
     affinity_budget_s: Seconds = 0.1
     """How much later the first byte may come for a session or prefix to stay where it is."""
 
 
 class TenantConfig(_Strict, frozen=True):
-    """Who may ask for what. ``keys`` are ``env:NAME``, ``file:PATH`` (one key a line) or
-    ``sha256:HEX``; never the key itself. ``subjects``: JWT subjects, or names in a client's
-    certificate (``spiffe://...`` or DNS). ``rule``: a CEL expression over ``request``, ``tenant``
-    and ``endpoint`` that an endpoint must meet."""
+    """One tenant, and what it may request. ``keys`` are ``env:NAME``, ``file:PATH`` (one key a
+    line) or ``sha256:HEX``; never the key itself. ``subjects``: JWT subjects, or names in a
+    client's certificate (``spiffe://...`` or DNS). ``rule``: a CEL expression over ``request``,
+    ``tenant`` and ``endpoint`` that an endpoint must meet."""
 
     keys: tuple[Annotated[str, Meta(max_length=4096)], ...] = ()
     subjects: tuple[Annotated[str, Meta(max_length=512)], ...] = ()
@@ -216,8 +216,8 @@ ANY: Final = "*"
 
 
 class CorsConfig(_Strict, frozen=True):
-    """Web pages of other origins that may ask. ``*``: all of them; of ``headers``: whichever a
-    page asks to send."""
+    """Web pages of other origins that may send requests. ``*``: all of them; in ``headers``:
+    whichever a page asks to send."""
 
     origins: Annotated[tuple[Annotated[str, Meta(max_length=512)], ...], Meta(min_length=1)]
     methods: tuple[Annotated[str, Meta(max_length=32)], ...] = ("GET", "POST")
@@ -232,8 +232,8 @@ class CorsConfig(_Strict, frozen=True):
 
 
 class HalfClosed(StrEnum):
-    """What becomes of a request whose client has shut down its sending side: it is answered, as by
-    HAProxy and Envoy, or taken as gone, as by nginx."""
+    """How a request is treated whose client has shut down its sending side: it is answered, as by
+    HAProxy and Envoy, or its client counts as gone, as with nginx."""
 
     ANSWER = "answer"
     CANCEL = "cancel"
@@ -274,7 +274,7 @@ class LedgerConfig(_Strict, frozen=True):
 
 
 class TelemetryConfig(_Strict, frozen=True):
-    """How endpoints are watched and what we tell. ``otlp``: URL of an OTLP/HTTP collector;
+    """How endpoints are watched, and what is exported. ``otlp``: URL of an OTLP/HTTP collector;
     ``trace_share`` of requests without a sampled parent are traced."""
 
     probe_interval_s: Seconds = 1.0
@@ -297,7 +297,7 @@ class TopologyConfig(_Strict, frozen=True):
 
 
 class RouterConfig(_Strict, frozen=True):
-    """Several routers that share their load, demand and admins' words through etcd."""
+    """Several routers that share their load, demand and admins' orders through etcd."""
 
     etcd: Annotated[str, Meta(max_length=2048)] = ""
     group: Name = "default"

@@ -1,1 +1,2 @@
-"""What the workers are told: probes, telemetry, the link graph, verdicts and other routers."""
+"""Builds what the workers are given, from probes, telemetry, the link graph, verdicts and other
+routers."""

@@ -1,4 +1,4 @@
-"""Everything that the control process watches, and what it makes of it: the next ``Snapshot``."""
+"""Watches everything that the control process observes, and makes the next ``Snapshot`` of it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Observer:
         await self._close_mirror()
 
     async def update(self, config: Config) -> None:
-        """Watch what ``config`` says from now on; what is known of endpoints that stay is kept.
+        """Watch the endpoints of ``config`` from now on; the state of endpoints that stay is kept.
 
         Raises:
             GraphError: its topology file can't be used; all stays as it was.
@@ -136,7 +136,8 @@ class Observer:
         return self._prober.probe_states if self._prober is not None else {}
 
     def cordon(self, endpoint: str, state: CordonState, by: str) -> None:
-        """An admin's word on an endpoint (by name); other routers of the group hear it too."""
+        """Apply an admin's order for an endpoint (by name); other routers of the group get it
+        too."""
         word = Cordon(state=state, by=by, since_unix_s=time.time())
         self._cordons[endpoint] = word
         if self._store_cache is not None:

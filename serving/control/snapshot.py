@@ -1,4 +1,4 @@
-"""What the workers decide with, put together from everything that was observed; pure."""
+"""Builds the workers' snapshot from everything that was observed; pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What retries and hedges may add to the load: a share of what was asked, and a small floor.
+"""How much retries and hedges may add to the load: a share of the requests, and a small floor.
 
 As in "The Tail at Scale" (Dean and Barroso, CACM 2013) and Finagle's and Envoy's retry budgets.
 """

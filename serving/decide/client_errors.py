@@ -1,12 +1,12 @@
-"""Answers that say the request was wrong (3xx, 4xx): whose fault they are.
+"""Decides whose fault an answer is that says the request was wrong (3xx, 4xx).
 
 An endpoint with a wrong key, without the model or with a broken engine refuses every request, and
 at once, so that policies that look for an idle endpoint send it ever more. Whether the request or
 the endpoint is at fault shows when another endpoint is asked: if that one answers well, the first
 was alone with its error, which counts against it like a 5xx; if it refuses too, the client is told.
 
-What clients do wrong must not double the load: asking again comes out of a budget, which only
-requests that were wrong after all use up.
+Clients' mistakes must not double the load, so asking again has a budget, which only requests that
+were wrong after all use up.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClientErrors:
         return self._budget(status).take(1.0, now_s)
 
     def paid(self, status: int) -> None:
-        """Another endpoint answered it well: asking again was no waste."""
+        """Another endpoint answered it well, so asking again was not wasted."""
         self._budget(status).give_back(1.0)
 
     def _budget(self, status: int) -> Budget:

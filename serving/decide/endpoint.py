@@ -1,4 +1,5 @@
-"""One endpoint as a worker sees it: what it is, its attempts in flight, what it will take."""
+"""One endpoint as a worker sees it: its configuration, its attempts in flight, its expected
+times."""
 
 from __future__ import annotations
 
@@ -180,7 +181,7 @@ class Endpoint:
         )  # fmt: skip
 
     def forget_speed(self) -> None:
-        """It was slow and is well again: what was learned then is of no use."""
+        """The endpoint was slow and is well again; what was learned meanwhile is useless."""
         self.speeds = (Speed(), Speed())
         self.timings.clear()
 
@@ -260,7 +261,7 @@ class Attempt:
         self.cached_tokens = cached_tokens
         """Of the prompt, probably in the endpoint's prefix cache."""
         self.full_work_tokens = full_work_tokens
-        """What the endpoint had to do before this one's first byte, its own prompt included."""
+        """The endpoint's work before this attempt's first byte, including its own prompt."""
         self.work_tokens = work_tokens
         """The same without what is cached, where going by that pays."""
         self.arm = arm

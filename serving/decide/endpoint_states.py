@@ -1,4 +1,5 @@
-"""Who of a pool may take requests: filters that don't depend on the request, kept ready."""
+"""Which endpoints of a pool may take requests: the filters that don't depend on the request, kept
+ready."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class EndpointStates:
         return []
 
     def public(self, endpoint: Endpoint) -> str:
-        """Why it takes no requests, as anybody may hear it: not who said so. Empty if it does."""
+        """Why it takes no requests, for anybody to read: without the name of the person who ordered
+        it. Empty if it does."""
         return endpoint.signal.public or self.exclusions.get(endpoint.name, "")
 
     def only_full(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> bool:
@@ -145,7 +147,7 @@ class EndpointStates:
     def backpressure(
         self, endpoint: Endpoint, started_s: float, now_s: float, retry_after_s: float
     ) -> None:
-        """Its server said that it is full, so it is for the other models there too."""
+        """Its server said that it is full, so it is full for the other models there too."""
         for endpoint_states, one in [(self, endpoint), *self.twins.get(endpoint, ())]:
             endpoint_states.record_change(
                 one, one.health.backpressure(started_s, now_s, retry_after_s)

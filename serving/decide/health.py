@@ -1,10 +1,10 @@
-"""Whether an endpoint gets requests: a state machine that is told what happened.
+"""Whether an endpoint gets requests: a state machine fed with outcomes.
 
     HEALTHY --faults, slow--> EJECTED --a good trial, or time--> SLOW_START --ramp--> HEALTHY
     HEALTHY --429, 503-----> BACKOFF --a good answer--> HEALTHY
 
 A trial is a copy of a request, so nobody waits for an endpoint that is out. Without traffic there
-are no trials; then ``until_s`` ends an ejection, and one request at a time shows how it is.
+are no trials; then ``until_s`` ends an ejection, and single requests show its state.
 """
 
 from __future__ import annotations

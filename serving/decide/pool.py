@@ -1,4 +1,4 @@
-"""The endpoints of one model: which one takes a request, and what is learned from how it went."""
+"""The endpoints of one model: chooses one for each request, and learns from the outcome."""
 
 from __future__ import annotations
 
@@ -400,7 +400,7 @@ class Pool:
         self._tracker.retry_budgets.client_errors.paid(status)
 
     def hedge_delay_s(self, facts: RequestFacts) -> float:
-        """How long the first attempt has before a hedge; infinite: there will be none."""
+        """How long the first attempt may take before a hedge starts; infinite: there is none."""
         if len(self._endpoint_states.full) < 2:
             return float("inf")
         return self._tracker.retry_budgets.hedge_delay_s(facts)
@@ -440,8 +440,8 @@ class Pool:
         return lines
 
     def _find_stale(self, now_s: float) -> Endpoint | None:
-        """One that takes requests and gets none: what is thought of it may be wrong by now, as its
-        first answers came from a cold start, or it was ill."""
+        """An endpoint that takes requests and gets none. Its estimates may be wrong by now, because
+        its first answers came from a cold start, or because it was ill."""
         for endpoint in self._endpoint_states.full:
             asked_s = endpoint.asked_s
             if 0.0 <= asked_s <= now_s - STALE_S and endpoint.copied_s <= now_s - COPY_PERIOD_S:

@@ -1,4 +1,4 @@
-"""What was decided about an attempt, as the ledger keeps it, and the decision again."""
+"""The decision about an attempt, as the ledger keeps it, and its replay."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class RetryBudgets:
         self._trials.give_back(trial_tokens(facts))
 
     def hedge_delay_s(self, facts: RequestFacts) -> float:
-        """How long the first attempt has before a hedge; infinite: there will be none."""
+        """How long the first attempt may take before a hedge starts; infinite: there is none."""
         if not self._hedge.enabled or self._hedge.budget <= 0:
             return NEVER_S
         delay_s = self._quantiles.get_s(facts.prompt_tokens, facts.stream)

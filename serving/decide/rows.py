@@ -1,4 +1,4 @@
-"""What of a decision is written down and sent: msgspec Structs, which are never compiled."""
+"""The parts of a decision that are stored and sent: msgspec Structs, which are never compiled."""
 
 from __future__ import annotations
 

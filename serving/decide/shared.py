@@ -1,8 +1,8 @@
-"""Models at one URL: what belongs to the server behind it, and what to each model.
+"""Models at one URL: which state belongs to the server behind it, and which to each model.
 
-To the server belong what it can hold (``max_inflight``), what it has in flight, and that it refuses
-connections or says that it is full. To each model belong its estimates, and faults that one model
-may have alone: errors, slowness, broken streams.
+The server's state is its capacity (``max_inflight``), its requests in flight, and whether it
+refuses connections or says that it is full. Each model has its own estimates, and the faults that
+one model may have alone: errors, slowness, broken streams.
 """
 
 from __future__ import annotations

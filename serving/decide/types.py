@@ -1,4 +1,4 @@
-"""What a routing decision is made from and what it says. Nothing here does I/O or has a clock.
+"""The inputs and outputs of a routing decision. Nothing here does I/O or has a clock.
 
 A ``Pool`` (``trainmesh.serving.decide.pool``) holds the ``Endpoint``s of one model. The proxy
 asks it where to send a request and tells it how that went; it never reads a socket itself, so a
@@ -73,8 +73,8 @@ class AttemptKind(StrEnum):
 
 
 class RequestFacts:
-    """What is known of a request before it is sent anywhere. Tokens are estimates: by the kind of
-    its parts for the prompt (``proxy.prompt``), corrected by what answers count, and
+    """The facts of a request that are known before it is sent anywhere. Tokens are estimates: by
+    the kind of its parts for the prompt (``proxy.prompt``), corrected by what answers count, and
     ``max_tokens`` (or what answers had so far) for the output."""
 
     __slots__ = (
@@ -119,7 +119,7 @@ class RequestFacts:
         self.output_tokens = output_tokens
         self.session = session
         self.session_key = stable_hash(session) if session else 0
-        """What scorers go by, and what the ledger keeps of the session; 0 without one."""
+        """A hash of the session for scorers and the ledger; 0 without one."""
         self.blocks = blocks
         """Chained hashes of the prompt's blocks of 128 tokens, for the prefix index."""
 

@@ -1,4 +1,4 @@
-"""What a complete Config must be beyond its types: names that exist, once, and fit together."""
+"""Checks of a complete Config beyond its types: names exist, are unique and fit together."""
 
 from __future__ import annotations
 

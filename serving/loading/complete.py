@@ -1,4 +1,4 @@
-"""Fills in what serve.yaml may leave out, and turns what names a secret into its digest."""
+"""Fills in what serve.yaml may leave out, and replaces the names of secrets by their digests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What of a configuration only this machine can tell: asked by ``--check`` and before each start.
+"""Checks of a configuration that depend on this machine, made by ``--check`` and before each start.
 
-It opens nothing for writing and leaves nothing behind; a router that runs with the file meanwhile
-is not disturbed.
+They open nothing for writing and leave nothing behind; they don't disturb a router that runs with
+the same file.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _resolved(listener: Listener) -> list[Listener]:
 
 
 def check_free(config: Config) -> None:
-    """A second router on one address would get a part of the first one's requests: sockets that may
-    be shared (SO_REUSEPORT) don't refuse each other.
+    """Refuse an address that is in use: a second router there would get a part of the first one's
+    requests, because sockets that may be shared (SO_REUSEPORT) don't refuse each other.
 
     Raises:
         ConfigError: somebody listens there.

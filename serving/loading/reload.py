@@ -26,11 +26,11 @@ REREAD_S = 30.0
 
 
 class Reload(NamedTuple):
-    """What came of a look at the file.
+    """The result of a look at the file.
 
     Attributes:
-        config: the one to use from now on; None: that of before stays.
-        lines: what changed, or why the file was refused; to be logged.
+        config: the one to use from now on; None: the previous one stays. lines: what changed, or
+        why the file was refused; to be logged.
     """
 
     config: Config | None

@@ -1,1 +1,1 @@
-"""What endpoints and their GPUs say of themselves, when they are asked."""
+"""Signals that endpoints and their GPUs give when they are asked."""

@@ -1,9 +1,9 @@
 """How much of its nominal rate a GPU delivers, from what NVML says about it.
 
 The driver reports no fault for a GPU that is hot, held back by its power supply, or on a PCIe link
-that lost lanes: it is only slower. So health is a factor in (0, 1] here and not a verdict. Factors
-multiply; the clocks' is what the clock says, the others are rough and only have to be below what
-sound GPUs have.
+that lost lanes; the GPU is only slower. So health is a factor in (0, 1] here, not a verdict.
+Factors multiply. The clock's factor is measured; the others are rough, and only have to be below
+those of sound GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HELD_BACK = {
 """Bits of nvmlClocksEventReasons that are not normal. The power cap (0x4) is: most GPUs run into it
 under full load."""
 LEAST = 0.05
-"""A factor never is 0: an endpoint that is the only one left still gets requests."""
+"""A factor is never 0, so that an endpoint which is the only one left still gets requests."""
 FACTOR_ECC = 0.5
 FACTOR_REMAP_PENDING = 0.7
 FACTOR_REMAP_FAILED = 0.1
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """What NVML told; None where a GPU, driver or virtual machine does not tell."""
+    """NVML's values; None if a GPU, driver or virtual machine does not report one."""
 
     index: int
     lost: bool = False
@@ -82,7 +82,7 @@ def worst(derates: Iterable[Derate]) -> Derate:
 
 
 def _clocks(facts: GpuFacts) -> tuple[float, str] | None:
-    """An idle GPU's clock is low too, so it counts only while something holds it back."""
+    """The clock of an idle GPU is low too, so it counts only while something holds it back."""
     causes = [words for bit, words in HELD_BACK.items() if facts.held_back & bit]
     if not causes or not facts.sm_clock_mhz or not facts.max_sm_clock_mhz:
         return None
@@ -92,8 +92,8 @@ def _clocks(facts: GpuFacts) -> tuple[float, str] | None:
 
 
 def _pcie(facts: GpuFacts) -> tuple[float, str] | None:
-    """Only the width: the generation steps down on an idle GPU, the width does not. Half of a
-    request's cost is taken to be beyond the bus."""
+    """Only the width counts: on an idle GPU the generation steps down, but the width does not. Half
+    of a request's cost is assumed not to depend on the bus."""
     if not facts.pcie_width or not facts.max_pcie_width:
         return None
     share = facts.pcie_width / facts.max_pcie_width

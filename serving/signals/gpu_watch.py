@@ -15,8 +15,8 @@ EVERY_S = 2.0
 
 
 class GpuWatch:
-    """A GPU in trouble can hold up the driver's answers for long, so nothing waits for the thread:
-    what it said last counts."""
+    """A GPU in trouble can delay the driver's answers for long, so nothing waits for the thread;
+    its last report counts."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log

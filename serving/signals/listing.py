@@ -1,4 +1,4 @@
-"""What endpoints say of the models they serve (``/v1/models``): fields, and adapters; pure."""
+"""The models that endpoints list (``/v1/models``), with their fields and adapters; pure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cards_in(body: bytes) -> dict[str, Card]:
 
 
 def listing_of(name: str, model: ModelConfig, told: Mapping[str, Mapping[str, Card]]) -> Listing:
-    """What is known of a model.
+    """The listing of a model, from all its endpoints.
 
     Args:
         name: ours of it.

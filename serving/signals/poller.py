@@ -1,4 +1,5 @@
-"""The same work for every endpoint again and again, each at its own pace, not too much at once."""
+"""Repeats the same work for every endpoint, each at its own pace, with a limit on the total
+rate."""
 
 from __future__ import annotations
 

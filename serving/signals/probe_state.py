@@ -9,7 +9,7 @@ __all__ = ["DOWN_AFTER", "ProbeState"]
 DOWN_AFTER = 3
 """Failed checks in a row after which an endpoint gets no requests; one success ends it."""
 KEPT = 8
-"""Round trips of which the least counts: what is above it is queueing, not distance."""
+"""The least of this many round trips counts: anything above it is queueing, not distance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ProbeState:
 
     @property
     def unready(self) -> str:
-        """Why nobody should count on it: it is down, or no check has gone well yet."""
+        """Why the endpoint should not be relied on: it is down, or no check has succeeded yet."""
         if self.down or self.rtts_s:
             return self.down
         return f"the first health check failed: {self.problem}" if self.problem else "not asked yet"

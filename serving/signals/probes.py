@@ -21,7 +21,7 @@ __all__ = ["HEALTH_PATHS", "EndpointProber", "problem_of", "tcp_rtt_s"]
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 3.0
-"""Engines answer their health page late while they are busy; that is no fault yet."""
+"""A busy engine answers its health page late; that is not a fault yet."""
 REVISION_EVERY_S = 30.0
 MODELS_EVERY_S = 10.0
 """How soon adapters that were loaded or unloaded are noticed."""
@@ -45,8 +45,8 @@ RTT_OFFSET = 68
 def problem_of(runtime: Runtime, path: str, answer: Fetched) -> str:
     """What is wrong with the answer to a health check; empty if nothing is.
 
-    Only a server that says so itself is unhealthy: one without the page (404, 501), or that wants
-    a key for it (401, 403), is alive.
+    Only a server that says so itself is unhealthy. A server without the page (404, 501), or one
+    that wants a key for it (401, 403), is alive.
     """
     if answer.problem:
         return f"GET {path}: {answer.problem}"

@@ -1,8 +1,8 @@
-"""What runtimes say of themselves on their ``/metrics`` pages (Prometheus' text format).
+"""Runtimes' own metrics, from their ``/metrics`` pages (Prometheus' text format).
 
 A gauge says how many requests wait or run. Where a runtime only counts microseconds spent, the mean
-number of requests in that state is their growth per second (Little's law). What a page does not
-have stays unknown: it is never taken against an endpoint.
+number of requests in that state is their growth per second (Little's law). A number that a page
+lacks stays unknown, and never counts against the endpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is let in, who waits and who is refused.
+"""Decides which requests are let in, which wait and which are refused.
 
 Each model has a line with lanes by priority and tenant. Lanes of the best priority go first;
 among them the one whose first request has the least start tag (start-time fair queueing; Goyal,

@@ -1,4 +1,4 @@
-"""What a tenant may use: buckets of requests and tokens, and requests in flight."""
+"""A tenant's quota: token buckets of requests and of tokens, and requests in flight."""
 
 from __future__ import annotations
 

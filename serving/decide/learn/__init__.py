@@ -1,1 +1,1 @@
-"""What is learned from how requests went: times, tokens, caches, outliers."""
+"""Learns from the outcomes of requests: times, tokens, caches, outliers."""

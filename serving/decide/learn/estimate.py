@@ -1,11 +1,11 @@
-"""What an endpoint will take until its first byte, learned from what endpoints took.
+"""An endpoint's expected time to the first byte, learned from past requests.
 
-TTFT = speed * (base + s_per_token * work), where work is the tokens that the endpoint has before
-it. Base and slope are a regression over all of a pool, the speed is the endpoint's own: few
+TTFT = speed * (base + s_per_token * work), where work is the tokens that the endpoint must process
+first. Base and slope are a regression over all of a pool, the speed is the endpoint's own: few
 samples say how fast an endpoint is, many are needed to tell a prompt's cost from a constant. The
-regression forgets and is pulled towards the line through the origin, so that an endpoint whose
-TTFT is the same whatever is asked still looks slower the more it has in flight: with constant work
-that is the peak-EWMA rule, latency times requests in flight.
+regression forgets and is pulled towards the line through the origin, so that an endpoint whose TTFT
+is the same whatever is asked still looks slower the more it has in flight: with constant work that
+is the peak-EWMA rule, latency times requests in flight.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pool's requests cost, and how fast each endpoint is now.
+"""The cost of a pool's requests, and the present speed of each endpoint.
 
 An endpoint that looked slow gets no requests, so nothing would ever say that it is well again: a
 stale speed moves to what is usual for the endpoint, and that to the pool's, so the endpoint is

@@ -24,7 +24,7 @@ from trainmesh.serving.decide.learn.forecast import PoolModel
 __all__ = ["FLOOR_S", "Models", "expected_s", "is_slow", "judge"]
 
 FLOOR_S: Final = 0.015
-"""Below this nothing is called slow: it is noise beside a model's work."""
+"""Below this, nothing counts as slow: it is noise beside a model's work."""
 MADS: Final = 4.0
 MAX_HABIT: Final = 5.0
 """An endpoint may always have been slower than the others, by no more than this: hardware

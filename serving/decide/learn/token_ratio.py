@@ -1,4 +1,4 @@
-"""How many tokens an estimate is really, as answers count them (``usage``)."""
+"""The ratio of real tokens, as answers count them (``usage``), to estimated ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["TokenRatio"]
 KEEP: Final = 0.98
 """Of what was counted before, with each answer."""
 DOUBT_TOKENS: Final = 2_000.0
-"""What is believed of the estimate itself: so many tokens of it were right."""
+"""The weight of the estimate itself, as if so many of its tokens had been right."""
 MOST_TOKENS: Final = 8_192.0
 """What one answer counts at most, so that none decides alone."""
 LEAST_TOKENS: Final = 64

@@ -1,1 +1,1 @@
-"""Policies: which endpoint a request goes to, as a score for each."""
+"""Policies: each gives every endpoint a score for a request."""

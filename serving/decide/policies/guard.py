@@ -1,4 +1,4 @@
-"""Runs a scorer that may be slow or broken: it can be anybody's."""
+"""Runs a scorer that may be slow or broken, because anybody may have written it."""
 
 from __future__ import annotations
 
