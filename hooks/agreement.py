@@ -26,8 +26,8 @@ __all__ = ["Agreement", "AgreementResult", "is_round"]
 
 def is_round(step: int, cadence: int) -> bool:
     """Whether a round of agreement begins at ``step``: at every multiple of ``cadence``, and before
-    the first one at 1, 2, 4, 8, ..., so that what was asked for at the launch need not wait. A
-    function of the step alone, and so the same on every rank."""
+    the first one at 1, 2, 4, 8, ..., so that the launch's own settings need not wait. It depends on
+    the step alone, and so is the same on every rank."""
     return step % cadence == 0 or (step < cadence and step & (step - 1) == 0)
 
 

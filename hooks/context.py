@@ -1,4 +1,5 @@
-"""What all DDP modules of one training process share: who it is, and its way to the agent."""
+"""The context that all DDP modules of one training process share: its identity, and its connection
+to the agent."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ ENV_JOB = "TRAINMESH_JOB"
 ENV_NODE = "TRAINMESH_NODE"
 ENV_CADENCE = "TRAINMESH_CADENCE"
 ENV_WORKER = "TRAINMESH_WORKER"
-"""What ``patch.install`` has seen of torchrun's variables in the worker that was launched."""
+"""torchrun's variables, as ``patch.install`` saw them in the worker that was launched."""
 DEFAULT_CADENCE = 16
 """Steps between two rounds of agreement: rare enough not to show in the step time, and often enough
 for a switch within seconds."""

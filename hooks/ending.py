@@ -1,8 +1,8 @@
-"""Threads of ours that are within C++ when the interpreter ends.
+"""Our threads that are inside C++ when the interpreter ends.
 
-One that comes back while the interpreter is taken apart is ended by ``pthread_exit`` (before Python
-3.14, which lets it hang: CPython issue 87135). That unwinds through destructors that may not throw,
-so that C++ aborts the process, whose own exit code is lost.
+A thread that returns to Python while the interpreter shuts down is ended by ``pthread_exit``
+(before Python 3.14, which lets it hang: CPython issue 87135). That unwinds through destructors that
+may not throw, so C++ aborts the process, and its own exit code is lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The plug-in surface: an executor carries out a plan, one bucket at a time.
 
 A third party adds one by the entry-point group ``trainmesh.hooks`` (``executors.registry``): the
-name is the plan's ``algorithm``, the value a class with this Protocol. What it must keep to:
+name is the plan's ``algorithm``, the value a class with this Protocol. Its contract:
 
 - All ranks construct it at the same step, so the constructor may be collective. If it raises on
   one rank, no rank uses it.
@@ -65,7 +65,7 @@ class GroupFactory:
 
     def release(self, *groups: dist.ProcessGroup | None) -> None:
         """Close the sockets of ``groups``; nothing may be in flight on them. They close with their
-        last reference: whoever holds one lets go of it too."""
+        last reference, so every holder must drop its own."""
         for group in groups:
             # The script may have destroyed all groups already, and made the job's anew.
             if group is not None and group in dist.distributed_c10d._world.pg_map:

@@ -1,4 +1,4 @@
-"""Facts about a process group that may be any: torch's own, or one that a script has made."""
+"""Facts about any process group: torch's own, or one that a script has made."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ __all__ = [
 
 
 def backend_of(group: dist.ProcessGroup) -> str:
-    """Its backend's name; of a group that torch doesn't know, what it calls itself."""
+    """Its backend's name; for a group that torch doesn't know, the name that the group gives
+    itself."""
     try:
         return str(dist.get_backend(group))
     except (RuntimeError, ValueError):
@@ -36,7 +37,7 @@ def job_size() -> int:
 
 
 def spans_the_job(group: dist.ProcessGroup) -> bool:
-    """Whether it is all ranks of the job in rank order, and more than one."""
+    """Whether it has all ranks of the job in rank order, and more than one."""
     try:
         ranks = dist.get_process_group_ranks(group)
         return len(ranks) > 1 and ranks == list(range(dist.get_world_size()))

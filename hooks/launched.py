@@ -1,8 +1,8 @@
-"""Which world of processes is measured, where a launch's workers start others of their own.
+"""Which world of processes is measured if a launch's workers start processes of their own.
 
-A worker may be a launcher itself (accelerate, another torchrun) or spawn ranks. Then the ranks
-that train are not those that ``trainmesh launch`` started. A job has one world: where several may
-live side by side below one launch, none of them is measured.
+A worker may be a launcher itself (accelerate, another torchrun) or spawn ranks. Then the ranks that
+train are not those that ``trainmesh launch`` started. A job has one world. If several may live side
+by side below one launch, none of them is measured.
 """
 
 from __future__ import annotations

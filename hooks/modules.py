@@ -92,8 +92,8 @@ def shared_context(
 
 
 def mark_seen() -> None:
-    """A module that communicates was met: leave word for the launcher, and see to the end of the
-    process, also of one that has no atexit."""
+    """A module that communicates was found: leave a note for the launcher, and arrange for the end
+    of the process, even of one without atexit."""
     global _seen
     if _seen:
         return

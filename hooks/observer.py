@@ -1,7 +1,7 @@
-"""What measures one module's steps and talks to the agent. Nothing here raises into training.
+"""Measures one module's steps and talks to the agent. Nothing here raises into training.
 
-Whatever fails ends that part of the measuring, here alone, and is said once. What all ranks must
-do alike (``switching``) never depends on it.
+A failure ends that part of the measuring on this rank alone, and is reported once. Actions that all
+ranks must take alike (``switching``) never depend on it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ModuleObserver:
 
     @property
     def settings(self) -> str:
-        """What every rank must have set alike for agreement.
+        """The settings that must be equal on every rank for agreement.
 
         Raises:
             RuntimeError: this rank has no context.
@@ -92,7 +92,7 @@ class ModuleObserver:
             self._break(error)
 
     def mark(self, index: int, nbytes: int) -> Mark:
-        """What a bucket's times are noted on; nothing is noted in most of many short steps."""
+        """The mark that takes a bucket's times; if steps are many and short, most have none."""
         if self._timer is None or not self.times_buckets:
             return NoMark(index, nbytes)
         try:

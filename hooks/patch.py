@@ -27,10 +27,10 @@ __all__ = ["UNSEEN", "import_trainmesh", "install", "library_path", "own_path"]
 
 ENV_RUN_DIR, ENV_WORKER = "TRAINMESH_RUN_DIR", "TRAINMESH_WORKER"
 UNSEEN = "unseen"
-"""The file of a run directory that says: rank 0's process has ended well, and no module that
-communicates was seen in it."""
+"""The file in a run directory which says that rank 0's process has ended well without a module that
+communicates."""
 OWN = ("trainmesh", "msgspec")
-"""What we import in a script's process beside the standard library and the torch that is there."""
+"""The libraries that we import in a script's process, beside the standard library and its torch."""
 INSTALLED = (".dist-info", ".egg-info", ".egg-link", ".pth")
 DDP, FSDP = "torch.nn.parallel.distributed", "torch.distributed.fsdp"
 Call = Callable[[], None]
@@ -214,8 +214,8 @@ def _is_shadowed(name: str) -> bool:
 
 
 def _note_unseen() -> None:
-    """The process ends: leave word for the launcher if no module that communicates was seen in it.
-    A process that failed has other things to say."""
+    """The process ends: leave a note for the launcher if no module that communicates was found in
+    it. A process that failed has other things to report."""
     run_dir = os.environ.get(ENV_RUN_DIR)
     if not run_dir or os.environ.get("RANK", "0") != "0" or hasattr(sys, "last_type"):
         return

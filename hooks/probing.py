@@ -26,7 +26,7 @@ WARM_SHARE = 4
 
 
 def partner(place: int, turn: int, count: int) -> int | None:
-    """Who ``place`` of ``count`` is paired with in a round; None if it sits out."""
+    """The partner of ``place`` (of ``count``) in a round; None if it sits out."""
     seats = count + count % 2
     if place == seats - 1:
         other = next(i for i in range(seats - 1) if (turn - i) % (seats - 1) == i)
@@ -45,7 +45,7 @@ class PairProbes:
         self._members: list[int] | None = None
 
     def measure(self, group: dist.ProcessGroup, epoch: int, nbytes: int) -> tuple[PairTime, ...]:
-        """What this rank received over the gloo ``group``; all its ranks measure together.
+        """This rank's measurements over the gloo ``group``; all its ranks measure together.
 
         Args:
             group: The same every time.
@@ -78,8 +78,8 @@ def _one_of_each_node(group: dist.ProcessGroup, node: str) -> list[int]:
 def _measure_pairs(
     group: dist.ProcessGroup, members: Sequence[int], epoch: int, nbytes: int
 ) -> tuple[PairTime, ...]:
-    """What this rank received from each partner. All ranks of the gloo ``group`` call it; those
-    that are not ``members`` only keep time.
+    """This rank's measurements from each partner. All ranks of the gloo ``group`` call it; those
+    that are not ``members`` only wait with the others.
 
     Raises:
         RuntimeError: a rank is gone, or the group timed out.
@@ -109,7 +109,7 @@ def _exchange(
 
 
 def _ping(group: dist.ProcessGroup, peer: int, *, leads: bool) -> float:
-    """Half a round trip; whoever leads sends first. Both measure it."""
+    """Half a round trip; the leading rank sends first. Both measure it."""
     out, back = torch.zeros(1, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
     coming = group.recv([back], peer, EMPTY_TAG)
     begin_s = perf_counter()

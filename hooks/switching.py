@@ -1,8 +1,8 @@
 """A module moves from plan to plan, at the same step on every rank or not at all.
 
-What carries a plan out differs (``Carrier``: DDP's route, FSDP2's replicas); how ranks get there
-does not. Whatever fails here on one rank keeps the plan in force on all of them: a rank that
-can't go on closes its channel, which the others notice at their next round.
+DDP and FSDP2 carry a plan out differently (``Carrier``: DDP's route, FSDP2's replicas), but switch
+by the same protocol. If anything fails here on one rank, the plan in force stays on all of them: a
+rank that can't go on closes its channel, which the others notice at their next round.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Carrier(Protocol[Built]):
         ...
 
     def build(self, hint: Hint) -> Built:
-        """Make what ``hint`` needs; all ranks do it together. May raise anything."""
+        """Make everything that ``hint`` needs; all ranks do it together. May raise anything."""
         ...
 
     def put_in_force(self, built: Built) -> None:

@@ -170,8 +170,8 @@ class StepTimer:
 
     MAX_OPEN = 32
     DETAIL_S = 0.125
-    """Of steps that come more often, one every so often is timed in detail: as many as an agent
-    publishes (``agent.DETAILED_STEPS_A_REPORT``), and enough to notice a change within a second."""
+    """If steps come more often, only some are timed in detail: as many as an agent publishes
+    (``agent.DETAILED_STEPS_A_REPORT``), and enough to notice a change within a second."""
     WINDOW = 64
     """Steps after which it is decided anew how many; the first ones all are."""
 
@@ -213,7 +213,7 @@ class StepTimer:
         return self.finished()
 
     def is_detailed_at(self, number: int) -> bool:
-        """Whether step ``number``, the present or the next one, is of those that are detailed."""
+        """Whether step ``number``, the present or the next one, is timed in detail."""
         return number % self._stride == 0
 
     def _stride_of(self, step_s: float) -> int:

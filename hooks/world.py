@@ -1,13 +1,13 @@
-"""Whether every rank of the job takes part: learnt without a collective of ours.
+"""Finds out whether every rank of the job takes part, without a collective of ours.
 
-A rank may lack trainmesh, have another version of it or other settings, or fail to make a group.
-In a collective the others would wait for it, or pair ours with one of the training's own. So each
-rank leaves marks in the job's store *before* a collective that the training makes anyway, and
-reads them *after* it: by then the marks of all ranks are there, and every rank reads the same.
-The store may hold marks of processes that these were started in place of (torchrun keeps it when
-it restarts them), so rank 0 first draws a number for this start, under which all others are left.
-The group for agreement is made beside the training, on a thread, and comes into use at the same
-step on every rank. Until then, and if anything is missing, the job runs native.
+A rank may lack trainmesh, have another version of it or other settings, or fail to make a group. In
+a collective the others would wait for it, or pair ours with one of the training's own. So each rank
+leaves marks in the job's store *before* a collective that the training makes anyway, and reads them
+*after* it: by then the marks of all ranks are there, and every rank reads the same. The store may
+still hold the marks of earlier processes (torchrun keeps it when it restarts them), so rank 0 first
+draws a number for this start, under which all other marks are left. The group for agreement is made
+beside the training, on a thread, and comes into use at the same step on every rank. Until then, and
+if anything is missing, the job runs native.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ __all__ = ["Handshake", "World", "current", "leave_all"]
 CONNECT = timedelta(seconds=30)
 """All ranks begin to connect at the same step; only a lost one takes longer."""
 DENSE_LOOKS = 32
-"""Looks at the marks that follow each other closely; then one in so many, up to the last."""
+"""How many looks at the marks follow each other closely; after them only one in so many, up to the
+last."""
 LAST_LOOK = 10_000
-"""After so many a rank that has not made its group won't: it is given up."""
+"""If a rank has not made its group after so many looks, it never will, and is given up."""
 _LIKE_THIS = f"trainmesh {trainmesh.__version__} with the same settings as this one"
 FAILED = 1 << 32
 """Added to a counter by a rank that could not make the group; 1 by one that could."""
@@ -47,8 +48,8 @@ class World:
         channel: The gloo group of all ranks for agreement; None until all ranks have it.
         number: What rank 0 has drawn for it, as in a Hello; 0 until all ranks are known to be
             there.
-        is_settled: Whether it is known if there will be a channel.
-        why: Why there is none, once that is settled.
+        is_settled: Whether it is known if there will be a channel. why: Why there is no channel,
+        once that is settled.
     """
 
     def __init__(self, group: dist.ProcessGroup, store: Store, life: int) -> None:
@@ -74,7 +75,7 @@ class World:
         self.channel, self.is_settled, self.why = channel, True, why
 
     def leave(self) -> None:
-        """Agreement broke on this rank: closing the sockets tells the others at once."""
+        """Agreement failed on this rank; closing the sockets tells the others at once."""
         self.settle(None, "agreement broke")
 
 
@@ -158,7 +159,7 @@ class Handshake:
 
 
 def _wait_for_collective(device: torch.device) -> None:
-    """That which the marks were left before, and which may only have been enqueued."""
+    """The collective before which the marks were left, and which may only have been enqueued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

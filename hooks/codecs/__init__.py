@@ -1,7 +1,7 @@
 """Gradient compression: codecs that sum a bucket over all ranks with fewer bytes.
 
 As in GRACE (Xu et al. 2021) there are three parts: the ``Codec`` compresses, the ``ErrorFeedback``
-remembers what was not sent, the ``CodecCollectives`` is all that a codec sees of the network.
+remembers the unsent part, and the ``CodecCollectives`` is a codec's only access to the network.
 
 Reading order: ``gradient`` (a bucket), ``memory``, ``exchange``, ``codec`` (the plug-in surface),
 then ``cast``, ``int8``, ``powersgd``, ``topk``; ``cost`` times a codec.

@@ -1,4 +1,4 @@
-"""Sums in half precision: bf16 and fp16; and none, the sum as it is.
+"""Sums in half precision: bf16 and fp16; and none, the uncompressed sum.
 
 As torch's ``bf16_compress_hook`` and ``fp16_compress_hook``, which can't be used themselves: they
 are tied to one process group's all-reduce. The additions of the sum round to half precision too;
@@ -84,7 +84,7 @@ class _Cast:
 
 
 class Bf16(_Cast):
-    """8 bits of precision, the range of float32: safe where nothing is known."""
+    """8 bits of precision, and the range of float32: safe for any gradients."""
 
     wire = torch.bfloat16
 

@@ -23,12 +23,12 @@ PREFIX = "codec."
 
 class Codec(Protocol):
     """Compresses buckets. A third party adds one by the entry-point group ``trainmesh.hooks``,
-    named ``codec.NAME``. What it must keep to (``trainmesh.hooks.testing.check_codec`` proves it):
+    named ``codec.NAME``. Its contract, which ``trainmesh.hooks.testing.check_codec`` checks:
 
     - All ranks make it at the same step, from the same ``options``.
     - After ``reduce`` all ranks' buffers are the same, bit for bit.
-    - What it does not send goes to ``memory``, or the codec says in its documentation that it
-      loses it for good.
+    - The part that it does not send goes to ``memory``, or its documentation says that this part is
+    lost for good.
     - A NaN or infinity in any rank's gradient makes the result of every rank non-finite
       somewhere, and nothing of it is left in the next step's.
     - Nothing on the way waits for a GPU (no ``.item()``, no ``.cpu()``).

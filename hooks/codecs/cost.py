@@ -1,4 +1,4 @@
-"""What a codec costs on this machine, without the network: for the break-even rule."""
+"""The cost of a codec on this machine, without the network, for the break-even rule."""
 
 from __future__ import annotations
 

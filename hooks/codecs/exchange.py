@@ -1,4 +1,4 @@
-"""What a codec may ask of the job, and the plain way to answer it: a process group."""
+"""The collectives that a codec may use, and their plain implementation by a process group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A bucket as a codec sees it: one flat buffer, and whose gradients lie where in it."""
+"""A bucket as a codec sees it: one flat buffer, and the place of each parameter's gradient in
+it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What codecs remember from step to step, by parameter.
+"""The memory of codecs from step to step, by parameter.
 
-DDP rebuilds its buckets after the first step, fusion and plans change them again, so nothing may
-be kept by bucket. But a tensor operation for every parameter would be slow. So what belongs to
-the parameters of one bucket is one flat tensor for as long as they come together, and is moved
-when they come in other company.
+DDP rebuilds its buckets after the first step, fusion and plans change them again, so nothing may be
+kept by bucket. But a tensor operation for every parameter would be slow. So the memory of one
+bucket's parameters is one flat tensor while they stay in one bucket, and is moved when they come to
+other buckets.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ParameterTensors:
 
 class ErrorFeedback:
     """The part of every parameter's gradients that has not been sent yet; it is added to the next
-    one (Karimireddy et al. 2019, arXiv:1901.09847). So what is lost in one step is late, not lost.
+    one (Karimireddy et al. 2019, arXiv:1901.09847). So the error of one step is delayed, not lost.
 
     Belongs to the job, not to a codec: it outlives switches of codecs and plans. One thread.
     """

@@ -1,9 +1,10 @@
 """topk: of every block of 1 024 elements, each rank sends those of the largest magnitude.
 
-What they chose differs, so this is not a sum but a gather of values and positions, added in rank
-order: (N-1) k times 6 bytes on every rank's link, whatever the plan. It pays only where few are
-sent: in float32 a fraction f has 4 / (3 N f) times fewer bytes. Blocks because a search over a
-whole bucket takes several times as long on a CPU, and because 16 bits hold a position then.
+The ranks choose different elements, so this is not a sum but a gather of values and positions,
+added in rank order: (N-1) k times 6 bytes on every rank's link, whatever the plan. It pays only
+where few are sent: in float32 a fraction f has 4 / (3 N f) times fewer bytes. Blocks because a
+search over a whole bucket takes several times as long on a CPU, and because 16 bits hold a position
+then.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""DDP: its modules are found, their buckets timed and sent where the plan says."""
+"""DDP: finds its modules, times their buckets and sends them as the plan says."""

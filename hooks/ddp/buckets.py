@@ -1,4 +1,5 @@
-"""Where a reducer is among its buckets: it reduces all, in the same order, in every step."""
+"""Tracks a reducer's position among its buckets, which it reduces in the same order in every
+step."""
 
 from __future__ import annotations
 

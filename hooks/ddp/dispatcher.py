@@ -1,9 +1,8 @@
-"""What happens to a DDP module's buckets: they are timed, and go where the plan says that all ranks
-agreed on.
+"""Times a DDP module's buckets, and has them summed by the plan that all ranks agreed on.
 
-Nothing that is trainmesh's own reaches the training loop: measuring (``observer``) and switching
-(``switching``) may fail, and the buckets go on their way. Errors of the communication itself do
-reach it, as they do without us.
+No error of trainmesh's own reaches the training loop: if measuring (``observer``) or switching
+(``switching``) fails, the buckets are still summed. Errors of the communication itself do reach the
+loop, as they do without trainmesh.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Dispatcher:
         self._route.restart()
 
     def rebuilt(self, reducer: Reducer, has_rebuilt: bool) -> None:
-        """The buckets are what they will be in the coming backward pass."""
+        """From here on, the buckets are those of the coming backward pass."""
         if self._wants_parameters:
             self._order.read_parameters(reducer, rebuilt=has_rebuilt)
 

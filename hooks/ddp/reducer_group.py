@@ -1,4 +1,4 @@
-"""What DDP's reducer takes for its process group.
+"""The stand-in for a process group that DDP's reducer gets.
 
 Its all-reduces of buckets go to the dispatcher, all else to the group that it stands for. A
 communication hook would be the documented way, and costs each bucket more than it does here: the

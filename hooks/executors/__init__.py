@@ -1,1 +1,1 @@
-"""How a plan is carried out, bucket by bucket: natively, by rings, by trees."""
+"""Executors carry a plan out, bucket by bucket: natively, by rings, by trees."""

@@ -1,12 +1,12 @@
 """Carries out trees over gloo's point-to-point messages, piece by piece.
 
-A thread for every lane waits for that lane's messages, adds or stores them, and sends on what
-has become ready; gloo's own threads move the bytes meanwhile. Receives are posted ahead of the
-data, because gloo sends only after the receiver's note; and those notes don't queue behind our
-own bulk data, because messages to higher and to lower ranks have groups (sockets) of their own.
+A thread for every lane waits for that lane's messages, adds or stores them, and sends on what has
+become ready; gloo's own threads move the bytes meanwhile. Receives are posted ahead of the data,
+because gloo sends only after the receiver's notification. Those notifications don't queue behind
+our own bulk data, because messages to higher and to lower ranks have separate groups (sockets).
 
-What the children of a tree send is added in an order fixed beforehand, whatever arrives first,
-and all ranks store the root's sum: results are the same on every rank and in every run.
+The contributions of a tree's children are added in a fixed order, whichever arrives first, and all
+ranks store the root's sum, so results are the same on every rank and in every run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ END_S = 1.0
 LOOK_S = 0.5
 """Between two looks whether the bucket has failed, while all its storage is in use."""
 GRACE_S = 0.3
-"""After an error, for others that say more: all time out at about the same time."""
+"""How long to wait, after an error, for others that say more: all time out at about the same
+time."""
 
 
 class PipelinedExecutor:
@@ -102,7 +103,7 @@ class PipelinedExecutor:
         self._lanes, self._groups = {}, []  # a lane holds this executor and its groups
 
     def reduced(self, bucket: _Bucket, item: PieceId, part: TreeRole) -> None:
-        """The contributions of this rank and of all below it are in the piece."""
+        """The piece has the contributions of this rank and of all below it."""
         if part.parent is None:
             self.complete(bucket, item, part)
         else:
@@ -346,9 +347,10 @@ class _Receiver(_Worker):
                 posted.append(self._post(bucket, following))
 
     def _hold_back(self, bucket: _Bucket, item: PieceId) -> None:
-        """Until what it leads to is not far behind: a tree that runs ahead takes bandwidth from
-        what others wait for. What is waited for comes before ``item`` in the order of all messages
-        (see Layout): it is of a piece that is earlier by more than the lag."""
+        """Wait until the messages that follow from ``item`` are not far behind: a tree that runs
+        ahead takes bandwidth from messages that others wait for. The awaited message comes before
+        ``item`` in the order of all messages (see Layout), because its piece is earlier by more
+        than the lag."""
         part = self._parts[item.tree]
         goes_up = item.is_up and part.parent is not None
         sends_per_piece = 1 if goes_up else len(part.targets)
@@ -356,7 +358,8 @@ class _Receiver(_Worker):
         bucket.wait_for_sends(item.tree, goes_up, left=sends_per_piece * max(AHEAD_PIECES, lag))
 
     def _post(self, bucket: _Bucket, item: PieceId) -> tuple[PieceId, _Arrival]:
-        """Ask for ``item``: a sum goes where it belongs, a contribution into scratch."""
+        """Request ``item``: a sum goes directly to its place, a contribution into the scratch
+        buffer."""
         piece, tag = bucket.piece(item), bucket.tag(item)
         if not item.is_up:
             return item, _Arrival(piece, self._group.recv([piece], self._lane.src, tag))

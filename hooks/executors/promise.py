@@ -1,4 +1,4 @@
-"""A future that we complete ourselves, and whose errors keep their words."""
+"""A future that we complete ourselves, and whose errors keep their messages."""
 
 from __future__ import annotations
 

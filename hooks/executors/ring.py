@@ -1,5 +1,5 @@
-"""ring: one ring is the backend's own all-reduce on a group in the plan's order, for gloo's and
-NCCL's rings follow the rank order of the group; several rings at once are trees."""
+"""ring: a single ring is the backend's own all-reduce on a group in the plan's order, because the
+rings of gloo and NCCL follow the rank order of the group. Several rings at once are trees."""
 
 from __future__ import annotations
 

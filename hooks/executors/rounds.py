@@ -43,8 +43,8 @@ END_S = 5.0
 
 
 class RoundOp(NamedTuple):
-    """What one rank does with a piece in a round. ``peer`` sends it if ``receives``, to be added
-    to what is there if ``adds``."""
+    """One rank's message in a round. If ``receives``, ``peer`` sends the piece, which is added to
+    the present value if ``adds``."""
 
     tree: int
     piece: int
@@ -54,7 +54,7 @@ class RoundOp(NamedTuple):
 
 
 def rounds(trees: Sequence[Tree], counts: Sequence[int], rank: int) -> Iterator[list[RoundOp]]:
-    """What ``rank`` does, round by round; rounds in which it does nothing are left out.
+    """The actions of ``rank``, round by round, without the rounds in which it does nothing.
 
     The messages between two ranks come in the same order on both.
 
@@ -192,7 +192,7 @@ class RoundsExecutor:
             work.wait()
 
     def _room(self, number: int, like: torch.Tensor) -> torch.Tensor:
-        """Where to put what will be added; free again in the next round."""
+        """Scratch for a piece that will be added; free again in the next round."""
         key = (like.device, number)
         room = self._scratch.get(key)
         if room is None or room.numel() < like.nbytes:
