@@ -1,9 +1,10 @@
 """Carries out trees over gloo's point-to-point messages, piece by piece.
 
-A thread for every lane waits for that lane's messages, adds or stores them, and sends on what has
-become ready; gloo's own threads move the bytes meanwhile. Receives are posted ahead of the data,
-because gloo sends only after the receiver's notification. Those notifications don't queue behind
-our own bulk data, because messages to higher and to lower ranks have separate groups (sockets).
+Every peer stream (one peer, one direction) has a thread that waits for its messages, adds or stores
+them, and sends on what has become ready; gloo's own threads move the bytes meanwhile. Receives are
+posted ahead of the data, because gloo sends only after the receiver's notification. Those
+notifications don't queue behind our own bulk data, because messages to higher and to lower ranks
+have separate groups (sockets).
 
 The contributions of a tree's children are added in a fixed order, whichever arrives first, and all
 ranks store the root's sum, so results are the same on every rank and in every run.
@@ -36,8 +37,8 @@ __all__ = ["PipelinedExecutor"]
 AHEAD_BYTES = 500_000
 """As ``AHEAD_PIECES``, where pieces are small."""
 AHEAD_PIECES = 4
-"""Receives that a lane has posted ahead: enough for the notes to overtake what is on the way, and
-not so many that messages which nobody waits for yet fill the queues of the links."""
+"""How many receives a stream has posted ahead: enough for the notifications to overtake the data in
+flight, and not so many that messages which nobody waits for yet fill the queues of the links."""
 MIN_PIECE_BYTES = 128 * 1024
 """Below, the fixed cost of a message (some 100 us of Python) counts for more than what a longer
 pipeline saves."""
@@ -100,7 +101,7 @@ class PipelinedExecutor:
         for worker in (*self._lanes.values(), self._ender):
             worker.join(until_s)
         self._fabric.release(*self._groups)
-        self._lanes, self._groups = {}, []  # a lane holds this executor and its groups
+        self._lanes, self._groups = {}, []  # a stream holds this executor and its groups
 
     def reduced(self, bucket: _Bucket, item: PieceId, part: TreeRole) -> None:
         """The piece has the contributions of this rank and of all below it."""
@@ -195,7 +196,7 @@ class _Bucket:
         while len(sends) > left:
             try:
                 dst, work = sends.popleft()
-            except IndexError:  # another lane was quicker
+            except IndexError:  # another stream was quicker
                 return
             try:
                 work.wait()
@@ -261,7 +262,7 @@ class _Completer(_Worker):
         super().__init__("end")
 
     def _carry_out(self, bucket: _Bucket) -> None:
-        bucket.done.wait()  # the lanes' messages time out, so this ends
+        bucket.done.wait()  # the streams' messages time out, so this ends
         if bucket.error is not None:
             time.sleep(GRACE_S)
         for tree, is_up in bucket.sends:
@@ -297,7 +298,7 @@ class _Arrival:
 
 
 class _Receiver(_Worker):
-    """Receives one lane's messages."""
+    """Receives the messages of one peer stream."""
 
     def __init__(
         self,
@@ -349,8 +350,8 @@ class _Receiver(_Worker):
     def _hold_back(self, bucket: _Bucket, item: PieceId) -> None:
         """Wait until the messages that follow from ``item`` are not far behind: a tree that runs
         ahead takes bandwidth from messages that others wait for. The awaited message comes before
-        ``item`` in the order of all messages (see Layout), because its piece is earlier by more
-        than the lag."""
+        ``item`` in the order of all messages (see PieceLayout), because its piece is earlier by
+        more than the lag."""
         part = self._parts[item.tree]
         goes_up = item.is_up and part.parent is not None
         sends_per_piece = 1 if goes_up else len(part.targets)

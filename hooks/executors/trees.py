@@ -82,14 +82,14 @@ class PeerStream(NamedTuple):
 class PieceLayout:
     """How a buffer of ``sum(sizes)`` elements is cut: ``sizes`` are those of all pieces, tree by
     tree, and ``first[tree]`` is the number of a tree's first piece. Pieces are never empty.
-    ``expected``: the messages of each lane in the order in which they probably arrive.
+    ``expected``: the messages of each peer stream in the order in which they probably arrive.
     ``turns``: the order in which the children's messages are added, for each piece.
 
     Both orders are those of one order of all messages of the plan, in which each comes after those
     that it needs. So of all messages that have not been received, the first in it can be: its
-    sender has all it needs, and its receiver waits for nothing that comes later. No rank waits for
-    ever, although a lane takes messages only in its order and holds a few only; nor if a lane waits
-    until the pieces before the last few (and no fewer than the lag) have been sent on.
+    sender has all it needs, and its receiver waits for nothing that comes later. So no rank waits
+    for ever, although a stream takes messages only in its order and holds only a few, and although
+    it may wait until the pieces before the last few (and no fewer than the lag) have been sent on.
     """
 
     sizes: tuple[int, ...]
