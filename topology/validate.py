@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from trainmesh.errors import PlanError
 from trainmesh.plan.schedule import Schedule, schedule
 from trainmesh.plan.shape import check_shape
-from trainmesh.topology.cost import Flow, link_loads
+from trainmesh.plan.stages import Flow
+from trainmesh.topology.cost import link_loads
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Collective, Plan
 

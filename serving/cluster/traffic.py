@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trainmesh.errors import GraphError, PlanError
+from trainmesh.plan.schedule import stages
 from trainmesh.serving.config.types import TrafficClass
-from trainmesh.topology.cost import link_loads, stages
+from trainmesh.topology.cost import link_loads
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.types import Algorithm, Plan
 

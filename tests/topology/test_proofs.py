@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from tests.topology.graphs import both_ways, direct, hgx, racks, random_graphs, star
 from trainmesh.errors import PlanError
-from trainmesh.plan.schedule import Schedule, schedule
+from trainmesh.plan.schedule import Schedule, schedule, stages
 from trainmesh.plan.shape import check_shape
-from trainmesh.topology.cost import plan_cost, stages
+from trainmesh.topology.cost import plan_cost
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN, choose
 from trainmesh.topology.request import ANY, PlanRequest

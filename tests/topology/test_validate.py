@@ -6,7 +6,8 @@ import pytest
 
 from tests.topology.graphs import both_ways, direct, racks, star
 from trainmesh.errors import PlanError
-from trainmesh.plan.schedule import Message, Schedule, schedule
+from trainmesh.plan.schedule import Schedule, schedule
+from trainmesh.plan.stages import Message
 from trainmesh.topology.cost import link_loads, plan_cost
 from trainmesh.topology.graph import Kind, LinkGraph, Node
 from trainmesh.topology.planner import BUILT_IN

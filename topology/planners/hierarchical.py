@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from trainmesh.plan.schedule import dimensions
+from trainmesh.plan.stages import Flow
 from trainmesh.topology.clusters import clustered_ranks, divisions
-from trainmesh.topology.cost import Flow, busiest, link_loads, predict
+from trainmesh.topology.cost import busiest, link_loads, predict
 from trainmesh.topology.graph import Kind, LinkGraph
 from trainmesh.topology.indexed import Indexed
 from trainmesh.topology.planners.ring import best_order

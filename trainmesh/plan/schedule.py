@@ -1,21 +1,23 @@
-"""All messages of a plan, round by round, and the trees that they are.
+"""The meaning of a plan: its stages, their messages, and the trees that these form.
 
-This is what a plan means: the planner proves and prices it, and the ranks carry it out. A plan's
-messages move chunks; those of one chunk are a tree, over which the chunk is reduced into its
-owner and broadcast from there.
+The planner proves and prices a plan by this, and the ranks carry it out. A plan's messages move
+chunks; those of one chunk are a tree, over which the chunk is reduced into its owner and broadcast
+from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import NamedTuple
 
 from trainmesh.errors import PlanError
+from trainmesh.plan.stages import Flow, Passes, RingPart, Round, Stage, exchange, hops, rings
 from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
 
-__all__ = ["Chunk", "Message", "Schedule", "dimensions", "schedule", "trees"]
+__all__ = ["Chunk", "Schedule", "dimensions", "schedule", "stages", "trees"]
 
 Ring = tuple[int, ...]
 
@@ -27,19 +29,6 @@ class Chunk(NamedTuple):
     owner: int
 
 
-class Message(NamedTuple):
-    """In one round, ``src`` sends ``chunk`` to ``dst``, which adds it or stores it."""
-
-    src: int
-    dst: int
-    chunk: int
-    reduce: bool
-    via: tuple[str, ...] | None = None
-
-
-Round = list[Message]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """All messages of a plan."""
@@ -48,22 +37,52 @@ class Schedule:
     rounds: tuple[Round, ...]
 
 
+_Way = Callable[[Passes], Stage]
+"""A stage that goes one way, or both in turn."""
+
+
+class _Meaning(NamedTuple):
+    """A plan's stages, one after the other, and what its chunks are: asked for only where messages
+    are, for a plan for thousands of ranks has millions of these."""
+
+    stages: tuple[Stage, ...]
+    chunks: Callable[[], tuple[Chunk, ...]]
+
+
+def stages(plan: Plan) -> tuple[Stage, ...]:
+    """The stages, which run one after the other.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
+    """
+    return _meaning(plan).stages if plan.world_size > 1 else ()
+
+
+def schedule(plan: Plan) -> Schedule:
+    """All messages.
+
+    Raises:
+        PlanError: the algorithm is a plug-in's, whose messages are not known.
+    """
+    meaning = _meaning(plan)
+    rounds = tuple(messages for stage in stages(plan) for messages in stage.messages())
+    return Schedule(meaning.chunks(), rounds)
+
+
 def trees(plan: Plan) -> tuple[Tree, ...]:
-    """The trees of a built-in plan, one for each chunk that its messages move.
+    """One tree for each chunk that the messages move.
 
     Raises:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
     """
     if plan.trees:
         return plan.trees
-    if plan.algorithm not in tuple(Algorithm):
-        raise PlanError(f"the messages of algorithm {plan.algorithm!r} are not known")
     messages = schedule(plan)
     up: list[list[Hop]] = [[] for _ in messages.chunks]
     down: list[list[Hop]] = [[] for _ in messages.chunks]
     for message in (message for together in messages.rounds for message in together):
-        hops = up if message.reduce else down
-        hops[message.chunk].append(Hop(message.src, message.dst, message.via))
+        way = up if message.reduce else down
+        way[message.chunk].append(Hop(message.src, message.dst, message.via))
     return tuple(
         Tree(chunk.owner, chunk.share, tuple(up[number]), tuple(down[number]))
         for number, chunk in enumerate(messages.chunks)
@@ -71,170 +90,159 @@ def trees(plan: Plan) -> tuple[Tree, ...]:
     )
 
 
-def schedule(plan: Plan) -> Schedule:
-    """The messages of a built-in plan."""
+def _meaning(plan: Plan) -> _Meaning:
+    if plan.algorithm in (Algorithm.NATIVE, Algorithm.RING):
+        return _rings(plan)
     if plan.algorithm == Algorithm.HIERARCHICAL:
-        if len({len(island) for island in plan.islands}) == 1:
-            return _nested(plan)
-        return _led(plan.islands)
+        equal = len({len(island) for island in plan.islands}) == 1
+        return _nested(plan) if equal else _led(plan.islands)
     if plan.algorithm == Algorithm.SHARDED:
         return _sharded(plan.shares)
     if plan.algorithm in (Algorithm.TREE, Algorithm.FOREST):
-        return _trees(plan)
-    return _rings(plan)
+        return _trees(plan.trees)
+    raise PlanError(f"the messages of algorithm {plan.algorithm!r} are not known")
 
 
-def _rings(plan: Plan) -> Schedule:
+def _passes(collective: Collective) -> Passes:
+    if collective == Collective.ALLREDUCE:
+        return (True, False)
+    return (collective == Collective.REDUCE_SCATTER,)
+
+
+def _rings(plan: Plan) -> _Meaning:
+    """All rings in one stage, over chunks of their own."""
     size = plan.world_size
-    rings = plan.rings or (plan.order,)
     shares = plan.shares if plan.rings else (1.0,)
-    chunks: list[Chunk] = []
-    running: list[Iterator[Round]] = []
-    for ring, share in zip(rings, shares, strict=True):
-        numbers = range(len(chunks), len(chunks) + size)
+    parts = [
+        RingPart(ring, share, range(number * size, (number + 1) * size))
+        for number, (ring, share) in enumerate(
+            zip(plan.rings or (plan.order,), shares, strict=True)
+        )
+    ]
+
+    def chunks() -> tuple[Chunk, ...]:
         # Place i ends a reduce-scatter with chunk i + 1.
-        chunks += [Chunk(share / size, ring[place - 1]) for place in range(size)]
-        running.append(_phases(plan.collective, [ring], [numbers]))
-    return Schedule(tuple(chunks), tuple(_together(running)))
+        return tuple(
+            Chunk(share / size, ring[place - 1])
+            for ring, share, _ in parts
+            for place in range(size)
+        )
+
+    return _Meaning((rings(parts, _passes(plan.collective)),), chunks)
 
 
-def _phases(
-    collective: Collective, rings: Sequence[Sequence[int]], chunks: Sequence[Sequence[int]]
-) -> Iterator[Round]:
-    """Disjoint rings at once, ring i over the chunks i."""
-    for reduce in (True, False):
-        skipped = Collective.ALLGATHER if reduce else Collective.REDUCE_SCATTER
-        if collective != skipped:
-            yield from _together(
-                [_ring(ring, own, reduce=reduce) for ring, own in zip(rings, chunks, strict=True)]
-            )
-
-
-def _ring(order: Sequence[int], chunks: Sequence[int], *, reduce: bool) -> Iterator[Round]:
-    """Reduce-scatter (place i ends with chunk i + 1) or the all-gather that follows it."""
-    size = len(order)
-    for step in range(size - 1):
-        yield [
-            Message(
-                rank,
-                order[(place + 1) % size],
-                chunks[(place - step + (0 if reduce else 1)) % size],
-                reduce,
-            )
-            for place, rank in enumerate(order)
-        ]
-
-
-def _together(running: Iterable[Iterator[Round]]) -> Iterator[Round]:
-    """Schedules of disjoint chunks or ranks, running at once."""
-    for parts in zip(*running, strict=True):
-        yield [message for part in parts for message in part]
-
-
-def _nested(plan: Plan) -> Schedule:
+def _nested(plan: Plan) -> _Meaning:
     """Equal islands at every level: rings over all chunks that a rank holds, then, with those
-    that it ends up with, over the next dimension; and back."""
-    rings = dimensions(plan.levels or (plan.islands,))
-    size = plan.world_size
-    held = {rank: tuple(range(size)) for rank in range(size)}
-    inwards: list[Round] = []
-    outwards: list[list[Round]] = []
-    for number, dimension in enumerate(rings):
-        parts = len(dimension[0])
-        exchanged = bool(plan.shares) and number == 0
-        scatter: list[Iterator[Round]] = []
-        gather: list[Iterator[Round]] = []
-        kept: dict[int, tuple[int, ...]] = {}
-        for ring in dimension:
-            chunks = held[ring[0]]
-            groups = [chunks[part::parts] for part in range(parts)]
-            way = _exchanged if exchanged else _by_group
-            scatter.append(way(ring, groups, reduce=True))
-            gather.append(way(ring, groups, reduce=False))
-            ahead = 0 if exchanged else 1
-            kept.update((rank, groups[(place + ahead) % parts]) for place, rank in enumerate(ring))
-        inwards += _together(scatter)
-        outwards.append(list(_together(gather)))
-        held = kept
-    owner = {chunk: rank for rank, own in held.items() for chunk in own}
-    places = len(plan.islands[0])
+    that it ends up with, over the next dimension; and back. Where places have unequal shares, the
+    ranks of an island exchange them directly."""
+    size, places = plan.world_size, len(plan.islands[0])
+    inner, *outer = dimensions(plan.levels or (plan.islands,))
+    place = {rank: number for island in inner for number, rank in enumerate(island)}
     weights = [share * places for share in plan.shares] or [1.0] * places
-    # Chunk c is of place c modulo the number of places: they are dealt out in turn.
-    pieces = tuple(Chunk(weights[c % places] / size, owner[c]) for c in range(size))
-    back = [messages for rounds in reversed(outwards) for messages in rounds]
-    if plan.collective == Collective.ALLGATHER:
-        return Schedule(pieces, tuple(back))
-    if plan.collective == Collective.REDUCE_SCATTER:
-        return Schedule(pieces, tuple(inwards))
-    return Schedule(pieces, (*inwards, *back))
-
-
-def _by_group(
-    ring: Sequence[int], groups: Sequence[Sequence[int]], *, reduce: bool
-) -> Iterator[Round]:
-    """A ring whose i-th piece is a group of chunks."""
-    for messages in _ring(ring, range(len(groups)), reduce=reduce):
-        yield [
-            message._replace(chunk=chunk) for message in messages for chunk in groups[message.chunk]
+    held = {rank: range(size) for rank in place}
+    ways: list[_Way] = []
+    if plan.shares:
+        groups = [
+            (island, [range(size)[first::places] for first in range(places)]) for island in inner
         ]
+        ways.append(lambda passes: exchange(groups, plan.shares, reduce=passes[0]))
+        held = {rank: range(size)[number::places] for rank, number in place.items()}
+    for dimension in outer if plan.shares else (inner, *outer):
+        parts = [
+            RingPart(ring, len(held[ring[0]]) / size * weights[place[ring[0]]], held[ring[0]])
+            for ring in dimension
+        ]
+        ways.append(partial(rings, parts))
+        held = {
+            rank: chunks[(number + 1) % len(ring) :: len(ring)]
+            for ring, _, chunks in parts
+            for number, rank in enumerate(ring)
+        }
+    owners = held
+
+    def chunks() -> tuple[Chunk, ...]:
+        owner = {chunk: rank for rank, own in owners.items() for chunk in own}
+        # Chunk c is of place c modulo the number of places: they are dealt out in turn.
+        return tuple(Chunk(weights[c % places] / size, owner[c]) for c in range(size))
+
+    return _Meaning(_there_and_back(ways, plan.collective), chunks)
 
 
-def _exchanged(
-    island: Sequence[int], groups: Sequence[Sequence[int]], *, reduce: bool
-) -> Iterator[Round]:
-    """Everyone sends each rank the group of its place, or each rank sends its group to everyone."""
-    pairs = [(a, b, place) for place, b in enumerate(island) for a in island if a != b]
-    yield [
-        Message(a, b, chunk, reduce) if reduce else Message(b, a, chunk, reduce)
-        for a, b, place in pairs
-        for chunk in groups[place]
+def _there_and_back(ways: Sequence[_Way], collective: Collective) -> tuple[Stage, ...]:
+    """Inwards, reducing, and outwards again; the innermost does both at once."""
+    *inside, across = ways
+    if collective == Collective.REDUCE_SCATTER:
+        return tuple(way((True,)) for way in ways)
+    if collective == Collective.ALLGATHER:
+        return tuple(way((False,)) for way in reversed(ways))
+    inwards = [way((True,)) for way in inside]
+    outwards = [way((False,)) for way in reversed(inside)]
+    return (*inwards, across((True, False)), *outwards)
+
+
+def _led(islands: Sequence[Ring]) -> _Meaning:
+    """Islands of unequal size: along a chain to each island's leader, one hop of every island at
+    a time; around the leaders; and back."""
+    leaders, everything = [island[0] for island in islands], range(len(islands))
+    links = [
+        [(island[place], island[place + 1]) for island in islands if place + 1 < len(island)]
+        for place in range(max(map(len, islands)) - 1)
     ]
-
-
-def _led(islands: Sequence[Sequence[int]]) -> Schedule:
-    """Islands of unequal size: along a chain to each island's leader, around the leaders, back."""
-    leaders = [island[0] for island in islands]
-    chunks = range(len(islands))
-    chains = [list(pairwise(reversed(island))) for island in islands]
-    to_leader = [
-        [Message(a, b, chunk, reduce=True) for chunk in chunks]
-        for chain in chains
-        for a, b in chain
+    inwards = [
+        hops([(Flow(b, a, 1.0), everything) for a, b in pairs], reduce=True)
+        for pairs in reversed(links)
     ]
-    from_leader = [
-        [Message(b, a, chunk, reduce=False) for chunk in chunks]
-        for chain in chains
-        for a, b in reversed(chain)
+    outwards = [
+        hops([(Flow(a, b, 1.0), everything) for a, b in pairs], reduce=False) for pairs in links
     ]
-    around = [
-        messages for reduce in (True, False) for messages in _ring(leaders, chunks, reduce=reduce)
-    ]
-    pieces = tuple(Chunk(1 / len(islands), leaders[chunk - 1]) for chunk in chunks)
-    return Schedule(pieces, (*to_leader, *around, *from_leader))
+    around = rings([RingPart(leaders, 1.0, everything)], (True, False))
+
+    def chunks() -> tuple[Chunk, ...]:
+        return tuple(Chunk(1 / len(islands), leaders[chunk - 1]) for chunk in everything)
+
+    return _Meaning((*inwards, around, *outwards), chunks)
 
 
-def _sharded(shares: Sequence[float]) -> Schedule:
+def _sharded(shares: Sequence[float]) -> _Meaning:
+    """All ranks send each rank its shard, then each rank sends its shard to all."""
     owners = [rank for rank, share in enumerate(shares) if share]
-    ways = [(a, b, chunk) for chunk, b in enumerate(owners) for a in range(len(shares)) if a != b]
-    return Schedule(
-        tuple(Chunk(shares[owner], owner) for owner in owners),
-        (
-            [Message(a, b, chunk, reduce=True) for a, b, chunk in ways],
-            [Message(b, a, chunk, reduce=False) for a, b, chunk in ways],
-        ),
+    own: list[list[int]] = [[] for _ in shares]
+    for chunk, owner in enumerate(owners):
+        own[owner].append(chunk)
+    both = [exchange([(range(len(shares)), own)], shares, reduce=way) for way in (True, False)]
+    return _Meaning(tuple(both), lambda: tuple(Chunk(shares[owner], owner) for owner in owners))
+
+
+def _trees(plan_trees: Sequence[Tree]) -> _Meaning:
+    """Hops that can run at once, by their distance from the leaves and then from the root. A
+    single tree leaves links idle meanwhile: there a rank's hops are a step each."""
+    alone = len(plan_trees) == 1
+    found: list[Stage] = []
+    for reduce in (True, False):
+        steps: dict[int, list[tuple[Flow, Sequence[int]]]] = defaultdict(list)
+        for number, tree in enumerate(plan_trees):
+            way = tree.up if reduce else tree.down
+            for hop, step in zip(way, _steps(way, alone=alone), strict=True):
+                flow = Flow(hop.src, hop.dst, tree.share, hop.via)
+                steps[step].append((flow, (number,)))
+        found += [hops(steps[step], reduce=reduce) for step in sorted(steps)]
+    return _Meaning(
+        tuple(found), lambda: tuple(Chunk(tree.share, tree.root) for tree in plan_trees)
     )
 
 
-def _trees(plan: Plan) -> Schedule:
-    rounds: list[Round] = []
-    for number, tree in enumerate(plan.trees):
-        rounds += [[_message(hop, number, reduce=True)] for hop in tree.up]
-        rounds += [[_message(hop, number, reduce=False)] for hop in tree.down]
-    return Schedule(tuple(Chunk(tree.share, tree.root) for tree in plan.trees), tuple(rounds))
-
-
-def _message(hop: Hop, chunk: int, *, reduce: bool) -> Message:
-    return Message(hop.src, hop.dst, chunk, reduce, hop.via)
+def _steps(way: Sequence[Hop], *, alone: bool) -> list[int]:
+    """The step at which each hop can run: after the last hop that brings the bytes it sends; if
+    ``alone``, also after the other hops of its ranks."""
+    ready: dict[int, int] = defaultdict(int)
+    sent: dict[int, int] = defaultdict(int)
+    steps = []
+    for hop in way:
+        step = max(ready[hop.src], sent[hop.src], ready[hop.dst]) if alone else ready[hop.src]
+        sent[hop.src] = step + 1
+        ready[hop.dst] = max(ready[hop.dst], step + 1)
+        steps.append(step)
+    return steps
 
 
 def dimensions(levels: Sequence[Sequence[Sequence[int]]]) -> list[list[Ring]]:
