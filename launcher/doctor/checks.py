@@ -28,8 +28,8 @@ from trainmesh.units import count, size
 __all__ = ["Check", "CheckState", "check_all", "torch_checks"]
 
 OLDEST_PYTHON = (3, 11)
-OLDEST_TORCH = (2, 13)
-"""The first that runs the tests of hooks."""
+OLDEST_TORCH = (2, 12)
+"""The oldest on which switching and parity have been tested: make compat."""
 PROBE_S = 60.0
 """For a process that imports torch and makes a group, on a machine that may be busy."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
