@@ -1,5 +1,5 @@
-"""OpenAI's requests, read by what they ask and not by how: a parameter that would change the
-answer and has no translation is refused, never dropped."""
+"""Reads OpenAI's requests for translation. A parameter that would change the answer and has no
+translation is refused, never dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an endpoint wants requests, and the name it knows the model by."""
+"""The paths at which an endpoint takes requests, and its own name for the model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The admin server: what the router sees, its metrics, and admins' words on endpoints."""
+"""The admin server: the router's state, its metrics, and admins' orders for endpoints."""

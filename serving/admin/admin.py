@@ -1,4 +1,4 @@
-"""The admin server: what the router sees, its metrics, and admins' words on endpoints.
+"""The admin server: the router's state, its metrics, and admins' orders for endpoints.
 
 ::
 
@@ -49,7 +49,8 @@ MAX_ID_BYTES = 256
 DRAIN_POLL_S = 0.05
 MAX_WAIT_S = 86_400.0
 WORKER_ALIVE_S = 2.0
-"""Without a sign of life for that long a worker holds up no drain: it ticks 20 times a second."""
+"""A worker that has given no sign of life for that long doesn't delay a drain; it ticks 20 times a
+second."""
 WORDS = {"cordon": CordonState.CORDON, "drain": CordonState.DRAIN, "uncordon": CordonState.OPEN}
 HEADERS = {
     "Cache-Control": "no-store",
@@ -85,11 +86,11 @@ class Control(Protocol):
         ...
 
     def authorize(self, authorization: str, remote: str) -> str | Refused:
-        """Who may act as an admin with this ``Authorization`` header; audits refusals."""
+        """The admin who sends this ``Authorization`` header; audits refusals."""
         ...
 
     async def cordon(self, endpoint: str, state: CordonState, by: str) -> None:
-        """Carry an admin's word out. ``endpoint`` is one of the config's."""
+        """Carry an admin's order out. ``endpoint`` is one of the config's."""
         ...
 
     def audit(self, by: str, action: str, subject: str, remote: str, result: str) -> None:
@@ -198,7 +199,8 @@ class AdminServer:
         return web.Response(body=msgspec.json.encode(view), content_type=JSON)
 
     async def _why(self, request: web.Request) -> web.Response:
-        """Prompts' sizes and tenants' names are not for everybody, so it needs a key."""
+        """The answer has prompts' sizes and tenants' names, which are not for everybody, so it
+        needs a key."""
         who = self._authorize(request)
         if isinstance(who, Refused):
             return _refusal(who)

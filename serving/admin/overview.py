@@ -1,4 +1,4 @@
-"""What the router sees, put together for ``GET /endpoints``; pure."""
+"""Builds the answer to ``GET /endpoints`` from the router's state; pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``GET /endpoints`` answers with, and ``trainmesh endpoints`` shows."""
+"""The answer to ``GET /endpoints``, which ``trainmesh endpoints`` shows."""
 
 from __future__ import annotations
 

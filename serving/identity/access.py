@@ -1,8 +1,8 @@
 """Which endpoints of a model a tenant's requests may go to, and why not to the others.
 
-A tenant's models, zones, revisions and rule are weighed once for each model it asks for. Only a
-rule that reads ``request`` is left for each request: it is evaluated once for every group of
-endpoints that it can't tell apart.
+A tenant's models, zones, revisions and rule are evaluated once for each model that it asks for.
+Only a rule that reads ``request`` is evaluated for each request, once for every group of endpoints
+that it can't tell apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_REASONS = 3
 
 
 class Grant:
-    """What a tenant may use of one model.
+    """The endpoints of one model that a tenant may use.
 
     Attributes:
         allowed: places of endpoints in the model's list; None: all.

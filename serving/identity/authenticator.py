@@ -50,9 +50,9 @@ class _Known(NamedTuple):
 class Authenticator:
     """Tells tenants apart.
 
-    A header that was right is remembered for the next request, in this process's memory only; a
-    wrong one never is, so that nobody can push others out. Keys are compared by their SHA-256,
-    whose timing says nothing about the key.
+    A valid header is remembered for the next request, in this process's memory only. An invalid one
+    never is, so that nobody can push others out. Keys are compared by their SHA-256, whose timing
+    says nothing about the key.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Certificate files, checked before OpenSSL sees them, so that what is wrong has words."""
+"""Checks certificate files before OpenSSL reads them, so that a mistake has a clear message."""
 
 from __future__ import annotations
 

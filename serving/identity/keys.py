@@ -20,7 +20,8 @@ MAX_FILE_BYTES = 1 << 20
 
 
 def digest(key: bytes) -> str:
-    """SHA-256 of a key, in hex. Keys are drawn, not thought up, so no slow hash is needed."""
+    """SHA-256 of a key, in hex. Keys are random, not chosen by people, so no slow hash is
+    needed."""
     return hashlib.sha256(key).hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""Decides a ledger again: is it the same, and what would another policy have done? Pure.
+"""Makes a ledger's decisions again: are they the same, and what would another policy have done?
+Pure.
 
 Each decision is taken anew from what was recorded of it: the candidates as they were then, the
 same request, the same random draw. That another policy would in time have led to other loads is

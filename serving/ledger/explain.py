@@ -18,8 +18,9 @@ __all__ = ["AttemptStory", "Terms", "attempts_of", "terms_of", "words"]
 
 
 class Terms(Struct, frozen=True, kw_only=True):
-    """What one candidate's first byte was expected to take, in seconds: ``decide.cost``'s formula
-    taken apart. ``score`` is what the policy said (lower is better); None: it ruled it out."""
+    """The expected time to one candidate's first byte, in seconds, split into the terms of
+    ``decide.cost``. ``score`` is the policy's (lower is better); None: the policy ruled the
+    candidate out."""
 
     endpoint: str
     rtt_s: float

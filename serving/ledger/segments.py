@@ -43,7 +43,8 @@ def segments(folder: Path, worker: int | None = None) -> list[Segment]:
 
 
 def state_root() -> Path:
-    """What routers leave behind for people to read: ``$XDG_STATE_HOME/trainmesh/serve``.
+    """The folder of files that routers leave for people to read:
+    ``$XDG_STATE_HOME/trainmesh/serve``.
 
     Raises:
         ConfigError: it is not set, and the user has no home (an id without a name, and no HOME).

@@ -1,8 +1,8 @@
-"""Writes a worker's decisions: encoded at once, written by a thread, never in the way.
+"""Writes a worker's decisions: they are encoded at once and written by a thread, so nothing blocks.
 
 ``add`` appends to a buffer in memory. A full buffer, or ``tick``, hands it to a thread, so that a
-slow disk never stops the event loop. What a full disk or a disk that can't keep up doesn't take
-is dropped, counted and told by ``news``; serving goes on.
+slow disk never stops the event loop. Records that a full or slow disk doesn't take are dropped,
+counted and reported by ``news``; serving goes on.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a router says of itself: counters that its processes share, logs, traces."""
+"""A router's observability: counters that its processes share, logs, traces."""

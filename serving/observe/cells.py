@@ -1,4 +1,4 @@
-"""What the counters file counts, and where each number lies in a worker's row.
+"""The counters of the counters file, and the place of each in a worker's row.
 
 A *cell* is eight bytes: a whole number, or a float where the field says so. Cells come in groups:
 one for the worker itself, and one for each model, endpoint and tenant. A group's fields hold

@@ -1,13 +1,13 @@
-"""Logs as JSON, one line per event, on standard error; rate-limited and never in the way. On a
-terminal the same in words.
+"""Logs as JSON, one line per event, on standard error; rate-limited, and never blocking. On a
+terminal, the same in words.
 
 ``log_event(logger, "endpoint_ejected", endpoint=..., reason=...)`` gives::
 
     {"time":"2026-11-21T17:00:00.123Z","level":"info","event":"endpoint_ejected","process":"worker-0","endpoint":...}
 
-A thread writes the lines, so that a reader who doesn't read stops nobody; lines that don't fit
-into its queue are dropped and counted. An event that comes more often than its burst allows is
-held back, and its next line says how many were (``suppressed``).
+A thread writes the lines, so that a reader which stops reading blocks nobody; lines that don't fit
+into its queue are dropped and counted. An event that comes more often than its burst allows is held
+back, and its next line says how many were (``suppressed``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ LOGGER = logging.getLogger("trainmesh.serving")
 ACCESS = logging.getLogger("trainmesh.serving.access")
 """One line per request, where ``telemetry.access_log`` asks for it; not rate-limited."""
 CONTROL = logging.getLogger("trainmesh.serving.control")
-"""What the control process tells an operator, in words; not rate-limited, as each is said once."""
+"""Messages of the control process for an operator, in words; not rate-limited, because each comes
+once."""
 UNLIMITED = (ACCESS.name, CONTROL.name)
 
 SOURCES = (LOGGER.name, "asyncio", "aiohttp", "opentelemetry")
@@ -66,7 +67,7 @@ class Logs:
 
     @property
     def dropped(self) -> int:
-        """Lines that were lost because nobody reads fast enough, or nobody can."""
+        """How many lines were lost because nobody reads fast enough, or at all."""
         return self._handler.dropped
 
     def close(self) -> None:
