@@ -92,6 +92,65 @@ def test_a_class_name_means_one_thing() -> None:
     assert {name for name, files in found.items() if len(files) > 1} == SHARED_NAMES.keys()
 
 
+WALL_CLOCK = {
+    "trainmesh/clock.py": "the one that is handed in reads it here",
+    "trainmesh/owned.py": "when a machine was booted: compared with the time before its last boot",
+    "trainmesh/probe/pair.py": "dates a measurement for people, who may be on another host",
+    "trainmesh/store/claim.py": "dates a claim for people, who may be on another host",
+    "launcher/commands/quarantine.py": "a verdict ends at a date, as other hosts read it too",
+    "launcher/probe/session.py": "dates a measurement for people",
+    "launcher/run/session.py": "dates a launch for people, and orders launches in a list",
+    "serving/control/observer.py": "verdicts end at a date that other hosts have written",
+    "serving/control/rundir.py": "dates a router's start for people, and orders routers in a list",
+    "serving/identity/audit.py": "dates what was asked for people",
+    "serving/identity/authenticator.py": "a token ends at a date that its issuer has written",
+    "serving/identity/certificates.py": "a certificate ends at a date that its issuer has written",
+    "serving/proxy/recorder.py": "dates a decision for people",
+    "serving/proxy/route.py": "dates an answer for its client (OpenAI's field created)",
+    "serving/proxy/worker.py": "dates a worker's start for people (a metric)",
+}
+"""Who may read the clock that can be set, and why: never for a duration or a time to wait."""
+SET_CLOCKS = {"time.time", "time.time_ns", "time.CLOCK_REALTIME", "datetime.now", "datetime.utcnow"}
+
+
+def reads_the_wall_clock(source: str) -> bool:
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            names.add(ast.unparse(node))
+    return bool(names & SET_CLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("import time\nnow = time.time()", True),
+        ("from time import monotonic, time", True),
+        ("import time\ndef f(now=time.time_ns): ...", True),
+        ("from datetime import datetime\nnow = datetime.now()", True),
+        ("import time\ntime.clock_gettime(time.CLOCK_REALTIME)", True),
+        ("import time\nnow = time.monotonic()", False),
+        ("from time import monotonic", False),
+        ("from datetime import datetime\nthen = datetime.fromtimestamp(0)", False),
+    ],
+)
+def test_reading_the_wall_clock_is_noticed(source: str, reads: bool) -> None:
+    assert reads_the_wall_clock(source) is reads
+
+
+def test_nobody_else_reads_the_wall_clock() -> None:
+    """An administrator or NTP sets it: what is decided from it goes wrong on that day."""
+    found = {
+        str(path.relative_to(ROOT))
+        for name in [*FOLDERS, "trainmesh"]
+        for path in (ROOT / name).rglob("*.py")
+        if path.resolve() == path and reads_the_wall_clock(path.read_text())
+    }
+    assert found == WALL_CLOCK.keys()
+
+
 def modules() -> list[str]:
     found = pkgutil.walk_packages(trainmesh.__path__, "trainmesh.")
     skipped = ("trainmesh.__main__", "trainmesh.launcher.site")

@@ -19,10 +19,12 @@ class Clock(Protocol):
 class SystemClock:
     """The host's clocks."""
 
-    def monotonic_s(self) -> float:
+    @staticmethod
+    def monotonic_s() -> float:
         return time.monotonic()
 
-    def unix_s(self) -> float:
+    @staticmethod
+    def unix_s() -> float:
         return time.time()
 
 

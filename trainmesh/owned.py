@@ -222,6 +222,8 @@ def _reaches(owner: Machine, here: Machine) -> bool:
     if owner.boot_id == here.boot_id:
         return True
     same = (owner.host, owner.machine_id) == (here.host, here.machine_id)
+    # Two boots share no monotonic clock. Where the wall clock was wrong at one of them, the
+    # directory stays until a later boot.
     return bool(here.machine_id) and same and owner.booted_unix_s < here.booted_unix_s
 
 

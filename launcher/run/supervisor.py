@@ -7,9 +7,9 @@ is started again, after longer and longer waits. Training goes on in any case.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 
+from trainmesh.clock import Clock, SystemClock
 from trainmesh.errors import WireError
 from trainmesh.launcher.run import signals
 from trainmesh.launcher.run.service import (
@@ -43,6 +43,7 @@ class Supervisor:
         troubles: Where it is kept what is wrong.
         restore: Called about once a second; true if it has made the place in which the services
             work anew, so that they have to start again.
+        clock: By which it is decided when to look and when to start again.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Supervisor:
         prepare: Callable[[], object],
         troubles: Troubles,
         restore: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._prepare = prepare
         self._restore = restore
         self._troubles = troubles
@@ -74,7 +77,7 @@ class Supervisor:
         next_check_s = 0.0
         try:
             while not self._stopping.is_set():
-                now_s = time.monotonic()
+                now_s = self._clock.monotonic_s()
                 if now_s >= next_check_s:
                     next_check_s = now_s + CHECK_EVERY_S
                     self._check(now_s)
@@ -86,7 +89,7 @@ class Supervisor:
                 keeper.look_at_end()
             for keeper in reversed(self._keepers):
                 keeper.service.process.stop()
-            self._troubles.look(time.monotonic(), at_end=True)
+            self._troubles.look(self._clock.monotonic_s(), at_end=True)
 
     def _check(self, now_s: float) -> None:
         self._troubles.look(now_s)

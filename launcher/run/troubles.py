@@ -6,7 +6,6 @@ Training goes on in any case, so nobody would notice otherwise.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from trainmesh.clock import SystemClock
 from trainmesh.errors import WireError
 from trainmesh.rundir import write_atomically
 from trainmesh.types import Event, RecordLine
@@ -58,9 +58,16 @@ class Troubles:
     Args:
         path: Where the troubles are kept for ``trainmesh status``.
         say: Prints one line.
+        unix_s: Dates what is told; how long something lasts is told by ``now_s``.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        say: Callable[[str], None],
+        unix_s: Callable[[], float] = SystemClock.unix_s,
+    ) -> None:
+        self._unix_s = unix_s
         self._path = path
         self._say = say
         self._open: dict[str, _Open] = {}
@@ -69,7 +76,7 @@ class Troubles:
     def set(self, about: str, who: str, text: str, now_s: float) -> None:
         """``who`` finds ``text`` wrong with ``about``; an empty text: nothing any more."""
         if text:
-            known = self._open.setdefault(about, _Open(now_s, time.time()))
+            known = self._open.setdefault(about, _Open(now_s, self._unix_s()))
             known.texts[who] = text
         elif about in self._open:
             self._open[about].texts.pop(who, None)
@@ -110,7 +117,7 @@ class Troubles:
         if not is_said:
             self._say(text)
         text = text.removeprefix("warning: ")
-        self._events.append(Event(unix_s=time.time(), step=0, kind=kind, text=text))
+        self._events.append(Event(unix_s=self._unix_s(), step=0, kind=kind, text=text))
 
     def _publish(self) -> None:
         known = tuple(

@@ -13,12 +13,12 @@ import select
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from trainmesh.clock import Clock, SystemClock
 from trainmesh.console import note
 from trainmesh.errors import PlanError, StoreError, TrainmeshError, WireError
 from trainmesh.probe.agent import Prober
@@ -123,8 +123,13 @@ class AgentSession:
     """The agent's side of the store: publishes the inbox, brings hints and status down."""
 
     def __init__(
-        self, environment: ControlEnvironment, inbox: Inbox, health: HealthReporter
+        self,
+        environment: ControlEnvironment,
+        inbox: Inbox,
+        health: HealthReporter,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._node = environment.node
         self._job = environment.job
         self._etcd = environment.etcd
@@ -133,7 +138,9 @@ class AgentSession:
         self._inbox = inbox
         self._health = health
         self._prober: Prober | None = None
-        self._info = AgentInfo(node=self._node, pid=os.getpid(), started_unix_s=time.time())
+        self._info = AgentInfo(
+            node=self._node, pid=os.getpid(), started_unix_s=self._clock.unix_s()
+        )
         self._is_deleted = threading.Event()
         """Somebody has deleted this agent's entry, although it lives."""
         self._must_list = threading.Event()
@@ -178,8 +185,8 @@ class AgentSession:
                     self._must_list.clear()
                     self._applied.clear()
                     self._refresh(store)
-                elif time.monotonic() >= self._look_again_s:
-                    self._look_again_s = time.monotonic() + LOOK_AGAIN_S
+                elif self._clock.monotonic_s() >= self._look_again_s:
+                    self._look_again_s = self._clock.monotonic_s() + LOOK_AGAIN_S
                     self._read_hint_again(store)
                 self._publish(store)
             if stop.is_set():
@@ -217,7 +224,7 @@ class AgentSession:
         self._applied[name] = revision
         if name == "status":
             self._write(self._run.status, value[:MAX_BYTES])
-            self._write(self._run.status_time, str(time.monotonic()).encode())
+            self._write(self._run.status_time, str(self._clock.monotonic_s()).encode())
         elif name == "hint":
             try:
                 hint = decode(value, Hint, what=key)

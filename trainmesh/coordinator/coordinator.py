@@ -7,13 +7,13 @@ records the same run but publishes nothing.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from trainmesh.clock import SystemClock
 from trainmesh.coordinator.hints import Hints
 from trainmesh.coordinator.job import JobView
 from trainmesh.coordinator.tuning.asked_state import AskedState
@@ -73,7 +73,7 @@ class Coordinator:
         events: Sequence[Event] = (),
         asked_before: Sequence[Asked] = (),
         *,
-        unix_s: Callable[[], float] = time.time,
+        unix_s: Callable[[], float] = SystemClock.unix_s,
     ) -> None:
         self._unix_s = unix_s
         self._job = job

@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-import time
 
+from trainmesh.clock import Clock, SystemClock
 from trainmesh.console import note
 from trainmesh.coordinator.coordinator import Coordinator, Effects, Settings
 from trainmesh.coordinator.record import RecordWriter
@@ -47,9 +47,18 @@ SAID_REFUSALS = 2
 
 
 class CoordinatorProcess:
-    """Keeps one job's Coordinator across sessions with the store."""
+    """Keeps one job's Coordinator across sessions with the store.
 
-    def __init__(self, environment: ControlEnvironment, record: RecordWriter) -> None:
+    Args:
+        environment: What the launcher has passed.
+        record: Of the run.
+        clock: Its monotonic side is what everything is decided from.
+    """
+
+    def __init__(
+        self, environment: ControlEnvironment, record: RecordWriter, clock: Clock | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
         self._environment = environment
         self._prefix = job_prefix(environment.job)
         self._record = record
@@ -89,7 +98,7 @@ class CoordinatorProcess:
                     lease,
                     timeout_s=0.0,
                 )
-                self._work(store, coordinator, time.monotonic() + TICK_S, eager=True)
+                self._work(store, coordinator, self._clock.monotonic_s() + TICK_S, eager=True)
                 self._tick(store, coordinator)
             if stop.is_set():
                 self._finish(store, coordinator)
@@ -112,10 +121,19 @@ class CoordinatorProcess:
         )
         earlier = self._earlier(store)
         self._coordinator = Coordinator(
-            environment.job, settings, declared, earlier.events, earlier.asked
+            environment.job,
+            settings,
+            declared,
+            earlier.events,
+            earlier.asked,
+            unix_s=self._clock.unix_s,
         )
         if earlier.events:
-            self._do(self._coordinator.log("coordinator", "the coordinator was restarted", _now()))
+            self._do(
+                self._coordinator.log(
+                    "coordinator", "the coordinator was restarted", self._clock.monotonic_s()
+                )
+            )
         return self._coordinator
 
     def _earlier(self, store: Store) -> JobStatus:
@@ -153,7 +171,7 @@ class CoordinatorProcess:
     ) -> None:
         """Apply changes as they come, until the given monotonic time; if ``eager``, until there is
         something to decide about at once."""
-        while (left_s := until_s - time.monotonic()) > 0:
+        while (left_s := until_s - self._clock.monotonic_s()) > 0:
             try:
                 change = self._changes.get(timeout=left_s)
             except queue.Empty:
@@ -173,7 +191,7 @@ class CoordinatorProcess:
                 self._see_agent(key.removeprefix("agents/"), present=change.value is not None)
             elif key == "hint":
                 self._hint_revision = change.revision if change.value is not None else 0
-                self._do(coordinator.hint_seen(_usable_hint(change), _now()))
+                self._do(coordinator.hint_seen(_usable_hint(change), self._clock.monotonic_s()))
             elif key == "graph" and change.value is None:
                 self._document = None
             elif key in ("status", "graph") and change.value is not None and self._leader is None:
@@ -195,15 +213,19 @@ class CoordinatorProcess:
         if present:
             self._agents_gone_s.pop(node, None)
         else:
-            self._agents_gone_s[node] = time.monotonic()
+            self._agents_gone_s[node] = self._clock.monotonic_s()
 
     def _report_missing_agents(self, coordinator: Coordinator) -> None:
         """Not at once: at the end of a job agents leave just before the coordinator, and one
         that has crashed is soon started again."""
         for node, since_s in list(self._agents_gone_s.items()):
-            if time.monotonic() - since_s > AGENT_GRACE_S:
+            if self._clock.monotonic_s() - since_s > AGENT_GRACE_S:
                 del self._agents_gone_s[node]
-                self._do(coordinator.log("agent", f"the agent of {node} is gone", _now()))
+                self._do(
+                    coordinator.log(
+                        "agent", f"the agent of {node} is gone", self._clock.monotonic_s()
+                    )
+                )
 
     def _take_report(self, report: NodeReport, coordinator: Coordinator) -> None:
         agent = (report.node, report.agent)
@@ -212,7 +234,7 @@ class CoordinatorProcess:
             self._sequences[agent] = report.sequence
             while len(self._sequences) > MAX_AGENTS:
                 del self._sequences[next(iter(self._sequences))]
-            self._do(coordinator.report(report, _now()))
+            self._do(coordinator.report(report, self._clock.monotonic_s()))
 
     def _do(self, effects: Effects) -> None:
         self._record.write(effects.lines)
@@ -222,17 +244,17 @@ class CoordinatorProcess:
         if self._leader is None:
             return
         self._report_missing_agents(coordinator)
-        if time.monotonic() >= self._look_again_s:
+        if self._clock.monotonic_s() >= self._look_again_s:
             self._read_hint_again(store, coordinator)
         try:
-            effects = coordinator.decide(_now())
+            effects = coordinator.decide(self._clock.monotonic_s())
             self._do(effects)
             if effects.hint is not None:
                 self._publish(store, coordinator, effects.hint, self._leader)
             if coordinator.document != self._document:
                 store.put(f"{self._prefix}graph", encode(coordinator.document))
                 self._document = coordinator.document
-            status = encode(coordinator.status(_now()))
+            status = encode(coordinator.status(self._clock.monotonic_s()))
             self._see_revision(store.put(f"{self._prefix}status", status))
         except FencedOut:
             self._leader = None  # the next session campaigns again
@@ -241,21 +263,21 @@ class CoordinatorProcess:
     def _publish(self, store: Store, coordinator: Coordinator, hint: Hint, leader: Entry) -> None:
         """Store ``hint``. If the key has changed, a notification was lost or somebody else writes
         it. The key is then read again, and the coordinator, which knows now, tries again."""
-        if not self._refused.may_try(time.monotonic()):
+        if not self._refused.may_try(self._clock.monotonic_s()):
             return
         key = f"{self._prefix}hint"
         stored = store.cas(key, encode(hint), expected_revision=self._hint_revision, fence=leader)
         if stored is not None:
             self._refused.over()
             return
-        if self._refused.another(time.monotonic()):
+        if self._refused.another(self._clock.monotonic_s()):
             text = f"{key} was changed by somebody else; it is read again and written again"
             note(text)
-            self._do(coordinator.log("warning", text, _now()))
+            self._do(coordinator.log("warning", text, self._clock.monotonic_s()))
         self._read_hint_again(store, coordinator)
 
     def _read_hint_again(self, store: Store, coordinator: Coordinator) -> None:
-        self._look_again_s = time.monotonic() + LOOK_AGAIN_S
+        self._look_again_s = self._clock.monotonic_s() + LOOK_AGAIN_S
         key = f"{self._prefix}hint"
         entry = store.get(key)
         value, revision = (entry.value, entry.mod_revision) if entry is not None else (None, 0)
@@ -278,9 +300,9 @@ class CoordinatorProcess:
     def _finish(self, store: Store, coordinator: Coordinator) -> None:
         """Take the agents' remaining reports. The last coordinator to leave clears the job's
         keys."""
-        end_s = time.monotonic() + FINISH_S
-        while time.monotonic() < end_s:
-            self._work(store, coordinator, min(end_s, time.monotonic() + QUIET_S))
+        end_s = self._clock.monotonic_s() + FINISH_S
+        while self._clock.monotonic_s() < end_s:
+            self._work(store, coordinator, min(end_s, self._clock.monotonic_s() + QUIET_S))
             if self._changes.empty():
                 break
         if self._leader is not None and not store.list(f"{self._prefix}agents/")[0]:
@@ -290,10 +312,11 @@ class CoordinatorProcess:
     def _end(self, coordinator: Coordinator) -> None:
         """Write the last record lines, and the status for the launcher: the agent, which hands it
         down while the job runs, has ended."""
-        self._do(coordinator.end(_now()))
+        self._do(coordinator.end(self._clock.monotonic_s()))
         try:
             write_atomically(
-                self._environment.run.status, encode(coordinator.status(_now(), is_last=True))
+                self._environment.run.status,
+                encode(coordinator.status(self._clock.monotonic_s(), is_last=True)),
             )
         except OSError as error:
             note(f"no last status: {error}")
@@ -332,11 +355,6 @@ def _usable_hint(change: Change) -> Hint | None:
         note(f"hint refused: {error}")
         return None
     return hint
-
-
-def _now() -> float:
-    """For decisions: a clock that nobody sets."""
-    return time.monotonic()
 
 
 def serve(environment: ControlEnvironment, stop: Stop, health: HealthReporter) -> None:
