@@ -8,10 +8,11 @@ export TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup lock demo test test-latest test-compiled compat check bench bench-serve soak clean
+.PHONY: help setup lock demo quick test test-latest test-compiled compat check bench bench-serve fault soak clean
 
 help:
 	@echo "make demo    set up, then train on four emulated hosts as a NIC falls: torchrun, trainmesh"
+	@echo "make quick   after an edit: the tests that start nothing, about a minute"
 	@echo "make test    set up, then check and test everything"
 	@echo "make setup   virtual environment, dependencies, etcd; leaves $(BIN)/trainmesh"
 	@echo "make lock    lock the newest versions of all dependencies in requirements/"
@@ -22,7 +23,8 @@ help:
 	@echo "make bench   the figures of docs/benchmarks.md"
 	@echo "make bench-serve   the router beside its peers (installs them; half an hour)"
 	@echo "make test-compiled   the router's tests with its data path compiled"
-	@echo "make soak    the long tests"
+	@echo "make fault   the long tests of faults: killed ranks, lost messages, cut connections"
+	@echo "make soak    all long tests"
 
 setup: $(STAMP)
 
@@ -42,6 +44,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Planning, decisions, formats: what needs no process, server or process group (docs/testing.md).
+quick: setup
+	$(BIN)/python -m pytest --quick -n 2 --dist worksteal --durations=10
 
 # Tests of pure planning and of the router share the cores well; those that train don't.
 SIDE_BY_SIDE := tests/topology tests/serving
@@ -66,6 +72,9 @@ test-compiled: setup
 	scripts/compiled.sh $(BIN)/python build/compiled
 	cd build/compiled && ../../$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile \
 	  tests/serving --ignore=tests/serving/abuse/test_splits.py
+
+fault: setup
+	$(BIN)/python -m pytest -m "fault and soak"
 
 soak: setup
 	$(BIN)/python -m pytest -m soak

@@ -7,6 +7,8 @@ from hypothesis import HealthCheck, settings
 
 from trainmesh.store.embedded import EmbeddedEtcd
 
+pytest_plugins = ["tests.quick"]
+
 # How long an example takes says how busy the machine is, not that something is wrong.
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -94,6 +94,7 @@ def test_plans_that_do_not_deliver_are_taken_back_once_each() -> None:
     assert "counts 3.00 times its prediction now" in job.texts("revert")[0]
 
 
+@pytest.mark.slow
 def test_a_plan_that_delivers_on_some_links_only_may_be_tried_on_others() -> None:
     weaker, bad = (hosts(*[0.125] * 7, 0.125 * share) for share in (0.6, 0.25))
 

@@ -155,6 +155,7 @@ def test_whatever_happens_the_ranks_get_a_plan_when_it_is_over(
 
 
 @pytest.mark.soak
+@pytest.mark.fault
 @pytest.mark.parametrize("seed", range(1000, 1300))
 def test_mishaps_at_length(seed: int) -> None:
     mishaps(seed, (FUSED, TREE, Settings())[seed % 3], (None, UNEQUAL)[seed % 2], rounds=6)

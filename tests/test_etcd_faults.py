@@ -268,6 +268,7 @@ def test_a_cas_whose_answer_was_lost_counts(etcd_url: str) -> None:
 
 
 @pytest.mark.etcd
+@pytest.mark.fault
 @pytest.mark.soak  # pings are 10 s apart
 def test_an_idle_watch_notices_that_it_is_cut_off(etcd_url: str) -> None:
     store = connect(etcd_url, timeout_s=PATIENCE_S)

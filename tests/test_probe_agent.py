@@ -20,6 +20,8 @@ from trainmesh.probe_types import (
 from trainmesh.store.memory import MemoryStore
 from trainmesh.wire import decode, encode
 
+pytestmark = pytest.mark.starts
+
 PREFIX = "/trainmesh/jobs/test/"
 MEASURED = "/trainmesh/measured/"
 NODES = ("a", "b", "c")

@@ -15,6 +15,8 @@ from trainmesh.probe.pair import measure_pair
 from trainmesh.probe.responder import MAX_CONNECTIONS, Responder
 from trainmesh.probe_types import PairMeasure, ProbePair, ProbeRequest
 
+pytestmark = pytest.mark.starts
+
 HOST = "127.0.0.1"
 TOKEN = "ab" * 32
 REQUEST = ProbeRequest(

@@ -15,7 +15,7 @@ from tests.hooks.test_executors import plans
 from trainmesh.types import Hint
 from trainmesh.wire import encode
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.fault]
 
 ROOT = Path(__file__).parent.parent.parent
 JOB = Path(__file__).parent.parent / "jobs/lost.py"

@@ -24,6 +24,7 @@ def own_etcd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRAINMESH_ETCD", raising=False)
 
 
+@pytest.mark.starts
 def test_this_machine_can_run_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
@@ -36,6 +37,7 @@ def test_this_machine_can_run_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert checks["etcd server"]["text"].startswith("3.")
 
 
+@pytest.mark.starts
 def test_a_fail_is_told_with_its_cure_and_the_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +85,7 @@ def test_what_is_wrong_with_torch(facts: dict[str, object], name: str, state: Ch
     assert check.fix
 
 
+@pytest.mark.starts
 def test_a_probe_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('broken torch')")
     facts = doctor.run_probe({**os.environ, "PYTHONPATH": str(tmp_path)})
@@ -165,6 +168,7 @@ def test_a_machine_whose_interfaces_lead_nowhere(monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.starts
 def test_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert doctor.run_directory_check().state is CheckState.OK

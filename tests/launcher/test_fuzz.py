@@ -12,7 +12,9 @@ import pytest
 from trainmesh.launcher.cli import COMMANDS, build_parser, main
 
 SEED, NUM_TRIES = 11, 6
-SLOW = {"doctor": 1}  # starts processes and asks networks
+STARTS = {"doctor", "lab"}
+"""Commands that start processes and ask networks."""
+SLOW = {"doctor": 1}
 TAKEN_ELSEWHERE = {"launch", "serve"}  # test_bad_input, and the tests of the router
 GRAPH = (
     "version: 1\nnodes: {g0: {kind: rank}, g1: {kind: rank}}\n"
@@ -69,7 +71,13 @@ def arguments(parser: argparse.ArgumentParser, chance: random.Random) -> Iterato
             yield str(chance.choice(known if known and chance.random() < 0.8 else VALUES))
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - TAKEN_ELSEWHERE))
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.starts] if command in STARTS else [])
+        for command in sorted(set(COMMANDS) - TAKEN_ELSEWHERE)
+    ],
+)
 def test_arguments_are_taken_or_refused_in_one_line(
     command: str,
     tmp_path: Path,

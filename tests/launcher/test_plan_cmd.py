@@ -149,6 +149,7 @@ def test_nccls_model_says_nothing_of_amd_gpus(
         from_graph(load_file(graph), [tuple(range(4))], Generation.HOPPER)
 
 
+@pytest.mark.slow
 def test_no_gain_over_a_native_that_is_not_the_backends_own(
     tmp_path: Path, star: str, two_racks: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

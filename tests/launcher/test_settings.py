@@ -86,6 +86,7 @@ def test_workers_are_told_where_the_run_directory_is(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.starts
 @pytest.mark.parametrize("etcd", [None, "http://127.0.0.1:2379"])
 def test_services_in_their_order(tmp_path: Path, etcd: str | None) -> None:
     settings = LaunchSettings(

@@ -113,6 +113,7 @@ def test_a_full_disk_is_the_reason_that_the_log_has_not_taken(tmp_path: Path) ->
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.starts
 def test_what_is_killed_is_started_again(
     modules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,6 +244,7 @@ def test_what_a_process_tells_is_said_when_it_lasts(tmp_path: Path) -> None:
     assert looked.said[1:] == [ended, "over: full"], "a new process tells anew"
 
 
+@pytest.mark.starts
 def test_a_place_made_anew_starts_everything_again(modules: Path, tmp_path: Path) -> None:
     stay = service("stay", modules, tmp_path)
     gone = threading.Event()
@@ -292,6 +294,7 @@ def test_a_health_reporter_tells_changes_and_never_blocks() -> None:
     reporter.set("store", "closed")
 
 
+@pytest.mark.starts
 def test_services_end_in_the_reverse_order(modules: Path, tmp_path: Path) -> None:
     first, second = (service("stay", modules, tmp_path, name) for name in ("first", "second"))
     supervisor = supervisor_of(first, second)
@@ -307,6 +310,7 @@ def test_stop_without_start(modules: Path, tmp_path: Path) -> None:
     supervisor_of(service("stay", modules, tmp_path)).stop()
 
 
+@pytest.mark.starts
 def test_a_service_has_its_own_session_and_a_lower_priority(modules: Path, tmp_path: Path) -> None:
     stay = service("stay", modules, tmp_path)
     stay.process.start()
@@ -329,6 +333,7 @@ def test_a_job_that_is_niced_already_is_no_exception() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.starts
 def test_a_service_ends_when_its_owner_is_gone(modules: Path, tmp_path: Path) -> None:
     stay = service("stay", modules, tmp_path)
     stay.process.start()

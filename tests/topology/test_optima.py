@@ -79,6 +79,7 @@ def test_reference_systems(system: System) -> None:
     assert gather / 2 <= reduce * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @thorough
 @given(random_graphs(max_ranks=5))
 def test_all_reduce(graph: LinkGraph) -> None:
@@ -93,6 +94,7 @@ def test_all_reduce(graph: LinkGraph) -> None:
     assert forest_algbw(found) >= 0.98 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collective", ONE_WAY)
 @thorough
 @given(random_graphs(max_ranks=5))
@@ -111,6 +113,7 @@ def test_gathers_and_scatters(collective: Collective, graph: LinkGraph) -> None:
     assert forest_algbw(found) >= 0.999 * best
 
 
+@pytest.mark.slow
 @thorough
 @given(random_graphs(max_ranks=6))
 def test_a_ring_is_a_scatter_and_a_gather_and_these_are_an_all_reduce(graph: LinkGraph) -> None:
@@ -143,6 +146,7 @@ def test_a_bound_that_nothing_reaches_is_not_called_exact() -> None:
     assert found.document()["bound"]["slack_at_most"] == pytest.approx(2.0, rel=0.01)
 
 
+@pytest.mark.slow
 @settings(thorough, max_examples=3)
 @given(random_graphs(min_ranks=12, max_ranks=24))
 def test_up_to_24_ranks(graph: LinkGraph) -> None:

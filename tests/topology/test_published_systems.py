@@ -205,6 +205,7 @@ def test_what_is_derived_by_hand_is_the_optimum(name: str) -> None:
         assert optimum(system.graph) / GB == pytest.approx(system.optimum(collective), rel=NEAR)
 
 
+@pytest.mark.slow
 @every_case
 def test_the_bound_is_the_optimum_where_it_says_so(name: str, collective: Collective) -> None:
     system = SYSTEMS[name]

@@ -113,6 +113,7 @@ def test_an_ordinary_users_path_is_enough(
     assert main(["lab", "check"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.starts
 def test_check_says_what_is_missing_and_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

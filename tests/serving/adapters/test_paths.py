@@ -75,6 +75,7 @@ values = st.recursive(
 
 @settings(derandomize=True, max_examples=300, deadline=None)
 @given(st.dictionaries(keys, values, max_size=5), st.text(max_size=8), st.booleans())
+@pytest.mark.slow
 def test_any_object_differs_in_the_model_only(
     whole: dict[str, Any], name: str, spaced: bool
 ) -> None:

@@ -20,6 +20,8 @@ from benchmarks.serving.figures import Aim, Column, judged, table, typical
 from benchmarks.serving.programs import Load, Mock, certificate
 from tests.needs import need, need_root
 
+pytestmark = pytest.mark.starts
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

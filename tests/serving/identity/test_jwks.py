@@ -74,6 +74,7 @@ def discovery(issuer: str, uri: str) -> bytes:
     return json.dumps({"issuer": issuer, "jwks_uri": uri, "more": 1}).encode()
 
 
+@pytest.mark.starts
 def test_keys_are_found_through_the_issuer() -> None:
     async def use(provider: Provider) -> None:
         issuer = f"{provider.url}/realms/x"
@@ -94,6 +95,7 @@ def test_keys_are_found_through_the_issuer() -> None:
     with_provider(use)
 
 
+@pytest.mark.starts
 def test_what_can_t_be_fetched_has_a_reason() -> None:
     async def use(provider: Provider) -> None:
         provider.says("/large", b" " * (MAX_BYTES + 1))
@@ -120,6 +122,7 @@ def test_keys_may_lie_in_a_file(tmp_path: Path) -> None:
         asyncio.run(fetched(replace(CONFIG, jwks=f"file:{file}")))
 
 
+@pytest.mark.starts
 def test_rotation_is_followed_and_outages_are_survived() -> None:
     async def use(provider: Provider) -> None:
         provider.says("/keys", OWN.jwks())

@@ -330,6 +330,7 @@ def run_with_uvloop(authority: Authority) -> list[int]:
         return runner.run(both())
 
 
+@pytest.mark.starts
 def test_a_running_server_takes_a_renewed_certificate(authority: Authority) -> None:
     first, second = run_with_uvloop(authority)
     assert first != second

@@ -50,6 +50,7 @@ async def answer(request: Any) -> tuple[int, str]:
         return response.status, await response.text()
 
 
+@pytest.mark.starts
 def test_health_and_readiness(desk: Desk) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> None:
         assert await answer(session.get(f"{url}/health")) == (200, "ok\n")
@@ -61,6 +62,7 @@ def test_health_and_readiness(desk: Desk) -> None:
     serve(desk, ask)
 
 
+@pytest.mark.starts
 def test_endpoints_are_shown(desk: Desk) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> Overview:
         desk.snapshot = None
@@ -75,6 +77,7 @@ def test_endpoints_are_shown(desk: Desk) -> None:
     assert [each.name for each in view.models[0].endpoints] == ["h1", "org/h2:1"]
 
 
+@pytest.mark.starts
 def test_metrics_are_what_prometheus_reads(desk: Desk) -> None:
     cells = desk.counters.layout.endpoints["m", "h1"]
     desk.counters.row(0).cells[cells.attempts] = 2
@@ -94,6 +97,7 @@ def test_metrics_are_what_prometheus_reads(desk: Desk) -> None:
     assert samples["trainmesh_serve_endpoint_attempts_total", labels] == 5
 
 
+@pytest.mark.starts
 def test_an_admin_cordons_drains_and_uncordons(desk: Desk) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> None:
         for word, state, reason in (
@@ -120,6 +124,7 @@ def test_an_admin_cordons_drains_and_uncordons(desk: Desk) -> None:
     assert TOKEN not in desk.audit_path.read_text()
 
 
+@pytest.mark.starts
 def test_drain_answers_when_the_last_request_is_over(desk: Desk) -> None:
     cells = desk.counters.layout.endpoints["m", "h1"]
     row = desk.counters.row(1)
@@ -140,6 +145,7 @@ def test_drain_answers_when_the_last_request_is_over(desk: Desk) -> None:
     serve(desk, ask)
 
 
+@pytest.mark.starts
 def test_drain_gives_up_waiting_and_says_what_is_left(tmp_path: Path) -> None:
     limits = LimitsConfig(drain_s=0.01)
     desk = Desk(tmp_path, msgspec.structs.replace(CONFIG, limits=limits))
@@ -153,6 +159,7 @@ def test_drain_gives_up_waiting_and_says_what_is_left(tmp_path: Path) -> None:
     assert (status, json.loads(text)["inflight"]) == (200, 3)
 
 
+@pytest.mark.starts
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
 def test_nobody_else_may(desk: Desk, headers: dict[str, str]) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> None:
@@ -167,6 +174,7 @@ def test_nobody_else_may(desk: Desk, headers: dict[str, str]) -> None:
     assert '"kind":"refused"' in desk.audit_path.read_text()
 
 
+@pytest.mark.starts
 def test_what_cannot_be_written_down_is_not_done(desk: Desk) -> None:
     def full(by: str, action: str, subject: str, remote: str, result: str) -> None:
         raise OSError(28, "No space left on device")
@@ -183,6 +191,7 @@ def test_what_cannot_be_written_down_is_not_done(desk: Desk) -> None:
     assert not desk.snapshot.signals["m"][0].excluded
 
 
+@pytest.mark.starts
 def test_records_of_a_request_are_shown(desk: Desk, tmp_path: Path) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> list[Any]:
         answers = [await answer(session.get(f"{url}/why/r1", headers=KEY))]
@@ -197,6 +206,7 @@ def test_records_of_a_request_are_shown(desk: Desk, tmp_path: Path) -> None:
     assert found == (200, '{"request_id":"r1"}\n')
 
 
+@pytest.mark.starts
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [
@@ -236,6 +246,7 @@ def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     desk.close()
 
 
+@pytest.mark.starts
 def test_beyond_loopback_health_and_metrics_are_open_and_the_rest_wants_a_key(
     tmp_path: Path,
 ) -> None:
@@ -259,6 +270,7 @@ def test_beyond_loopback_health_and_metrics_are_open_and_the_rest_wants_a_key(
     desk.close()
 
 
+@pytest.mark.starts
 def test_an_address_in_use_is_reported(desk: Desk, tmp_path: Path) -> None:
     async def ask(session: aiohttp.ClientSession, url: str) -> None:
         (tmp_path / "other").mkdir()

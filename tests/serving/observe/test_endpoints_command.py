@@ -57,6 +57,7 @@ def router(tmp_path: Path) -> Iterator[Running]:
     running.close()
 
 
+@pytest.mark.starts
 def test_it_shows_every_endpoint(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
     probe_state = ProbeState(rtts_s=(0.004,), rtt_at_s=1.0)
     router.desk.look(Observations(probe_states={"http://127.0.0.1:9001": probe_state}))
@@ -73,12 +74,14 @@ def test_it_shows_every_endpoint(router: Running, capsys: pytest.CaptureFixture[
     assert any(line.startswith("shadow mesh: ") for line in lines)
 
 
+@pytest.mark.starts
 def test_it_prints_json(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["endpoints", "--json", "--router", "front"]) == 0
     (view,) = json.loads(capsys.readouterr().out)
     assert view["models"][0]["endpoints"][0]["name"] == "h1"
 
 
+@pytest.mark.starts
 def test_an_admins_words(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["endpoints", "drain", "org/h2:1"]) == 0
     assert capsys.readouterr().out == "org/h2:1: drained, idle\n"
@@ -92,6 +95,7 @@ def test_an_admins_words(router: Running, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == "h1: cordoned, 2 requests in flight\n"
 
 
+@pytest.mark.starts
 def test_drain_waits_as_long_as_it_is_told(
     router: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +119,7 @@ def test_drain_waits_as_long_as_it_is_told(
         assert "--wait is for drain" in capsys.readouterr().err
 
 
+@pytest.mark.starts
 def test_mistakes_end_in_one_line(router: Running, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code, said in (
         (["drain"], 2, "name the endpoint to drain; trainmesh endpoints lists them"),
@@ -134,6 +139,7 @@ def test_mistakes_end_in_one_line(router: Running, capsys: pytest.CaptureFixture
     assert "admin.token: No such file" in capsys.readouterr().err
 
 
+@pytest.mark.starts
 def test_several_routers_are_shown_and_one_must_be_named(
     router: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ def first(observer: Observer) -> EndpointSignal:
     return now(observer).signals["m"][0]
 
 
+@pytest.mark.starts
 def test_without_etcd_and_graph() -> None:
     async def run() -> None:
         lines: list[str] = []
@@ -102,6 +103,7 @@ def test_nothing_is_left_running() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.starts
 def test_a_new_config_is_taken_over_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(healthy()) as one, serving(healthy()) as other:

@@ -74,6 +74,7 @@ def test_where_revisions_are_asked_for() -> None:
     assert path(Runtime.VLLM) == ""
 
 
+@pytest.mark.starts
 def test_a_round_trip_comes_from_the_kernel() -> None:
     async def run() -> None:
         async with serving(Server()) as server:
@@ -95,6 +96,7 @@ class Changes:
         self.count += 1
 
 
+@pytest.mark.starts
 def test_down_after_three_failures_and_back_after_one_success() -> None:
     async def run() -> None:
         changes = Changes()
@@ -146,6 +148,7 @@ def test_a_server_that_accepts_and_says_nothing_is_down_in_bounded_time() -> Non
     asyncio.run(run())
 
 
+@pytest.mark.starts
 def test_an_endpoint_that_left_the_config_is_forgotten_and_a_changed_one_begins_anew() -> None:
     async def run() -> None:
         fetcher = Fetcher()
@@ -164,6 +167,7 @@ def test_an_endpoint_that_left_the_config_is_forgotten_and_a_changed_one_begins_
     asyncio.run(run())
 
 
+@pytest.mark.starts
 def test_a_revision_is_asked_for_and_again_after_a_restart() -> None:
     async def run() -> None:
         changes = Changes()
@@ -186,6 +190,7 @@ def test_a_revision_is_asked_for_and_again_after_a_restart() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.starts
 def test_tls_is_checked_and_a_new_authority_is_taken_up(tmp_path: Path) -> None:
     async def run() -> None:
         right, wrong = trustme.CA(), trustme.CA()

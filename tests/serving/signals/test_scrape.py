@@ -118,6 +118,7 @@ def test_where_pages_are(fields: dict[str, str], url: str) -> None:
     assert str(metrics_url(EndpointConfig(**fields))) == url  # type: ignore[arg-type]
 
 
+@pytest.mark.starts
 def test_a_server_is_asked_again_and_one_without_a_page_less_and_less() -> None:
     async def run() -> None:
         fetcher = Fetcher()

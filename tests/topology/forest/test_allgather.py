@@ -61,12 +61,14 @@ def forest_of(graph: Graph, x: Fraction, max_trees: int | None = None) -> Forest
     return forest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("graph", "x"), SYSTEMS.values(), ids=SYSTEMS)
 def test_reference_systems_are_reached_exactly(graph: Graph, x: Fraction) -> None:
     assert cut_optimum(graph) == x
     assert forest_of(graph, x).rate == x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("graph", "trees", "efficiency"),
     [
@@ -86,6 +88,7 @@ def test_fewer_trees_cost_little(graph: Graph, trees: int, efficiency: float) ->
     assert forest.efficiency >= efficiency
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "graph", [star([100] * 8), dgx1v(), mi250(), hgx(2), leaf_spine(2, 4, [10])]
 )
@@ -101,6 +104,7 @@ def test_very_unequal_links(slow: Fraction) -> None:
         assert forest_of(graph, x).rate == x
 
 
+@pytest.mark.slow
 def test_an_optimum_that_is_only_a_bound() -> None:
     x = Fraction(65, 3)
     forest = forest_of(hgx(2), x * Fraction(11, 10))
@@ -137,6 +141,7 @@ def test_switches_do_not_multicast() -> None:
     assert flow_optimum(graph) < 0.3
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(random_graphs(st.integers(2, 9), duplex=True))
 def test_random_graphs_with_equal_directions_are_exact(graph: Graph) -> None:
@@ -144,6 +149,7 @@ def test_random_graphs_with_equal_directions_are_exact(graph: Graph) -> None:
     assert forest_of(graph, x).rate == x
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(random_graphs(st.integers(2, 6), duplex=False))
 def test_random_graphs_with_unequal_directions(graph: Graph) -> None:
@@ -152,6 +158,7 @@ def test_random_graphs_with_unequal_directions(graph: Graph) -> None:
     assert 0.999 * best <= forest.rate <= best * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=20)
 @given(random_graphs(st.integers(3, 8), duplex=True), st.integers(1, 3))
 def test_the_limit_on_trees_holds(graph: Graph, each: int) -> None:

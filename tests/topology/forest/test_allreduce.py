@@ -99,6 +99,7 @@ def check_bound(graph: Graph, forest: PairForest) -> None:
     assert worth == pytest.approx(forest.bound)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("graph", "rate"), SYSTEMS.values(), ids=SYSTEMS)
 def test_reference_systems(graph: Graph, rate: float) -> None:
     forest = forest_of(graph, target=rate)
@@ -116,12 +117,14 @@ def test_prices_prove_the_bound(graph: Graph) -> None:
     check_bound(graph, forest)
 
 
+@pytest.mark.slow
 def test_degraded_systems_beat_reduce_scatter_and_all_gather() -> None:
     for graph in (dgx1v(25), dgx1v(0), hgx(2, 12.5), grid(torus=False)):
         halves = len(graph[0]) * cut_optimum(graph) / 2
         assert forest_of(graph).rate > 1.03 * float(halves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_trees", "part"), [(64, 0.998), (32, 0.97), (16, 0.85), (1, 0.1)])
 def test_fewer_trees_cost_little(max_trees: int, part: float) -> None:
     forest = forest_of(hgx(2, 12.5), max_trees)
@@ -155,6 +158,7 @@ def test_random_graphs(graph: Graph) -> None:
     check_bound(graph, forest)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=3)
 @given(random_graphs(st.just(24), duplex=False))
 def test_random_graphs_of_24_ranks(graph: Graph) -> None:
