@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from trainmesh.plan.kind import PlanKind, kind_of
 from trainmesh.plan.schedule import stages
 from trainmesh.plan.stages import Flow, Stage
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.routes import Route
-from trainmesh.types import Algorithm, Collective, Plan
+from trainmesh.types import Collective, Plan
 
 __all__ = [
     "PlanCost",
@@ -139,7 +140,7 @@ def plan_cost(plan: Plan, graph: LinkGraph, message_s: float = 0.0) -> PlanCost:
     costs: list[StageCost] = []
     slowest: tuple[float, tuple[str, ...]] = (-1.0, ())
     total: dict[str, float] = defaultdict(float)
-    own_s = 0.0 if _is_backends(plan) else message_s
+    own_s = 0.0 if kind_of(plan) == PlanKind.ORDER else message_s
     for stage in stages(plan):
         if stage.flows:
             cost, loads, links = _stage_cost(stage, graph, own_s)
@@ -177,13 +178,6 @@ def busiest(loads: Mapping[str, float], graph: LinkGraph) -> tuple[float, tuple[
     }
     worst = max(seconds.values(), default=0.0)
     return worst, tuple(sorted(n for n, s in seconds.items() if s >= worst * (1 - 1e-9)))
-
-
-def _is_backends(plan: Plan) -> bool:
-    """Whether the backend carries it out by itself."""
-    return plan.algorithm == Algorithm.NATIVE or (
-        plan.algorithm == Algorithm.RING and not plan.rings
-    )
 
 
 def _stage_cost(

@@ -218,7 +218,7 @@ def _shape(plan: Plan) -> str:
     if plan.rings:
         at_once = " at once" if len(plan.rings) > 1 else ""
         return f"of {count(len(plan.rings), 'ring')}{at_once}"
-    if plan.algorithm == Algorithm.SHARDED:
+    if plan.shares and not plan.islands:
         return f"with shards from {min(plan.shares):.1%} to {max(plan.shares):.1%}"
     if not plan.islands:
         return _ranks(plan.order)

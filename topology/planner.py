@@ -7,9 +7,11 @@ Third parties add planners by the entry-point group ``trainmesh.planners``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Protocol, cast
 
 from msgspec.structs import replace
 
@@ -19,7 +21,6 @@ from trainmesh.topology.cost import PlanCost, plan_cost
 from trainmesh.topology.crossover import crossovers
 from trainmesh.topology.explain import Comparison, describe_choice, describe_crossover, reason
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.topology.planners import forest, hierarchical, native, ring, sharded, tree
 from trainmesh.topology.request import LIVE, Executors, Planner, PlanRequest
 from trainmesh.topology.validate import check_loads, validate
 from trainmesh.types import MAX_RANKS, Algorithm, Choice, Collective, Plan
@@ -46,21 +47,22 @@ NEEDED = {32: math.inf, MAX_RANKS: 0.75}
 DIGITS = 7
 """Times that agree to this many digits are equal; the simpler algorithm then wins."""
 
-BUILT_IN: Mapping[str, Planner] = {
-    Algorithm.NATIVE: native.plan,
-    Algorithm.RING: ring.plan,
-    Algorithm.TREE: tree.plan,
-    Algorithm.HIERARCHICAL: hierarchical.plan,
-    Algorithm.SHARDED: sharded.plan,
-    Algorithm.FOREST: forest.plan,
+
+class _Module(Protocol):
+    """A built-in algorithm: ``topology/planners/NAME.py``."""
+
+    plan: Planner
+
+    def why_not(self, graph: LinkGraph, request: PlanRequest) -> str | None:
+        """As the end of a sentence, why it does not apply; None if it does."""
+        ...
+
+
+_MODULES: Mapping[str, _Module] = {
+    name: cast(_Module, import_module(f"trainmesh.topology.planners.{name}")) for name in Algorithm
 }
-WHY_NOT: Mapping[str, Callable[[LinkGraph, PlanRequest], str | None]] = {
-    Algorithm.RING: ring.why_not,
-    Algorithm.TREE: tree.why_not,
-    Algorithm.HIERARCHICAL: hierarchical.why_not,
-    Algorithm.SHARDED: sharded.why_not,
-    Algorithm.FOREST: forest.why_not,
-}
+BUILT_IN: Mapping[str, Planner] = {name: module.plan for name, module in _MODULES.items()}
+"""From the simplest to the most elaborate, as ``Algorithm`` names them."""
 
 
 @cache
@@ -93,8 +95,8 @@ def why_not(algorithm: str, graph: LinkGraph, request: PlanRequest) -> str | Non
         return f"it is unknown; known are {', '.join(planners())}"
     if algorithm in BUILT_IN and algorithm not in request.executors.algorithms:
         return "its executor can't run on this backend"
-    rule = WHY_NOT.get(algorithm)
-    return rule(graph, request) if rule is not None else None
+    module = _MODULES.get(algorithm)
+    return module.why_not(graph, request) if module is not None else None
 
 
 def choose(

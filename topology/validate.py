@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from trainmesh.errors import PlanError
+from trainmesh.plan.kind import is_built_in
 from trainmesh.plan.schedule import Schedule, schedule
 from trainmesh.plan.shape import check_shape
 from trainmesh.plan.stages import Flow
 from trainmesh.topology.cost import link_loads
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Algorithm, Collective, Plan
+from trainmesh.types import Collective, Plan
 
 __all__ = ["EXACT_UP_TO", "check_loads", "flows", "interpret", "validate"]
 
@@ -39,7 +40,7 @@ def validate(plan: Plan, world_size: int) -> None:
         PlanError: it is not; the message says why.
     """
     check_shape(plan, world_size)
-    if plan.algorithm in tuple(Algorithm) and 1 < world_size <= EXACT_UP_TO:
+    if is_built_in(plan) and 1 < world_size <= EXACT_UP_TO:
         interpret(world_size, schedule(plan), plan.collective)
 
 
@@ -50,7 +51,7 @@ def check_loads(plan: Plan, graph: LinkGraph, predicted: Mapping[str, float]) ->
     Raises:
         PlanError: they don't; the message names a link.
     """
-    if plan.algorithm not in tuple(Algorithm) or not 1 < plan.world_size <= EXACT_UP_TO:
+    if not is_built_in(plan) or not 1 < plan.world_size <= EXACT_UP_TO:
         return
     loads = link_loads(flows(schedule(plan)), graph)
     for name in sorted({*loads, *predicted}):

@@ -81,7 +81,8 @@ Text = Annotated[str, Meta(max_length=4096)]
 
 
 class Algorithm(StrEnum):
-    """The built-in algorithms; a plan may also name one that a plug-in registers."""
+    """The built-in algorithms, the simplest first; each is planned by the module of its name in
+    ``trainmesh.topology.planners``. A plan may also name one that a plug-in registers."""
 
     NATIVE = "native"
     RING = "ring"

@@ -16,14 +16,11 @@ __all__ = ["load"]
 
 GROUP = "trainmesh.hooks"
 """The entry points of other packages."""
-BUILT_IN: dict[str, Callable[[Plan, GroupFactory], Executor]] = {
+BY_BACKEND: dict[str, Callable[[Plan, GroupFactory], Executor]] = {
     Algorithm.NATIVE: NativeExecutor,
     Algorithm.RING: ring,
-    Algorithm.TREE: by_messages,
-    Algorithm.HIERARCHICAL: by_messages,
-    Algorithm.SHARDED: by_messages,
-    Algorithm.FOREST: by_messages,
 }
+"""Of the built-in algorithms those that are not simply messages between ranks."""
 
 
 def load(algorithm: str) -> Callable[[Plan, GroupFactory], Executor]:
@@ -32,8 +29,8 @@ def load(algorithm: str) -> Callable[[Plan, GroupFactory], Executor]:
     Raises:
         PlanError: none is registered, or it can't be imported.
     """
-    if algorithm in BUILT_IN:
-        return BUILT_IN[algorithm]
+    if algorithm in tuple(Algorithm):
+        return BY_BACKEND.get(algorithm, by_messages)
     for point in entry_points(group=GROUP, name=algorithm):
         try:
             loaded: Callable[[Plan, GroupFactory], Executor] = point.load()

@@ -7,7 +7,11 @@ from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.request import PlanRequest
 from trainmesh.types import Algorithm, Plan
 
-__all__ = ["plan"]
+__all__ = ["plan", "why_not"]
+
+
+def why_not(graph: LinkGraph, request: PlanRequest) -> None:
+    """Nothing is ever against it."""
 
 
 def plan(graph: LinkGraph, request: PlanRequest) -> Plan:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from trainmesh.errors import PlanError
+from trainmesh.plan.kind import PlanKind, kind_of
 from trainmesh.plan.stages import Flow, Passes, RingPart, Round, Stage, exchange, hops, rings
-from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
+from trainmesh.types import Collective, Hop, Plan, Tree
 
 __all__ = ["Chunk", "Schedule", "dimensions", "schedule", "stages", "trees"]
 
@@ -91,16 +91,15 @@ def trees(plan: Plan) -> tuple[Tree, ...]:
 
 
 def _meaning(plan: Plan) -> _Meaning:
-    if plan.algorithm in (Algorithm.NATIVE, Algorithm.RING):
-        return _rings(plan)
-    if plan.algorithm == Algorithm.HIERARCHICAL:
+    kind = kind_of(plan)
+    if kind == PlanKind.ISLANDS:
         equal = len({len(island) for island in plan.islands}) == 1
         return _nested(plan) if equal else _led(plan.islands)
-    if plan.algorithm == Algorithm.SHARDED:
+    if kind == PlanKind.SHARES:
         return _sharded(plan.shares)
-    if plan.algorithm in (Algorithm.TREE, Algorithm.FOREST):
+    if kind == PlanKind.TREES:
         return _trees(plan.trees)
-    raise PlanError(f"the messages of algorithm {plan.algorithm!r} are not known")
+    return _rings(plan)
 
 
 def _passes(collective: Collective) -> Passes:

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainmesh.errors import PlanError
+from trainmesh.plan.kind import FIELDS, PlanKind, is_built_in, kind_of
 from trainmesh.types import Algorithm, Collective, Plan, Tree
 
 __all__ = ["check_shape", "check_tree"]
 
 NEARLY = 1e-9
 """Shares are decimal fractions; their sum may miss 1 by rounding."""
-FIELDS = {
-    "rings": (Algorithm.RING,),
-    "shares": (Algorithm.RING, Algorithm.SHARDED, Algorithm.HIERARCHICAL),
-    "islands": (Algorithm.HIERARCHICAL,),
-    "levels": (Algorithm.HIERARCHICAL,),
-    "trees": (Algorithm.TREE, Algorithm.FOREST),
-}
 
 
 def check_shape(plan: Plan, world_size: int) -> None:
@@ -31,18 +25,22 @@ def check_shape(plan: Plan, world_size: int) -> None:
     _check_order(plan.algorithm, plan.order, world_size)
     if plan.algorithm == Algorithm.NATIVE and plan.order != tuple(range(world_size)):
         raise PlanError("native: order must be rank order")
-    for name, owners in FIELDS.items():
-        if getattr(plan, name) and plan.algorithm not in owners:
-            owner = " and ".join(owners)
-            raise PlanError(f"{plan.algorithm}: {name} belong to {owner} plans only")
-    if plan.algorithm == Algorithm.RING:
+    kind = kind_of(plan) if is_built_in(plan) else PlanKind.ORDER
+    _check_fields(plan, kind)
+    if kind == PlanKind.RINGS:
         _check_rings(plan)
-    elif plan.algorithm == Algorithm.HIERARCHICAL:
+    elif kind == PlanKind.ISLANDS:
         _check_levels(plan)
-    elif plan.algorithm == Algorithm.SHARDED:
+    elif kind == PlanKind.SHARES:
         _check_shares(plan, world_size)
-    elif plan.algorithm in (Algorithm.TREE, Algorithm.FOREST):
+    elif kind == PlanKind.TREES:
         _check_trees(plan)
+
+
+def _check_fields(plan: Plan, kind: PlanKind) -> None:
+    for name in {name for names in FIELDS.values() for name in names}.difference(FIELDS[kind]):
+        if getattr(plan, name):
+            raise PlanError(f"{plan.algorithm}: {name} do not belong to a plan of its {kind}")
 
 
 def check_tree(tree: Tree, collective: Collective, world_size: int) -> None:
@@ -87,60 +85,58 @@ def _check_sum(what: str, shares: Sequence[float]) -> None:
 
 def _check_rings(plan: Plan) -> None:
     if len(plan.rings) != len(plan.shares):
-        raise PlanError(f"ring: {len(plan.rings)} rings, but {len(plan.shares)} shares")
+        raise PlanError(f"{plan.algorithm}: {len(plan.rings)} rings, but {len(plan.shares)} shares")
     if plan.rings:
-        _check_sum("ring", plan.shares)
+        _check_sum(plan.algorithm, plan.shares)
     for ring in plan.rings:
-        _check_order("ring", ring, plan.world_size)
+        _check_order(plan.algorithm, ring, plan.world_size)
 
 
 def _check_shares(plan: Plan, world_size: int) -> None:
     if len(plan.shares) != world_size:
-        raise PlanError(f"sharded: {len(plan.shares)} shares for {world_size} ranks")
-    _check_sum("sharded", plan.shares)
+        raise PlanError(f"{plan.algorithm}: {len(plan.shares)} shares for {world_size} ranks")
+    _check_sum(plan.algorithm, plan.shares)
     if plan.collective != Collective.ALLREDUCE:
-        raise PlanError("sharded: only an allreduce has shares to choose")
+        raise PlanError(f"{plan.algorithm}: only an allreduce has shares to choose")
 
 
 def _check_levels(plan: Plan) -> None:
     if plan.levels and plan.levels[0] != plan.islands:
-        raise PlanError("hierarchical: the first level must be the islands")
+        raise PlanError(f"{plan.algorithm}: the first level must be the islands")
     inner: dict[int, int] = {}
     for level in plan.levels or (plan.islands,):
         if not level or not all(level):
-            raise PlanError("hierarchical: no islands, or an empty one")
+            raise PlanError(f"{plan.algorithm}: no islands, or an empty one")
         if sorted(rank for island in level for rank in island) != list(range(plan.world_size)):
-            raise PlanError(f"hierarchical: islands don't partition 0..{plan.world_size - 1}")
+            raise PlanError(f"{plan.algorithm}: islands don't partition 0..{plan.world_size - 1}")
         block = {rank: number for number, island in enumerate(level) for rank in island}
         home: dict[int, int] = {}
         for rank, island in inner.items():
             if home.setdefault(island, block[rank]) != block[rank]:
-                raise PlanError("hierarchical: a level splits an island of the one before")
+                raise PlanError(f"{plan.algorithm}: a level splits an island of the one before")
         inner = block
     if len(plan.levels) > 1 or plan.shares or plan.collective != Collective.ALLREDUCE:
-        _check_equal(plan.levels or (plan.islands,))
+        _check_equal(plan.algorithm, plan.levels or (plan.islands,))
     if plan.shares:
         _check_places(plan)
 
 
 def _check_places(plan: Plan) -> None:
     if plan.collective != Collective.ALLREDUCE:
-        raise PlanError("hierarchical: only an allreduce has shares to choose")
+        raise PlanError(f"{plan.algorithm}: only an allreduce has shares to choose")
     if len(plan.shares) != len(plan.islands[0]):
         size = len(plan.islands[0])
-        raise PlanError(f"hierarchical: {len(plan.shares)} shares for islands of {size}")
-    _check_sum("hierarchical", plan.shares)
+        raise PlanError(f"{plan.algorithm}: {len(plan.shares)} shares for islands of {size}")
+    _check_sum(plan.algorithm, plan.shares)
 
 
-def _check_equal(levels: Sequence[Sequence[Sequence[int]]]) -> None:
+def _check_equal(what: str, levels: Sequence[Sequence[Sequence[int]]]) -> None:
     for level in levels:
         if len({len(island) for island in level}) != 1:
-            raise PlanError("hierarchical: islands of a level must be of equal size here")
+            raise PlanError(f"{what}: islands of a level must be of equal size here")
 
 
 def _check_trees(plan: Plan) -> None:
-    if not plan.trees:
-        raise PlanError(f"{plan.algorithm}: no trees")
     _check_sum(plan.algorithm, [tree.share for tree in plan.trees])
     for tree in plan.trees:
         check_tree(tree, plan.collective, plan.world_size)
