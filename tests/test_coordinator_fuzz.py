@@ -12,6 +12,7 @@ from trainmesh.topology.graph import host_graph
 from trainmesh.types import (
     MAX_INT,
     BucketTiming,
+    CodecCost,
     Collective,
     Hello,
     NodeReport,
@@ -95,6 +96,7 @@ class Reports:
             steps=tuple(self.step_report() for _ in range(self.random.randint(0, 8))),
             notes=tuple(self.note() for _ in range(pick() < 0.3)),
             pairs=tuple(self.pair() for _ in range(pick() < 0.3)),
+            costs=tuple(self.cost() for _ in range(pick() < 0.1)),
             dropped=self.number(),
         )
 
@@ -144,13 +146,14 @@ class Reports:
         return StepReport(rank, module, step, epoch, begin, end, loss, buckets)
 
     def note(self) -> Note:
-        kind = self.random.choice(
-            ("switched", "rejected", "mismatch", "codec_cost", "warning", "?")
-        )
-        text = self.random.choice(
-            ("", "bf16 1e-9 0 0", "nan", "int8 -1 -1 -1 -1", "powersgd:4 1 2")
-        )
+        kind = self.random.choice(("switched", "rejected", "mismatch", "warning", "?"))
+        text = self.random.choice(("", "nan"))
         return Note(kind=kind, rank=self.rank(), text=text, step=self.number(), epoch=self.number())
+
+    def cost(self) -> CodecCost:
+        codec = self.random.choice(("", "bf16", "int8", "powersgd:4"))
+        second = self.random.choice((-1.0, 0.0, 1e-9, 1e300))
+        return CodecCost(codec, second, second, 1, self.random.choice((1, 2, 1e6)))
 
     def pair(self) -> PairTime:
         second = self.random.choice((0.0, 1e-9, 1e-3, 1e-2, 1.0, 1e300))

@@ -11,7 +11,7 @@ from tests.topology.graphs import star
 from trainmesh.coordinator.coordinator import Coordinator
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import Hint, Note, RankReport
+from trainmesh.types import CodecCost, Hint, RankReport
 
 SMALL = (MB, 5 * MB, 5 * MB, 2 * MB)
 
@@ -182,10 +182,13 @@ def coded(graph: LinkGraph, compression: str = "auto") -> SimulatedJob:
     return job
 
 
-def tell_costs(job: SimulatedJob, powersgd: str = "powersgd 1e-7 1e-7 2 50") -> None:
-    costs = ("bf16 5e-10 5e-10 1 2", "int8 5e-10 5e-10 2 4", powersgd)
-    notes = tuple(Note(kind="codec_cost", rank=0, text=text) for text in (*costs, "no cost"))
-    job.send([RankReport(notes=notes)])
+def tell_costs(job: SimulatedJob, powersgd_s_per_byte: float = 1e-7) -> None:
+    costs = (
+        CodecCost("bf16", 5e-10, 5e-10, 1, 2),
+        CodecCost("int8", 5e-10, 5e-10, 2, 4),
+        CodecCost("powersgd", powersgd_s_per_byte, powersgd_s_per_byte, 2, 50),
+    )
+    job.send([RankReport(costs=costs)])
 
 
 @pytest.mark.parametrize("known_at", [0, 100])
@@ -202,7 +205,7 @@ def test_on_slow_links_codecs_pay_bf16_first(known_at: int) -> None:
 
 def test_a_codec_that_costs_loss_is_advised_once() -> None:
     job = coded(GOOD)
-    tell_costs(job, powersgd="powersgd 1e-9 1e-9 2 50")
+    tell_costs(job, powersgd_s_per_byte=1e-9)
     job.train(400)
     assert [words for _, words in job.plans] == ["native, bf16", "native, int8"]
     [words] = job.texts("note")

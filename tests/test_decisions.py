@@ -26,9 +26,20 @@ from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, over
 from trainmesh.coordinator.tuning.link_state import Links
 from trainmesh.coordinator.tuning.replan import Planned, predicted_s, replan
 from trainmesh.coordinator.tuning.settings import Settings
-from trainmesh.plan.codec_cost import CodecCost, codec_cost
+from trainmesh.errors import WireError
 from trainmesh.topology.graph import LinkGraph
-from trainmesh.types import ClassFit, Hop, LinkCost, LinkOrigin, PairTime, Plan, Tree
+from trainmesh.types import (
+    ClassFit,
+    CodecCost,
+    Hop,
+    LinkCost,
+    LinkOrigin,
+    PairTime,
+    Plan,
+    RankReport,
+    Tree,
+)
+from trainmesh.wire import decode, encode
 
 MB = 1_000_000
 START = Calibration({"hierarchical": 1.6})
@@ -417,24 +428,23 @@ def test_what_costs_loss_is_advised_only(current: str, s_per_byte: float, expect
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "bf16", "bf16 1 2 3", "bf16 1 2 3 x", "bf16 -1 2 3 2", "bf16 1 2 3 0.5", "bf16 1 2 0 2",
-     "a nan 1 1 2", "a inf 1 1 2", "a 1 1 1 1e9", "a 1 1 1 2 2"],
+    "numbers",
+    ["", "1,2,3", "1,2,3,null", "-1,2,3,2", "1,2,3,0.5", "1,2,0,2", "null,1,1,2", "1e999,1,1,2",
+     "1,1,1,1e9", "1,1,1e9,2", '"1",1,1,2'],
 )  # fmt: skip
-def test_notes_that_are_no_costs(text: str) -> None:
-    assert codec_cost(text) is None
+def test_costs_that_cannot_be_are_refused(numbers: str) -> None:
+    names = ("encode_s_per_byte", "decode_s_per_byte", "num_collectives", "ratio")
+    values = numbers.split(",") if numbers else []
+    fields = ",".join(f'"{name}":{value}' for name, value in zip(names, values, strict=False))
+    data = '{"codec":"a"%s}' % (f",{fields}" if fields else "")
+    with pytest.raises(WireError):
+        decode(data.encode(), CodecCost, what="cost")
 
 
-def test_a_cost_is_read_from_a_note() -> None:
-    assert codec_cost("powersgd:4 2e-8 2e-8 2 50") == POWERSGD
-    assert codec_cost(POWERSGD.note) == POWERSGD
+def test_a_cost_comes_as_it_was_sent() -> None:
+    report = RankReport(costs=(POWERSGD,))
+    assert decode(encode(report), RankReport, what="report") == report
     assert POWERSGD.name == "powersgd"
-
-
-@given(st.text(max_size=60))
-def test_any_note_is_read_or_not(text: str) -> None:
-    found = codec_cost(text)
-    assert found is None or found.ratio >= 1
 
 
 @pytest.mark.parametrize("link_class", ["nvlink", "xgmi", "infiniband"])

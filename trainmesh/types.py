@@ -29,6 +29,7 @@ __all__ = [
     "BucketTiming",
     "Choice",
     "ClassFit",
+    "CodecCost",
     "Collective",
     "Crossover",
     "Event",
@@ -287,13 +288,31 @@ class Hello(Struct, frozen=True, kw_only=True):
 
 class Note(Struct, frozen=True, kw_only=True):
     """Something a rank did or found: ``kind`` is switched, mismatch, hook_kept, unplanned (no plan
-    can be carried out), rejected, untouched, codec_cost or warning."""
+    can be carried out), rejected, untouched or warning."""
 
     kind: Name
     rank: RankId
     text: Text
     step: Natural = 0
     epoch: Natural = 0
+
+
+class CodecCost(Struct, frozen=True):
+    """What a rank measured of a codec (``"powersgd:4"``), per byte uncompressed.
+
+    ``num_collectives`` wait for each other in one bucket (an uncompressed one needs one);
+    ``ratio`` is bytes before / after. Larger numbers than allowed are a mistake or a lie.
+    """
+
+    codec: Name
+    encode_s_per_byte: Seconds
+    decode_s_per_byte: Seconds
+    num_collectives: Annotated[float, Meta(ge=1, le=1e6)]
+    ratio: Annotated[float, Meta(ge=1, le=1e6)]
+
+    @property
+    def name(self) -> str:
+        return self.codec.partition(":")[0]
 
 
 class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -303,6 +322,7 @@ class RankReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: tuple[StepReport, ...] = ()
     notes: tuple[Note, ...] = ()
     pairs: tuple[PairTime, ...] = ()
+    costs: tuple[CodecCost, ...] = ()
     dropped: Natural = 0
 
 

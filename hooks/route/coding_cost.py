@@ -27,10 +27,8 @@ from trainmesh.plan.codec_cost import (
     AUTO,
     FIRST_CODEC,
     LATER_CODEC,
-    NOTE_KIND,
-    CodecCost,
 )
-from trainmesh.types import Hello
+from trainmesh.types import CodecCost, Hello
 
 __all__ = ["ENV_COMPRESSION", "CodingCosts", "sample", "times_codecs"]
 
@@ -64,8 +62,9 @@ class CodingCosts:
         self._buckets: list[Shapes] = []
         self._dtype = torch.float32
         self._device = torch.device("cpu")
-        self._notes: list[tuple[str, str]] = []
-        """Written by the thread until it has ended."""
+        self._costs: list[CodecCost] = []
+        self._warnings: list[str] = []
+        """Both are written by the thread until it has ended."""
         self._started = False
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
@@ -92,9 +91,11 @@ class CodingCosts:
     def _send(self, step: int) -> None:
         self._next_s = monotonic() + self._pause_s
         self._pause_s = min(2 * self._pause_s, PAUSE_S)
-        for kind, text in self._notes:
-            self._context.note(kind, text, step=step)
-        self._notes = [note for note in self._notes if note[0] == NOTE_KIND]
+        for text in self._warnings:
+            self._context.note("warning", text, step=step)
+        self._warnings = []
+        if self._costs:
+            self._context.reporter.codec_costs(self._costs)
 
     def _look_at(self, parameters: Sequence[torch.Tensor], buffer: torch.Tensor) -> None:
         if parameters and not buffer.is_sparse:
@@ -123,11 +124,14 @@ class CodingCosts:
             if self._ending.is_set():
                 return
             try:
-                self._notes.append((NOTE_KIND, self._cost(name).note))
+                cost = self._cost(name)
             except ConfigError:  # not for a job of this size
                 continue
             except Exception as error:  # it is only a recommendation: training goes on without
-                self._notes.append(("warning", f"codec {name} can't be timed: {error}"))
+                self._warnings.append(f"codec {name} can't be timed: {error}")
+            else:
+                if cost.ratio >= 1:  # else it makes these buckets larger, and is no use
+                    self._costs.append(cost)
 
     def _cost(self, name: str) -> CodecCost:
         itemsize = self._dtype.itemsize
@@ -137,8 +141,8 @@ class CodingCosts:
         every = [made.wire_bytes(one, itemsize, self._world_size) for one in self._buckets]
         return CodecCost(
             name,
-            encode_s_per_byte=timed.encode_s / (itemsize * _numel(shapes)),
-            decode_s_per_byte=timed.decode_s / (itemsize * _numel(shapes)),
+            encode_s_per_byte=max(0.0, timed.encode_s) / (itemsize * _numel(shapes)),
+            decode_s_per_byte=max(0.0, timed.decode_s) / (itemsize * _numel(shapes)),
             num_collectives=made.num_exchanges,
             ratio=itemsize * sum(map(_numel, self._buckets)) / sum(every),
         )

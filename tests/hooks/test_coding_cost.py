@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 from msgspec.structs import replace
 
 from tests.launchjob import place
 from tests.torchjob import run_job
 from trainmesh.hooks.codecs import measure_cost
 from trainmesh.hooks.route.coding_cost import ENV_COMPRESSION, sample, times_codecs
-from trainmesh.plan.codec_cost import codec_cost
-from trainmesh.types import Hello
+from trainmesh.types import CodecCost, Hello
 
 HELLO = Hello(
     rank=4, local_rank=0, world_size=8, node_rank=1, node="n", pid=1, clock="c", backend="gloo",
@@ -54,9 +54,9 @@ def test_one_rank_of_a_node_tells_what_codecs_cost() -> None:
             RUNS=str(here.path),
             TRAINMESH_COMPRESSION="auto",
         )
-    assert ranks[1]["notes"] == []
-    assert {kind for kind, _ in ranks[0]["notes"]} == {"codec_cost"}
-    costs = [cost for _, text in ranks[0]["notes"] if (cost := codec_cost(text))]
+    assert [rank["notes"] for rank in ranks.values()] == [[], []]
+    assert ranks[1]["costs"] == []
+    costs = convert(ranks[0]["costs"], list[CodecCost])
     assert [cost.codec for cost in costs] == ["bf16", "int8", "powersgd"]
     bf16, int8, powersgd = costs
     assert bf16.ratio == 2

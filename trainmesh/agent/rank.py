@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
 from trainmesh.errors import WireError
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, socket_address
-from trainmesh.types import Hello, Hint, Note, PairTime, RankReport, StepReport
+from trainmesh.types import CodecCost, Hello, Hint, Note, PairTime, RankReport, StepReport
 from trainmesh.wire import decode, encode
 
 __all__ = ["HintFile", "NullReporter", "Reporter", "SocketReporter", "connect"]
@@ -46,6 +47,8 @@ class Reporter(Protocol):
 
     def pair(self, pair: PairTime) -> None: ...
 
+    def codec_costs(self, costs: Sequence[CodecCost]) -> None: ...
+
     def close(self) -> None:
         """Send what is waiting, for the last time."""
         ...
@@ -66,6 +69,9 @@ class NullReporter:
     def pair(self, pair: PairTime) -> None:
         pass
 
+    def codec_costs(self, costs: Sequence[CodecCost]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -82,6 +88,7 @@ class SocketReporter:
         self._steps: deque[StepReport] = deque()
         self._notes: deque[Note] = deque(maxlen=MAX_WAITING_NOTES)
         self._pairs: deque[PairTime] = deque(maxlen=MAX_WAITING_PAIRS)
+        self._costs: tuple[CodecCost, ...] = ()
         self._dropped = 0
         # A rank introduces itself when its world is known, which is so after a few steps.
         waits = not hello.world and hello.world_size > 1
@@ -106,6 +113,10 @@ class SocketReporter:
     def pair(self, pair: PairTime) -> None:
         self._pairs.append(pair)
 
+    def codec_costs(self, costs: Sequence[CodecCost]) -> None:
+        self._costs = tuple(costs)
+        self.flush()
+
     def flush(self) -> None:
         """Send what is waiting, as far as the socket takes it; never blocks, never raises."""
         self._next_flush_s = monotonic() + FLUSH_EVERY_S
@@ -116,6 +127,7 @@ class SocketReporter:
                 steps=steps,
                 notes=notes,
                 pairs=tuple(self._pairs),
+                costs=self._costs,
                 dropped=self._dropped,
             )
             try:
@@ -127,6 +139,7 @@ class SocketReporter:
                 self._steps.popleft()
             self._notes.clear()
             self._pairs.clear()
+            self._costs = ()
             if not self._steps:
                 return
 

@@ -22,7 +22,6 @@ from trainmesh.coordinator.tuning.link_state import Links
 from trainmesh.coordinator.tuning.settings import Settings
 from trainmesh.coordinator.tuning.tuner import Proposal, Tuner, Turn
 from trainmesh.coordinator.worlds import Worlds, WorldStart
-from trainmesh.plan.codec_cost import NOTE_KIND, codec_cost
 from trainmesh.topology.document import dump
 from trainmesh.topology.graph import LinkGraph, host_graph
 from trainmesh.types import (
@@ -216,6 +215,8 @@ class Coordinator:
         is_current = hello is None or self._worlds.is_current(hello)
         for note in report.notes:
             self._see_note(note, is_current, now_s, effects)
+        if self._pilot is not None:  # ranks repeat what comes too early
+            self._pilot.codec_costs(report.costs)
         if not is_current and self._pilot is not None:
             return  # ranks of another start, which isn't complete
         for step in report.steps:
@@ -353,10 +354,6 @@ class Coordinator:
                 self._see_in_force(note.epoch, note.step, effects)
             if is_current and self._view.see_switch(note.rank, note.epoch):
                 self._switch(note.epoch, note.step, now_s, effects)
-        elif note.kind == NOTE_KIND:
-            cost = codec_cost(note.text)
-            if cost is not None and self._pilot is not None:  # ranks repeat what comes too early
-                self._pilot.codec_cost(cost)
         elif note.kind == "mismatch":
             if is_current and self._view.see_mismatch(note.step, note.epoch):
                 self._log(effects, now_s, note.kind, note.text, note.step)

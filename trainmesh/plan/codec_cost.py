@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 __all__ = [
@@ -11,10 +9,7 @@ __all__ = [
     "AUTO",
     "FIRST_CODEC",
     "LATER_CODEC",
-    "NOTE_KIND",
-    "CodecCost",
     "CodecChoice",
-    "codec_cost",
     "worth",
 ]
 
@@ -27,57 +22,6 @@ LATER_CODEC = "int8"
 ADVISED_CODEC = "powersgd"
 """Costs more loss than another seed would (docs/compression.md): ``auto`` measures it and says what
 it would gain, but using it is the user's choice."""
-NOTE_KIND = "codec_cost"
-"""Of a rank's ``Note`` whose text is a ``CodecCost``."""
-MAX_RATIO = 1e6
-"""No codec sends a millionth of a bucket: more is a mistake or a lie."""
-MAX_COLLECTIVES = 1e6
-"""Of one bucket; more is a mistake or a lie."""
-
-
-@dataclass(frozen=True)
-class CodecCost:
-    """What a rank measured of a codec (``"powersgd:4"``), per byte uncompressed.
-
-    ``num_collectives`` wait for each other in one bucket (an uncompressed one needs one);
-    ``ratio`` is bytes before / after.
-    """
-
-    codec: str
-    encode_s_per_byte: float
-    decode_s_per_byte: float
-    num_collectives: float
-    ratio: float
-
-    @property
-    def name(self) -> str:
-        return self.codec.partition(":")[0]
-
-    @property
-    def note(self) -> str:
-        """As ``codec_cost`` reads it."""
-        numbers = (
-            self.encode_s_per_byte,
-            self.decode_s_per_byte,
-            self.num_collectives,
-            self.ratio,
-        )
-        return " ".join((self.codec, *(f"{number:.6g}" for number in numbers)))
-
-
-def codec_cost(text: str) -> CodecCost | None:
-    """A rank's note ``NAME encode_s_per_byte decode_s_per_byte num_collectives ratio``; None if it
-    isn't one."""
-    codec, *rest = text.split() or [""]
-    try:
-        numbers = [float(word) for word in rest]
-    except ValueError:
-        return None
-    if len(numbers) != 4 or not all(0 <= n < math.inf for n in numbers):
-        return None
-    cost = CodecCost(codec, *numbers)
-    is_sane = 1 <= cost.num_collectives <= MAX_COLLECTIVES and 1 <= cost.ratio <= MAX_RATIO
-    return cost if is_sane else None
 
 
 class CodecChoice(NamedTuple):

@@ -16,12 +16,12 @@ from trainmesh.plan.codec_cost import (
     FIRST_CODEC,
     LATER_CODEC,
     CodecChoice,
-    CodecCost,
     worth,
 )
 from trainmesh.units import duration
 
 __all__ = ["Sending", "advice", "better_codec"]
+from trainmesh.types import CodecCost
 
 Costs = Mapping[str, CodecCost]
 

@@ -18,10 +18,9 @@ from trainmesh.coordinator.tuning.comm_config import CommConfig
 from trainmesh.coordinator.tuning.fusion_size import Overhead, fusion_size, overhead
 from trainmesh.coordinator.tuning.replan import Planned, predicted_s, replan
 from trainmesh.coordinator.tuning.settings import AUTO, NO_CODEC, Knob, Settings
-from trainmesh.plan.codec_cost import CodecCost
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.planner import CALIBRATION, UNMEASURED
-from trainmesh.types import Algorithm
+from trainmesh.types import Algorithm, CodecCost
 
 __all__ = ["Knobs", "Trial"]
 

@@ -21,9 +21,8 @@ from trainmesh.coordinator.tuning.probe_schedule import ProbeSchedule
 from trainmesh.coordinator.tuning.replan import Planned
 from trainmesh.coordinator.tuning.settings import Knob, Settings
 from trainmesh.errors import GraphError, PlanError
-from trainmesh.plan.codec_cost import CodecCost
 from trainmesh.topology.measure.fit import fit_class
-from trainmesh.types import Algorithm, Choice, ClassFit, Hint, PairTime
+from trainmesh.types import Algorithm, Choice, ClassFit, CodecCost, Hint, PairTime
 
 __all__ = ["Tuner", "Proposal", "Turn"]
 
@@ -159,10 +158,11 @@ class Tuner:
         self._trial = None
         self._phase = TunerPhase.MEASURE
 
-    def codec_cost(self, cost: CodecCost) -> None:
-        """Take a rank's report on a codec. If the codec is new, it may be time to try it."""
-        if self.knobs.see_cost(cost) and self._phase is TunerPhase.SETTLED:
-            self._phase = TunerPhase.MEASURE
+    def codec_costs(self, costs: Iterable[CodecCost]) -> None:
+        """Take a rank's report on codecs. If one is new, it may be time to try it."""
+        for cost in costs:
+            if self.knobs.see_cost(cost) and self._phase is TunerPhase.SETTLED:
+                self._phase = TunerPhase.MEASURE
 
     def pairs(self, pairs: Iterable[PairTime]) -> None:
         """What ranks report of a probe."""
