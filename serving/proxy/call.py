@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainmesh.serving.identity.authenticator import Tenant
 from trainmesh.serving.proxy.reading.headers import CONNECTION, nominated
 
-__all__ = ["Call"]
+__all__ = ["Call", "HeldBodies"]
 
 
 class Call:
@@ -48,3 +48,27 @@ class Call:
             return self.fields
         gone = nominated(connection)
         return [pair for pair in self.fields if pair[0].lower() not in gone]
+
+
+class HeldBodies:
+    """The bodies that a worker holds, whole or in part, of all its connections."""
+
+    __slots__ = ("nbytes",)
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def add(self, call: Call, data: bytes) -> None:
+        """More of the body of ``call`` has come."""
+        call.size += len(data)
+        self.nbytes += len(data)
+        call.parts.append(data)
+
+    def release(self, call: Call) -> None:
+        """The body of ``call`` is not needed any more."""
+        if not call.size:
+            return
+        self.nbytes -= call.size
+        call.size = 0
+        call.body = b""
+        call.parts = []

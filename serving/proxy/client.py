@@ -9,15 +9,15 @@ from collections import deque
 from collections.abc import Mapping
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 import httptools
 
 from trainmesh.serving.config.types import HalfClosed
 from trainmesh.serving.identity.tls import peer_names
 from trainmesh.serving.observe.log import LOGGER, log_event
-from trainmesh.serving.proxy.answer import Client
 from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.exchange import Exchange
 from trainmesh.serving.proxy.framing import answer_framing
 from trainmesh.serving.proxy.reading.api import authority_of, is_host
 from trainmesh.serving.proxy.reading.headers import (
@@ -37,11 +37,9 @@ from trainmesh.serving.proxy.reading.headers import (
 )
 from trainmesh.serving.proxy.reading.upgrade import Continued, framing_head
 from trainmesh.serving.proxy.replies.answers import Refusal
-from trainmesh.serving.proxy.upstream import Upstream
-
-if TYPE_CHECKING:
-    from trainmesh.serving.proxy.exchange import Exchange
-    from trainmesh.serving.proxy.router import Router
+from trainmesh.serving.proxy.router import Router
+from trainmesh.serving.proxy.upstream.answer import Client
+from trainmesh.serving.proxy.upstream.connection import Upstream
 
 __all__ = ["ClientConnection"]
 
@@ -132,7 +130,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.cancel(monotonic())
         for call in (self._call, self._serving, *self._ready):
             if isinstance(call, Call):
-                self._router.release(call)
+                self._router.bodies.release(call)
 
     def eof_received(self) -> bool:
         """The client has shut down its sending side, or has closed the connection: only what we
@@ -318,13 +316,12 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         self._advanced = True
         call = cast(Call, self._call)
-        call.size += len(data)
-        self._router.buffered_bytes += len(data)
-        call.parts.append(data)
+        bodies = self._router.bodies
+        bodies.add(call, data)
         limits = self._router.config.limits
         if call.size > limits.body_bytes:
             raise self._refuse(413, f"the body has more than {limits.body_bytes} bytes")
-        if self._router.buffered_bytes > limits.buffered_bytes:
+        if bodies.nbytes > limits.buffered_bytes:
             raise self._refuse(503, "the router holds too many bodies", retry_after_s=1)
 
     def on_message_complete(self) -> None:
@@ -334,7 +331,7 @@ class ClientConnection(asyncio.Protocol):
         call.body = call.parts[0] if len(call.parts) == 1 else b"".join(call.parts)
         call.parts = []
         if len(self._ready) >= MAX_PIPELINED:
-            self._router.release(call)
+            self._router.bodies.release(call)
             raise self._refuse(429, f"more than {MAX_PIPELINED} requests at once", retry_after_s=1)
         self._ready.append(call)
 
@@ -414,7 +411,7 @@ class ClientConnection(asyncio.Protocol):
             return None
         answer = upstream.answer
         call = cast(Call, self._serving)  # an exchange has a request
-        self._router.release(call)
+        self._router.bodies.release(call)
         head = [
             b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason),
             self._router.own_fields(call, upstream.attempt.endpoint.name),
@@ -448,7 +445,7 @@ class ClientConnection(asyncio.Protocol):
         call, self._serving = self._serving, None
         goes_on = call is not None and self._keeps(call)
         if call is not None:
-            self._router.release(call)
+            self._router.bodies.release(call)
         if not goes_on:
             self._broken = True
             self.transport.close()

@@ -8,10 +8,11 @@ and hedged; from then on one endpoint has won, and what it sends is forwarded.
 from __future__ import annotations
 
 import math
-from time import monotonic
-from typing import TYPE_CHECKING, Final
+from time import monotonic, perf_counter
+from typing import Final, Protocol
 
 from trainmesh.serving.adapters.types import Unsupported
+from trainmesh.serving.decide.choice import RoutingChoice
 from trainmesh.serving.decide.client_errors import is_client_error
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.health import FAULTS, HealthState
@@ -21,20 +22,16 @@ from trainmesh.serving.decide.types import (
     AttemptOutcome,
     RequestFacts,
 )
-from trainmesh.serving.proxy.answer import Client
+from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
+from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.context import WorkerContext
 from trainmesh.serving.proxy.reading.headers import TRACEPARENT
 from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event
-from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.proxy.route import ModelRoute
+from trainmesh.serving.proxy.upstream.answer import Client
+from trainmesh.serving.proxy.upstream.connection import Upstream
 
-if TYPE_CHECKING:
-    from trainmesh.serving.decide.choice import RoutingChoice
-    from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
-    from trainmesh.serving.proxy.call import Call
-    from trainmesh.serving.proxy.client import ClientConnection
-    from trainmesh.serving.proxy.route import ModelRoute
-    from trainmesh.serving.proxy.router import Router
-
-__all__ = ["Exchange", "NoRoom", "TrialRequest"]
+__all__ = ["Exchange", "ExchangeClient", "ExchangeOwner", "NoRoom", "TrialRequest"]
 
 _FRESH_S: Final = 1.0
 """Hardly anybody closes a connection that was used so lately: servers wait for 5 s and more, though
@@ -66,27 +63,68 @@ class NoRoom(Exception):
     """A request that was let in finds every endpoint full, and has to wait."""
 
 
+class ExchangeClient(Protocol):
+    """Whose request it is (``client.ClientConnection``)."""
+
+    paused: bool
+
+    def serve(self, exchange: Exchange) -> None:
+        """``exchange`` answers the current request."""
+        ...
+
+    def begin_answer(self, exchange: Exchange, upstream: Upstream) -> Client | None:
+        """Prepare the head of an answer, which goes to what this returns, before the body; None
+        if it isn't ``exchange``'s turn."""
+        ...
+
+    def write(self, exchange: Exchange, data: bytes) -> None:
+        """Part of an answer that ``exchange`` makes itself."""
+        ...
+
+    def refuse(self, exchange: Exchange, refusal: Refusal, head: bytes) -> None:
+        """Answer with an error of ours; ``head``: header fields."""
+        ...
+
+    def end_answer(self, exchange: Exchange, *, close: bool) -> None:
+        """The answer is complete, or can't be completed (``close``)."""
+        ...
+
+
+class ExchangeOwner(Protocol):
+    """Who keeps account of requests on their way (``in_flight.InFlight``)."""
+
+    def try_out(self, endpoint: Endpoint, exchange: Exchange, now_s: float) -> None:
+        """Send a copy of ``exchange`` to an endpoint that gets none."""
+        ...
+
+    def ended(self, exchange: Exchange, status: int, now_s: float) -> None:
+        """It is over."""
+        ...
+
+
 class Exchange:
     """A request on its way. Called by one event loop only."""
 
-    __slots__ = ("_attempts", "_live", "_refusing", "_router", "_spans", "allowed", "call",
-                 "client", "estimates", "facts", "hedge_at_s", "route", "started_s", "trace",
-                 "tried", "winner")  # fmt: skip
+    __slots__ = ("_attempts", "_context", "_live", "_owner", "_refusing", "_spans", "allowed",
+                 "call", "client", "estimates", "facts", "hedge_at_s", "route", "started_s",
+                 "trace", "tried", "winner")  # fmt: skip
 
     def __init__(
         self,
-        router: Router,
+        context: WorkerContext,
+        owner: ExchangeOwner,
         route: ModelRoute,
-        client: ClientConnection,
+        client: ExchangeClient,
         call: Call,
         facts: RequestFacts,
         allowed: frozenset[int] | None,
     ) -> None:
-        self._router = router
+        self._context = context
+        self._owner = owner
         self.route = route
         self.allowed = allowed
         """Indices of the endpoints that the tenant may use; None: all."""
-        self.client: ClientConnection | None = client
+        self.client: ExchangeClient | None = client
         self.call = call
         self.facts = facts
         self.estimates = (facts.prompt_tokens, 0, 0)
@@ -101,6 +139,11 @@ class Exchange:
         self._live: list[Upstream] = []
         self._refusing: Upstream | None = None
         """It has answered that the request is wrong, which another endpoint is asked about."""
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Its client waits, and no endpoint has answered."""
+        return self.winner is None and self.client is not None
 
     @property
     def waits(self) -> bool:
@@ -130,10 +173,10 @@ class Exchange:
         pool = self.route.pool
         self.hedge_at_s = now_s + pool.hedge_delay_s(self.facts)
         if self.hedge_at_s < math.inf:
-            self.route.expect_hedge(self)
+            self.route.hedges.expect(self)
         ejected = pool.trial(self.facts, now_s, sent_to=self.tried, allowed=self.allowed)
         if ejected is not None:
-            TrialRequest(self._router, self.route, ejected).start(self, now_s)
+            self._owner.try_out(ejected, self, now_s)
 
     def hedge(self, now_s: float) -> None:
         """It takes longer than others did: send it a second time, elsewhere, if that is allowed."""
@@ -141,7 +184,7 @@ class Exchange:
             return
         pool = self.route.pool
         if not pool.may_hedge(self.facts, now_s):
-            self.route.count("hedges_denied")
+            self.route.counters.hedge_denied()
             return
         choice = self._choose(now_s)
         if choice.endpoint is None:
@@ -150,11 +193,16 @@ class Exchange:
             self._send(choice, choice.endpoint, AttemptKind.HEDGE, now_s)
         except Unsupported:
             return
-        self.route.count("hedges")
-        self.route.count("hedge_tokens", self.facts.prompt_tokens + self.facts.output_tokens)
+        self.route.counters.hedged(self.facts.prompt_tokens + self.facts.output_tokens)
 
     def _choose(self, now_s: float) -> RoutingChoice:
-        return self._router.choose(self, now_s)
+        """Ask the pool, and see how long it takes."""
+        begun_s = perf_counter()
+        choice = self.route.pool.choose(self.facts, now_s, tried=self.tried, allowed=self.allowed)
+        took_s = perf_counter() - begun_s
+        context = self._context
+        context.counters.decided(took_s, context.config.limits.decision_s)
+        return choice
 
     def _send(
         self,
@@ -169,10 +217,10 @@ class Exchange:
         name = self.facts.request_id + ("-hedge" if kind is AttemptKind.HEDGE else "")
         span = self.trace.attempt(endpoint.name, kind.value) if self.trace is not None else None
         traceparent = span.traceparent if span is not None else traceparent_of(self.call)
-        request = self.route.request(endpoint, self.call, name, traceparent)
+        request = self.route.writer.request(endpoint, self.call, name, traceparent)
         attempt = self.route.pool.begin(endpoint, self.facts, kind, now_s, choice.arm)
-        self.route.began(attempt)
-        self._router.recorder.began(choice, attempt)
+        self.route.counters.began(attempt)
+        self._context.recorder.began(choice, attempt)
         if span is not None:
             self._spans[attempt] = span
         self._attempts += 1
@@ -192,14 +240,14 @@ class Exchange:
         if choice.endpoint is None:
             return False
         if not pool.may_retry(self.facts, self._attempts, now_s):
-            self.route.count("retries_denied")
+            self.route.counters.retry_denied()
             return False
         return self._send_again(choice, choice.endpoint, now_s)
 
     def _send_again(
         self, choice: RoutingChoice, endpoint: Endpoint, now_s: float, *, surely: bool = False
     ) -> bool:
-        self.route.count("retries")
+        self.route.counters.retried()
         try:
             self._send(choice, endpoint, AttemptKind.RETRY, now_s, surely=surely)
         except Unsupported:
@@ -292,7 +340,7 @@ class Exchange:
         if (span := self._spans.get(upstream.attempt)) is not None:
             span.first_byte()
         if upstream.answer.status < 300:
-            self.route.first_byte(self, upstream.attempt, now_s)
+            self.route.first_byte(upstream.attempt, self.started_s, now_s)
 
     def _settle(self, refusing: Upstream, other: Upstream, now_s: float) -> None:
         """Another endpoint has answered the request that ``refusing`` says is wrong."""
@@ -327,10 +375,10 @@ class Exchange:
         else:
             self._fail(upstream, now_s)
 
-    def _break_off(self, upstream: Upstream, client: ClientConnection, now_s: float) -> None:
+    def _break_off(self, upstream: Upstream, client: ExchangeClient, now_s: float) -> None:
         """The answer ended in its middle: tell the client, in the stream if that is possible; else
         the connection ends, as the endpoint's did."""
-        self.route.count("broken_streams")
+        self.route.counters.stream_broken()
         told = upstream.takes_events
         if told:
             name = upstream.attempt.endpoint.name
@@ -348,8 +396,8 @@ class Exchange:
         self.refuse(Refusal(status, message, code=f"upstream_{outcome}"), now_s)
 
     def _unroutable(self, choice: RoutingChoice) -> Refusal:
-        self.route.count("unroutable")
-        self._router.recorder.none_found(choice, self.facts)
+        self.route.counters.unroutable()
+        self._context.recorder.none_found(choice, self.facts)
         return Refusal(
             503, f"no endpoint of {self.facts.model} can take it: {choice.reason}",
             code="no_endpoint", retry_after_s=1,
@@ -359,7 +407,7 @@ class Exchange:
 
     def check(self, now_s: float) -> None:
         """Called now and then: end what takes too long."""
-        limits, winner = self._router.config.limits, self.winner
+        limits, winner = self._context.config.limits, self.winner
         if winner is not None:
             self._check_answer(winner, now_s)
             return
@@ -372,7 +420,7 @@ class Exchange:
                 return
 
     def _check_answer(self, winner: Upstream, now_s: float) -> None:
-        limits = self._router.config.limits
+        limits = self._context.config.limits
         silent_s = 0.0 if self._client_is_slow() else now_s - winner.last_byte_s
         if now_s - self.started_s > limits.stream_timeout_s:
             winner.error = f"the answer took more than {limits.stream_timeout_s:g} s"
@@ -394,7 +442,7 @@ class Exchange:
         """The client is gone: so are the attempts."""
         self.client = None
         self._abandon_all(now_s)
-        self._router.ended(self, 499, now_s)
+        self._owner.ended(self, 499, now_s)
 
     def cut_short(self, why: str, now_s: float) -> None:
         """The router can't wait for the answer: tell the client ``why``, as if the endpoint had
@@ -413,7 +461,7 @@ class Exchange:
         client = self.client
         if client is not None:
             endpoint = self.tried[-1].name if self.tried else ""
-            head = self._router.own_fields(self.call, endpoint)
+            head = self._context.own_fields(self.call, endpoint)
             client.refuse(self, refusal, head)
             self._finish(refusal.status, now_s)
 
@@ -446,11 +494,11 @@ class Exchange:
             failed = outcome in FAULTS
             span.end(outcome.value, upstream.answer.status, failed=failed)
         self.route.ended(upstream, outcome, now_s)
-        self._router.recorder.ended(upstream, outcome, now_s)
+        self._context.recorder.ended(upstream, outcome, now_s)
 
     def _finish(self, status: int, now_s: float, *, close: bool = False) -> None:
         client, self.client = self.client, None
-        self._router.ended(self, status, now_s)
+        self._owner.ended(self, status, now_s)
         if client is not None:
             client.end_answer(self, close=close)
 
@@ -459,10 +507,11 @@ class TrialRequest:
     """A copy of a request for an endpoint that gets none, to see whether it is well. Its answer is
     thrown away at the first byte; the client has its own from elsewhere."""
 
-    __slots__ = ("_router", "_upstream", "endpoint", "route")
+    __slots__ = ("_trials", "_upstream", "endpoint", "route")
 
-    def __init__(self, router: Router, route: ModelRoute, endpoint: Endpoint) -> None:
-        self._router = router
+    def __init__(self, route: ModelRoute, endpoint: Endpoint, trials: set[TrialRequest]) -> None:
+        """``trials``: those on their way."""
+        self._trials = trials
         self._upstream: Upstream | None = None
         self.route = route
         self.endpoint = endpoint
@@ -473,15 +522,15 @@ class TrialRequest:
         try:
             # Its own id, so that nobody takes it for the client's request.
             name = f"{facts.request_id}-trial"
-            request = self.route.request(
+            request = self.route.writer.request(
                 self.endpoint, exchange.call, name, traceparent_of(exchange.call)
             )
         except Unsupported:
             return
         attempt = self.route.pool.begin(self.endpoint, facts, AttemptKind.TRIAL, now_s)
-        self.route.began(attempt)
+        self.route.counters.began(attempt)
         self._upstream = self.route.server(self.endpoint).send(self, attempt, request)
-        self._router.trials.add(self)
+        self._trials.add(self)
 
     def check(self, now_s: float) -> None:
         """Called now and then: a trial without an answer has failed."""
@@ -510,5 +559,5 @@ class TrialRequest:
 
     def _end(self, upstream: Upstream, outcome: AttemptOutcome, now_s: float) -> None:
         self._upstream = None
-        self._router.trials.discard(self)
+        self._trials.discard(self)
         self.route.ended(upstream, outcome, now_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainmesh.serving.proxy.call import Call
-from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.proxy.upstream.connection import Upstream
 
 __all__ = ["answer_framing"]
 

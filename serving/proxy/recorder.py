@@ -14,7 +14,7 @@ from trainmesh.serving.decide.types import (
 )
 from trainmesh.serving.ledger.entry import LedgerEntry
 from trainmesh.serving.ledger.writer import LedgerWriter
-from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.proxy.upstream.connection import Upstream
 
 __all__ = ["Recorder"]
 

@@ -16,7 +16,7 @@ from trainmesh.serving.proxy.client import MAX_PIPELINED, ClientConnection
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.exchange import Exchange
     from trainmesh.serving.proxy.router import Router
-    from trainmesh.serving.proxy.upstream import Upstream
+    from trainmesh.serving.proxy.upstream.connection import Upstream
 
 ONE = b"GET /v1/models HTTP/1.1\r\n" + HOST + b"\r\n"
 MINE, OTHER = (cast("Exchange", object()) for _ in range(2))

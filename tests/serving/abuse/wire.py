@@ -11,15 +11,15 @@ from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.types import (
     AttemptOutcome,
 )
-from trainmesh.serving.proxy.answer import Client, UpstreamRequest
-from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.call import Call, HeldBodies
 from trainmesh.serving.proxy.client import ClientConnection
 from trainmesh.serving.proxy.replies.answers import Refusal
-from trainmesh.serving.proxy.upstream import Upstream
+from trainmesh.serving.proxy.upstream.answer import Client, UpstreamRequest
+from trainmesh.serving.proxy.upstream.connection import Upstream
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.router import Router
-    from trainmesh.serving.proxy.server import Server
+    from trainmesh.serving.proxy.upstream.server import Server
 
 __all__ = ["Caller", "Front", "Recorder", "answered", "asked", "cuts", "every_cut"]
 
@@ -116,12 +116,12 @@ class Front:
     """Stands where a worker's router stands: it answers each request at once."""
 
     draining = False
-    buffered_bytes = 0
 
     def __init__(self, limits: LimitsConfig | None = None) -> None:
         model = ModelConfig(endpoints=(EndpointConfig(url="http://127.0.0.1:1"),))
         self.config = Config(version=1, models={"m": model}, limits=limits or LimitsConfig())
         self.loop = Loop()
+        self.bodies = HeldBodies()
         self.connections: set[ClientConnection] = set()
         self.calls: list[tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...], bytes]] = []
         self.refusals: list[int] = []
@@ -142,9 +142,9 @@ class Front:
     def refused(self, call: Call | None, refusal: Refusal) -> None:
         self.refusals.append(refusal.status)
 
-    def release(self, call: Call) -> None:
-        self.buffered_bytes -= call.size
-        call.size = 0
+    @property
+    def buffered_bytes(self) -> int:
+        return self.bodies.nbytes
 
 
 def asked(pieces: Iterable[bytes], limits: LimitsConfig | None = None) -> tuple[Front, Recorder]:

@@ -15,13 +15,6 @@ from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.types import (
     AttemptOutcome,
 )
-from trainmesh.serving.proxy.answer import (
-    AnswerHead,
-    Client,
-    UpstreamRequest,
-    end_of_chunks,
-    excess_line_ends,
-)
 from trainmesh.serving.proxy.reading.first_event import GOOD, error_of, status_of
 from trainmesh.serving.proxy.reading.usage import (
     NO_USAGE,
@@ -29,6 +22,13 @@ from trainmesh.serving.proxy.reading.usage import (
     USAGE_PIECES,
     PartialUsage,
     find_usage,
+)
+from trainmesh.serving.proxy.upstream.answer import (
+    AnswerHead,
+    Client,
+    UpstreamRequest,
+    end_of_chunks,
+    excess_line_ends,
 )
 
 __all__ = ["Sink", "Upstream"]

@@ -18,8 +18,8 @@ from trainmesh.serving.decide.types import (
 )
 from trainmesh.serving.identity.describe_tls import handshake_problem
 from trainmesh.serving.identity.tls import UpstreamSide
-from trainmesh.serving.proxy.answer import UpstreamRequest
-from trainmesh.serving.proxy.upstream import Sink, Upstream
+from trainmesh.serving.proxy.upstream.answer import UpstreamRequest
+from trainmesh.serving.proxy.upstream.connection import Sink, Upstream
 
 __all__ = ["Server"]
 

@@ -1,0 +1,1 @@
+"""Connections to endpoints: requests out, answers in."""
