@@ -11,7 +11,7 @@ from trainmesh.serving.decide.learn.forecast import Forecast
 from trainmesh.serving.decide.learn.prefix_cache_model import PrefixCacheModel
 from trainmesh.serving.decide.learn.traffic_stats import TrafficStats
 from trainmesh.serving.decide.policies.shadow import Versus
-from trainmesh.serving.decide.retry_budgets import RetryBudgets
+from trainmesh.serving.decide.retries.retry_budgets import RetryBudgets
 from trainmesh.serving.decide.types import (
     AttemptKind,
     AttemptOutcome,
@@ -19,11 +19,22 @@ from trainmesh.serving.decide.types import (
     RequestFacts,
 )
 
-__all__ = ["AttemptTracker"]
+__all__ = ["AttemptTracker", "Learned"]
 
 GIVEN_UP = 1.5
 """What an attempt would have taken, over what it had taken when it was given up: the mean of what
 is beyond a value in a heavy tail (Pareto's, with exponent 3)."""
+
+
+class Learned:
+    """What a pool has learned from requests, which outlives it."""
+
+    __slots__ = ("forecast", "prefix_cache", "traffic_stats")
+
+    def __init__(self) -> None:
+        self.prefix_cache = PrefixCacheModel()
+        self.traffic_stats = TrafficStats()
+        self.forecast = Forecast()
 
 
 class AttemptTracker:
@@ -32,19 +43,18 @@ class AttemptTracker:
     def __init__(
         self,
         endpoint_states: EndpointStates,
-        prefix_cache: PrefixCacheModel,
-        traffic_stats: TrafficStats,
-        forecast: Forecast,
+        learned: Learned,
         retry_budgets: RetryBudgets,
-        versus: Versus | None,
+        tested: Versus | None,
     ) -> None:
-        """``versus``: the A/B test to be told of each TTFT, if there is one."""
+        """``tested``: the A/B test to be told of each TTFT, if there is one."""
         self._endpoint_states = endpoint_states
-        self._versus = versus
-        self.prefix_cache = prefix_cache
-        self.traffic_stats = traffic_stats
+        self._versus = tested
+        self.learned = learned
+        self.prefix_cache = learned.prefix_cache
+        self.traffic_stats = learned.traffic_stats
+        self.forecast = learned.forecast
         self.retry_budgets = retry_budgets
-        self.forecast = forecast
         self.context = Context()
         self.kind = False
         """Of answers that the endpoints' ``base_s`` and ``s_per_token`` are for."""
@@ -74,6 +84,12 @@ class AttemptTracker:
         else:
             endpoint.asked_s = now_s
         return attempt
+
+    def publish_speeds(self, kind: bool) -> None:
+        """Make the endpoints' ``base_s`` and ``s_per_token`` those of answers of a kind."""
+        self.kind = kind
+        for endpoint in self._endpoint_states.endpoints:
+            endpoint.base_s, endpoint.s_per_token = endpoint.models[kind]
 
     def first_byte(self, attempt: Attempt, now_s: float) -> None:
         """The first byte of a good answer's body (2xx) is there."""
@@ -110,7 +126,15 @@ class AttemptTracker:
         output_tokens: int = 0,
         retry_after_s: float = 0.0,
     ) -> None:
-        """Counts an attempt out; a second call does nothing."""
+        """Counts an attempt out; a second call does nothing.
+
+        Args:
+            attempt: from ``begin``.
+            outcome: how it ended.
+            now_s: monotonic seconds.
+            output_tokens: what the answer had, 0 if unknown.
+            retry_after_s: what the endpoint asked for with a 429 or 503, 0 if nothing.
+        """
         if attempt.ended:
             return
         if outcome is AttemptOutcome.OK and not attempt.first_byte_s:

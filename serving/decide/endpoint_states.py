@@ -89,6 +89,19 @@ class EndpointStates:
         it. Empty if it does."""
         return endpoint.signal.public or self.exclusions.get(endpoint.name, "")
 
+    def why_out(self) -> str:
+        """See ``Pool.why_out``."""
+        serving = self.full + self.part
+        reasons = []
+        for endpoint in self.endpoints:
+            reason = endpoint.signal.unready
+            if not reason and endpoint not in serving:
+                reason = self.public(endpoint)
+            if not reason:
+                return ""
+            reasons.append(f"{endpoint.name}: {reason}")
+        return "; ".join(reasons)
+
     def only_full(self, tried: Collection[Endpoint], allowed: Collection[int] | None) -> bool:
         """Whether the request could be taken if less was in flight."""
         return any(

@@ -7,7 +7,6 @@ before it meets one. Everything is a function of the seed.
 from __future__ import annotations
 
 import random
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from trainmesh.serving.config.types import LimitsConfig, ModelConfig
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S, Pool
+from trainmesh.serving.decide.simulated_server import Fault, SimulatedAttempt, SimulatedServer
 from trainmesh.serving.decide.types import (
     AttemptKind,
     AttemptOutcome,
@@ -29,78 +29,6 @@ from trainmesh.serving.decide.types import (
 __all__ = ["Done", "Fault", "SimulatedRequest", "Result", "SimulatedServer", "Simulation"]
 
 TICK_S = 0.1
-
-
-@dataclass(frozen=True)
-class Fault:
-    """From ``from_s`` until ``until_s`` a server is ``refuse`` (connection refused), ``hang`` (it
-    goes on when the fault is over), ``full`` (503), ``error`` (500) or ``slow`` by ``extra_s``."""
-
-    what: str
-    from_s: float
-    until_s: float = inf
-    extra_s: float = 0.0
-
-
-@dataclass(eq=False)
-class SimulatedAttempt:
-    """An attempt at its server; ``then`` is called with the first byte."""
-
-    attempt: Attempt
-    then: Callable[[], None]
-
-
-@dataclass
-class SimulatedServer:
-    """An engine: prompts one after the other, answers beside each other.
-
-    Prompt tokens that are in the prefix cache take no time; ``jitter`` is the relative standard
-    deviation of every duration. What is cancelled takes no more time.
-    """
-
-    base_s: float = 0.005
-    s_per_token: float = 0.0
-    s_per_output_token: float = 0.0
-    rtt_s: float = 0.0
-    cache_blocks: int = 0
-    jitter: float = 0.0
-    faults: Sequence[Fault] = ()
-    serial: bool = True
-    """Prompts wait for each other."""
-    served: int = 0
-    queue: deque[SimulatedAttempt] = field(default_factory=deque)
-    """Prompts that wait, the one that is being read first."""
-    _cache: OrderedDict[int, None] = field(default_factory=OrderedDict)
-
-    def fault(self, now_s: float) -> Fault | None:
-        for fault in self.faults:
-            if fault.from_s <= now_s < fault.until_s:
-                return fault
-        return None
-
-    def prefill_s(self, facts: RequestFacts, now_s: float, rng: random.Random) -> float:
-        """How long the prompt takes if it is begun now."""
-        uncached = facts.prompt_tokens - self._cached(facts)
-        noise = max(0.1, rng.gauss(1.0, self.jitter)) if self.jitter else 1.0
-        fault = self.fault(now_s)
-        extra_s = 0.0
-        if fault is not None:
-            extra_s = fault.until_s - now_s if fault.what == "hang" else fault.extra_s
-        return (self.base_s + self.s_per_token * uncached) * noise + extra_s
-
-    def _cached(self, facts: RequestFacts) -> int:
-        hits = 0
-        for block in facts.blocks:
-            if block not in self._cache:
-                break
-            hits += 1
-        if self.cache_blocks:
-            for block in facts.blocks:
-                self._cache[block] = None
-                self._cache.move_to_end(block)
-            while len(self._cache) > self.cache_blocks:
-                self._cache.popitem(last=False)
-        return min(hits * 128, facts.prompt_tokens)
 
 
 @dataclass(frozen=True)
@@ -191,14 +119,9 @@ class Simulation:
         self.rng = random.Random(seed)  # noqa: S311 - a simulation's chance, no secret
         scorers, _ = load_scorers()
         self.pool = Pool(
-            "m",
-            config,
-            limits=LimitsConfig(),
-            scorers=scorers,
-            rng=self.rng,
-            now_s=0.0,
+            "m", config, limits=LimitsConfig(), scorers=scorers, rng=self.rng, now_s=0.0,
             clock=lambda: 0.0,
-        )
+        )  # fmt: skip
         self.pool.update({signal.name: signal for signal in signals}, 0.0)
         self.servers = list(servers)
         self.now_s = 0.0
@@ -262,7 +185,7 @@ class Simulation:
         self.result.attempts[kind] = self.result.attempts.get(kind, 0) + 1
         self.result.sent.setdefault(endpoint.name, []).append(self.now_s)
         server = self.servers[endpoint.index]
-        bad = _immediate(server, self.now_s)
+        bad = server.fails_at_once(self.now_s)
         if bad is not None:
             outcome, after_s = bad
             self.at(self.now_s + after_s, lambda: self._failed(exchange, attempt, outcome))
@@ -298,7 +221,10 @@ class Simulation:
 
     def _cancel(self, attempt: Attempt) -> None:
         """Its client or another attempt doesn't need it any more."""
-        self.pool.end(attempt, AttemptOutcome.CANCELLED, self.now_s)
+        self._end_early(attempt, AttemptOutcome.CANCELLED)
+
+    def _end_early(self, attempt: Attempt, outcome: AttemptOutcome) -> None:
+        self.pool.end(attempt, outcome, self.now_s)
         server = self.servers[attempt.endpoint.index]
         if server.queue and server.queue[0].attempt is attempt:
             self._next(server)
@@ -306,7 +232,7 @@ class Simulation:
     def _first_byte(self, exchange: _Exchange, attempt: Attempt) -> None:
         if attempt.ended or exchange.won:
             return
-        if _immediate(self.servers[attempt.endpoint.index], self.now_s) == (
+        if self.servers[attempt.endpoint.index].fails_at_once(self.now_s) == (
             AttemptOutcome.CONNECT,
             0.0,
         ):
@@ -350,7 +276,7 @@ class Simulation:
         attempt = self.pool.begin(endpoint, facts, AttemptKind.TRIAL, self.now_s)
         self.result.attempts[AttemptKind.TRIAL] = self.result.attempts.get(AttemptKind.TRIAL, 0) + 1
         server = self.servers[endpoint.index]
-        bad = _immediate(server, self.now_s)
+        bad = server.fails_at_once(self.now_s)
         if bad is not None:
             outcome, after_s = bad
             self.at(self.now_s + after_s, lambda: self.pool.end(attempt, outcome, self.now_s))
@@ -360,10 +286,7 @@ class Simulation:
 
     def _trial_late(self, attempt: Attempt) -> None:
         if not attempt.ended:
-            self.pool.end(attempt, AttemptOutcome.TIMEOUT, self.now_s)
-            server = self.servers[attempt.endpoint.index]
-            if server.queue and server.queue[0].attempt is attempt:
-                self._next(server)
+            self._end_early(attempt, AttemptOutcome.TIMEOUT)
 
     def _trial_good(self, attempt: Attempt) -> None:
         self.pool.first_byte(attempt, self.now_s)
@@ -376,16 +299,3 @@ class Simulation:
         )
         if exchange.then is not None:
             self.at(self.now_s + (1e-3 if ttft_s == inf else 0.0), exchange.then)
-
-
-def _immediate(server: SimulatedServer, now_s: float) -> tuple[AttemptOutcome, float] | None:
-    """How a faulty server fails at once, and after what time."""
-    fault = server.fault(now_s)
-    if fault is None:
-        return None
-    known = {
-        "refuse": (AttemptOutcome.CONNECT, 0.0),
-        "full": (AttemptOutcome.BACKPRESSURE, 1e-3),
-        "error": (AttemptOutcome.STATUS, 1e-3),
-    }
-    return known.get(fault.what)

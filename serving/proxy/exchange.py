@@ -13,10 +13,10 @@ from typing import Final, Protocol
 
 from trainmesh.serving.adapters.types import Unsupported
 from trainmesh.serving.decide.choice import RoutingChoice
-from trainmesh.serving.decide.client_errors import is_client_error
 from trainmesh.serving.decide.endpoint import Attempt, Endpoint
 from trainmesh.serving.decide.health import FAULTS, HealthState
 from trainmesh.serving.decide.pool import TRIAL_TIMEOUT_S
+from trainmesh.serving.decide.retries.client_errors import is_client_error
 from trainmesh.serving.decide.types import (
     AttemptKind,
     AttemptOutcome,

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainmesh.serving.config.types import EjectConfig, EndpointConfig
-from trainmesh.serving.decide.budget import Budget
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.decide.learn.estimate import Shape, Speed, nominal_s
 from trainmesh.serving.decide.learn.forecast import Forecast
 from trainmesh.serving.decide.learn.histogram import Histogram
 from trainmesh.serving.decide.learn.prefix import PrefixIndex
 from trainmesh.serving.decide.learn.prefix_cache_model import PrefixCacheModel
+from trainmesh.serving.decide.retries.budget import Budget
 from trainmesh.serving.decide.types import EndpointSignal
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainmesh.serving.decide.budget import Budget
+from trainmesh.serving.decide.retries.budget import Budget
 
 __all__ = ["ClientErrors", "is_client_error"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from trainmesh.serving.config.types import HedgeConfig, RetryConfig
-from trainmesh.serving.decide.budget import Budget
-from trainmesh.serving.decide.client_errors import ClientErrors
+from trainmesh.serving.decide.health import EndpointHealth
 from trainmesh.serving.decide.learn.histogram import TtftQuantiles
+from trainmesh.serving.decide.retries.budget import Budget
+from trainmesh.serving.decide.retries.client_errors import ClientErrors
 from trainmesh.serving.decide.types import RequestFacts
 
 __all__ = ["RetryBudgets"]
@@ -70,6 +71,16 @@ class RetryBudgets:
     def may_retry(self, attempts: int, now_s: float) -> bool:
         """Takes one retry from the budget; ``attempts`` were made."""
         return attempts < self._retry.attempts and self._retries.take(1.0, now_s)
+
+    def may_ask_again(
+        self, health: EndpointHealth, status: int, attempts: int, now_s: float
+    ) -> bool:
+        """See ``Pool.may_ask_again``; ``health`` of the endpoint that refused."""
+        if attempts >= self._retry.attempts:
+            return False
+        if health.failures or not health.proven:
+            return True
+        return self.client_errors.may_ask_again(status, now_s)
 
     def may_try(self, facts: RequestFacts, now_s: float) -> bool:
         """Takes a copy's tokens from the budget."""

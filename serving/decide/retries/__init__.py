@@ -1,0 +1,1 @@
+"""What attempts beyond the first may cost."""
