@@ -166,8 +166,7 @@ class Simulation:
         delay_s = self.pool.hedge_delay_s(facts)
         if delay_s < inf:
             self.at(self.now_s + delay_s, lambda: self._hedge(exchange))
-        trial = self.pool.trial(facts, self.now_s, sent_to=exchange.tried)
-        if trial is not None:
+        if trial := self.pool.trial(facts, self.now_s, sent_to=exchange.tried):
             self._trial(trial, facts)
 
     def _tick(self) -> None:

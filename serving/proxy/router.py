@@ -69,7 +69,7 @@ class Router:
         if config.ledger.enabled:
             self._ledger = LedgerWriter(Path(config.ledger.dir), worker, config.ledger)
         self._snapshot: Snapshot | None = None
-        self._routes = ModelRoutes(loop, way)
+        self._routes = ModelRoutes(loop, way, keeps_rows=config.ledger.enabled)
         self._context = WorkerContext(config, row, Recorder(self._ledger), tracer)
         self.bodies = self._context.bodies
         self._in_flight = InFlight(self._context, Admission(config, {}, now_s=monotonic()))

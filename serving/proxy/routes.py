@@ -20,12 +20,19 @@ __all__ = ["ModelRoutes"]
 
 
 class ModelRoutes:
-    """One worker's. Args: as of ``ModelRoute``."""
+    """One worker's.
 
-    __slots__ = ("_loop", "_random", "_way", "by_name")
+    Args:
+        loop: what they run in.
+        way: of this router.
+        keeps_rows: choices are written down (``Pool``).
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, way: ViaChain) -> None:
+    __slots__ = ("_keeps_rows", "_loop", "_random", "_way", "by_name")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, way: ViaChain, *, keeps_rows: bool) -> None:
         self._loop = loop
+        self._keeps_rows = keeps_rows
         self._way = way
         self._random = random.Random(secrets.randbits(64))  # noqa: S311 - no secret
         self.by_name: Mapping[str, ModelRoute] = {}
@@ -49,7 +56,7 @@ class ModelRoutes:
         for name, model in config.models.items():
             pool = Pool(
                 name, model, limits=config.limits, scorers=scorers, rng=self._random,
-                previous=old_pools.get(name), now_s=now_s,
+                previous=old_pools.get(name), now_s=now_s, keeps_rows=self._keeps_rows,
             )  # fmt: skip
             route = before.get(name)
             if route is None:

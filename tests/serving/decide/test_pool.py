@@ -123,6 +123,16 @@ def test_a_record_replays_to_the_same_choice(
     assert (read.unix_s, read.snapshot, read.tenant) == (1.5, 7, "t")
 
 
+def test_without_a_ledger_the_same_is_chosen_and_no_row_is_made() -> None:
+    written, unwritten = pool_of(model(4)), pool_of(model(4), keeps_rows=False)
+    for n in range(50):
+        kept, bare = (pool.choose(facts(n), 0.1 * n) for pool in (written, unwritten))
+        assert kept.endpoint is not None
+        assert bare.endpoint is not None
+        assert (kept.endpoint.name, kept.scores) == (bare.endpoint.name, bare.scores)
+        assert (len(kept.rows), len(bare.rows)) == (4, 0)
+
+
 def test_nobody_to_choose_is_said_with_every_reason() -> None:
     pool = pool_of(model(3))
     pool.update(
