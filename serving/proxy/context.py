@@ -8,8 +8,8 @@ from trainmesh.serving.config.types import Config
 from trainmesh.serving.observe.log import ACCESS, log_event
 from trainmesh.serving.observe.shared_counters import WorkerRow
 from trainmesh.serving.observe.trace import Tracer
-from trainmesh.serving.proxy.call import Call, HeldBodies
 from trainmesh.serving.proxy.counters import WorkerCounters
+from trainmesh.serving.proxy.reading.call import Call, HeldBodies
 from trainmesh.serving.proxy.reading.request_ids import RequestIds
 from trainmesh.serving.proxy.recorder import Recorder
 from trainmesh.serving.proxy.replies.cors import Cors

@@ -23,8 +23,8 @@ from trainmesh.serving.decide.types import (
     RequestFacts,
 )
 from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
-from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.context import WorkerContext
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import TRACEPARENT
 from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event
 from trainmesh.serving.proxy.route import ModelRoute
@@ -64,7 +64,7 @@ class NoRoom(Exception):
 
 
 class ExchangeClient(Protocol):
-    """Whose request it is (``client.ClientConnection``)."""
+    """Whose request it is (``client.connection.ClientConnection``)."""
 
     paused: bool
 

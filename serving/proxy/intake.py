@@ -12,7 +12,6 @@ from trainmesh.serving.identity.authenticator import Authenticator, Tenant
 from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.observe.trace import RequestTrace, Tracer
-from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.context import WorkerContext
 from trainmesh.serving.proxy.exchange import Exchange, ExchangeClient, ExchangeOwner
 from trainmesh.serving.proxy.loops import ViaChain
@@ -22,6 +21,7 @@ from trainmesh.serving.proxy.reading.api import (
     parse_body,
     prefix_blocks,
 )
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import (
     API_KEY,
     AUTHORIZATION,

@@ -18,7 +18,6 @@ from trainmesh.serving.ledger.writer import LedgerWriter
 from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.observe.shared_counters import SharedCounters, WorkerRow
 from trainmesh.serving.observe.trace import Tracer
-from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.context import WorkerContext
 from trainmesh.serving.proxy.exchange import ExchangeClient
 from trainmesh.serving.proxy.in_flight import InFlight
@@ -26,6 +25,7 @@ from trainmesh.serving.proxy.intake import Intake
 from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.open_files import connections_that_fit
 from trainmesh.serving.proxy.reading.api import POST_PATHS, split_target
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.recorder import Recorder
 from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.routes import ModelRoutes
@@ -34,7 +34,7 @@ __all__ = ["Router"]
 
 
 class Connection(Protocol):
-    """A client's (``client.ClientConnection``)."""
+    """A client's (``client.connection.ClientConnection``)."""
 
     transport: asyncio.Transport
 

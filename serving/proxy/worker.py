@@ -27,7 +27,7 @@ from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.control.worker_config import CUT_SHORT, MAX_BYTES, FileWatch, read_orders
 from trainmesh.serving.observe.log import LOGGER, Logs, log_event
 from trainmesh.serving.observe.shared_counters import SharedCounters
-from trainmesh.serving.proxy.client import ClientConnection
+from trainmesh.serving.proxy.client.connection import ClientConnection
 from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.router import Router
 from trainmesh.wire import decode, encode

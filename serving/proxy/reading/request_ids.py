@@ -6,7 +6,7 @@ import re
 import secrets
 from typing import Final
 
-from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import REQUEST_ID
 
 __all__ = ["RequestIds", "for_endpoint"]

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import CONTENT_LENGTH, TRANSFER_ENCODING
 
 __all__ = ["Continued", "framing_head"]
 
 
 class Reader(Protocol):
-    """What a parser of requests calls (``client.ClientConnection``)."""
+    """What a parser of requests calls (``client.request_reader.RequestReader``)."""
 
     def on_message_begin(self) -> None: ...
     def on_url(self, url: bytes) -> None: ...

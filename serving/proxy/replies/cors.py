@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from trainmesh.serving.config.types import ANY, CorsConfig
-from trainmesh.serving.proxy.call import Call
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import ASKED_HEADERS, ASKED_METHOD, ORIGIN
 from trainmesh.serving.proxy.replies.answers import Refusal
 

@@ -8,8 +8,8 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.reading.api import meant_path
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.replies.answers import Refusal, json_answer
 
 __all__ = ["health_answer", "is_health_path", "models_answer", "unknown_path"]

@@ -10,9 +10,9 @@ from typing import Final
 from trainmesh.serving.adapters import adapter_for, rename_model, upstream_path
 from trainmesh.serving.adapters.paths import upstream_name
 from trainmesh.serving.decide.endpoint import Endpoint
-from trainmesh.serving.proxy.call import Call
 from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.reading.api import EMBEDDINGS
+from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import VIA
 from trainmesh.serving.proxy.reading.request_ids import for_endpoint
 from trainmesh.serving.proxy.upstream.answer import UpstreamRequest

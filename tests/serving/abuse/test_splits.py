@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.serving.abuse.requests import CASES, HOST, OFFERS, PLAIN, Case
 from tests.serving.abuse.wire import Caller, Front, Recorder, answered, asked, cuts, every_cut
-from trainmesh.serving.proxy.call import Call
-from trainmesh.serving.proxy.client import MAX_PIPELINED, ClientConnection
+from trainmesh.serving.proxy.client.connection import ClientConnection
+from trainmesh.serving.proxy.client.request_reader import MAX_PIPELINED
+from trainmesh.serving.proxy.reading.call import Call
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.exchange import Exchange

@@ -11,8 +11,8 @@ from trainmesh.serving.decide.endpoint import Attempt
 from trainmesh.serving.decide.types import (
     AttemptOutcome,
 )
-from trainmesh.serving.proxy.call import Call, HeldBodies
-from trainmesh.serving.proxy.client import ClientConnection
+from trainmesh.serving.proxy.client.connection import ClientConnection
+from trainmesh.serving.proxy.reading.call import Call, HeldBodies
 from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream.answer import Client, UpstreamRequest
 from trainmesh.serving.proxy.upstream.connection import Upstream
