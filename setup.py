@@ -21,6 +21,7 @@ ROOMS = ("decide", "identity", "observe", "proxy")
 Struct, whose options mypyc would drop."""
 UNCOMPILED = {
     "decide/simulate": "runs without requests",
+    "decide/simulated_server": "runs without requests",
     "identity/admin_token": "of the admin server",
     "identity/certificates": "read at the start and when they change",
     "identity/describe_tls": "words of errors",
