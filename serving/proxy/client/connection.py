@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections import deque
 from time import monotonic
@@ -11,11 +10,11 @@ from typing import Final, cast
 
 from trainmesh.serving.config import types as config
 from trainmesh.serving.identity.tls import peer_names
-from trainmesh.serving.observe.log import LOGGER, log_event
-from trainmesh.serving.proxy.client.framing import answer_framing, answer_head
+from trainmesh.serving.proxy.client.framing import answer_head
 from trainmesh.serving.proxy.client.half_closed import HalfClosed
 from trainmesh.serving.proxy.client.phase import ClientPhase, PhaseTimer
 from trainmesh.serving.proxy.client.request_reader import RequestReader
+from trainmesh.serving.proxy.client.turn import Turn
 from trainmesh.serving.proxy.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.replies.answers import Refusal
@@ -37,12 +36,9 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._phase = PhaseTimer(monotonic())
         self._ready: deque[Call | Refusal] = deque()
-        self._reader = RequestReader(router, self._phase, self._ready, self._say_continue)
+        self._reader = RequestReader(router, self._phase, self._ready)
         self._broken = False
-        self._answered = 0
-        """Requests whose turn has come."""
-        self._exchange: Exchange | None = None
-        self._serving: Call | None = None
+        self._turn = Turn()
         self._reading = True
         self._half_closed: HalfClosed | None = None
         """The client sends nothing more, and may still read."""
@@ -53,6 +49,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self._reader.transport = self.transport
         secured = cast(ssl.SSLObject | None, transport.get_extra_info("ssl_object"))
         if secured is not None:
             self._reader.names = peer_names(secured)
@@ -62,38 +59,36 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._router.connections.discard(self)
         self._broken = True
-        exchange, self._exchange = self._exchange, None
+        exchange, self._turn.exchange = self._turn.exchange, None
         if exchange is not None:
             exchange.cancel(monotonic())
-        for call in (self._reader.call, self._serving, *self._ready):
+        for call in (self._reader.call, self._turn.call, *self._ready):
             if isinstance(call, Call):
                 self._router.bodies.release(call)
 
     def eof_received(self) -> bool:
-        """The client has shut down its sending side, or has closed the connection: only what we
-        write will tell. Returns whether the connection stays open for its answers. One that speaks
-        HTTP/1.0 knows no interim answers, so it is taken as gone: it is mostly a proxy whose
-        own client has left."""
-        exchange = self._exchange
+        """The client sends nothing more (``half_closed``). Returns whether the connection stays
+        open for its answers."""
+        exchange = self._turn.exchange
         waiting = bool(self._ready) if exchange is None else not exchange.call.http10
         answers = self._router.config.limits.half_closed is config.HalfClosed.ANSWER
         if self._broken or self._reader.call is not None or not (waiting and answers):
             return False
         self._half_closed = HalfClosed()
-        self._half_closed.check(self._exchange, self.transport, self.paused, monotonic())
+        self._half_closed.check(self._turn.exchange, self.transport, self.paused, monotonic())
         return True
 
     def pause_writing(self) -> None:
         self.paused = True
-        if self._exchange is not None:
-            self._exchange.pause()
+        if exchange := self._turn.exchange:
+            exchange.pause()
 
     def resume_writing(self) -> None:
         self.paused = False
-        if self._exchange is None:
-            self._next()
+        if exchange := self._turn.exchange:
+            exchange.resume()
         else:
-            self._exchange.resume()
+            self._next()
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
@@ -105,16 +100,15 @@ class ClientConnection(asyncio.Protocol):
             self._reading = False
             self.transport.pause_reading()
 
-    def _say_continue(self) -> None:
-        """The client waits for this before it sends a body; not while another answer is due."""
-        if self._exchange is None and not self._ready:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
     # -- one request after another ---------------------------------------------------------
 
     def _next(self) -> None:
         """Begin the next request, if the one before is done and the client takes its answers."""
-        if self._exchange is not None or self.paused or self._phase.phase is ClientPhase.LINGER:
+        if (
+            self._turn.exchange is not None
+            or self.paused
+            or self._phase.phase is ClientPhase.LINGER
+        ):
             return
         if not self._ready:
             if not self._reading:
@@ -125,11 +119,9 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(item, Refusal):
             self._hang_up(item)
             return
-        self._answered += 1
-        if item.place != self._answered:
-            self._lose_order(f"request {item.place} came up as number {self._answered}")
+        if not self._turn.begin(item):
+            self._break()
             return
-        self._serving = item
         self._phase.enter(ClientPhase.BUSY, item.received_s)
         try:
             answer = self._router.open(self, item)
@@ -142,15 +134,9 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write(answer)
             self._served()
 
-    def _lose_order(self, what: str) -> None:
-        """An answer would reach the wrong request, which must be impossible: better none."""
-        log_event(LOGGER, "order_lost", level=logging.ERROR, reason=what)
-        self._broken = True
-        self.transport.abort()
-
     def serve(self, exchange: Exchange) -> None:
         """``exchange`` answers the current request."""
-        self._exchange = exchange
+        self._turn.exchange = exchange
 
     def _hang_up(self, refusal: Refusal) -> None:
         call = self._reader.call or Call()  # nothing of it could be read
@@ -166,21 +152,24 @@ class ClientConnection(asyncio.Protocol):
 
     def _is_served_by(self, exchange: Exchange) -> bool:
         """Whether ``exchange`` answers the request whose turn it is; ends the connection if not."""
-        if exchange is self._exchange:
+        if self._turn.is_of(exchange):
             return True
-        self._lose_order("an answer came for a request whose turn it is not")
+        self._break()
         return False
+
+    def _break(self) -> None:
+        self._broken = True
+        self.transport.abort()
 
     def begin_answer(self, exchange: Exchange, upstream: Upstream) -> Client | None:
         """Prepare the head of an answer, which goes to what this returns, before the body; None
         if it isn't ``exchange``'s turn."""
         if not self._is_served_by(exchange):
             return None
-        call = cast(Call, self._serving)  # an exchange has a request
+        call = cast(Call, self._turn.call)  # an exchange has a request
         self._router.bodies.release(call)
         own_fields = self._router.own_fields(call, upstream.attempt.endpoint.name)
-        framing = answer_framing(upstream, call)
-        upstream.lead = answer_head(upstream, own_fields, framing, call, last=not self._goes_on())
+        upstream.lead = answer_head(upstream, call, own_fields, last=self._ends())
         if self.paused:
             upstream.transport.pause_reading()
         return self.transport
@@ -189,7 +178,7 @@ class ClientConnection(asyncio.Protocol):
         """The answer is complete, or can't be completed (``close``)."""
         if not self._is_served_by(exchange):
             return
-        self._exchange = None
+        self._turn.exchange = None
         if self.transport.is_closing():
             return
         if close:
@@ -199,7 +188,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _served(self) -> None:
         goes_on = self._goes_on()
-        call, self._serving = self._serving, None
+        call, self._turn.call = self._turn.call, None
         if call is not None:
             self._router.bodies.release(call)
         if not goes_on:
@@ -214,8 +203,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _goes_on(self) -> bool:
         """Whether the connection stays after the current answer."""
-        ends = self._router.draining or (self._half_closed is not None and not self._ready)
-        return self._serving is not None and self._serving.keep_alive and not ends
+        call = self._turn.call
+        return call is not None and call.keep_alive and not self._ends()
+
+    def _ends(self) -> bool:
+        """Whether it ends after the current answer, whatever its client wants."""
+        return self._router.draining or (self._half_closed is not None and not self._ready)
 
     def refuse(self, exchange: Exchange, refusal: Refusal, head: bytes) -> None:
         """Answer the request of ``exchange`` with an error of ours; ``head``: header fields."""
@@ -231,12 +224,11 @@ class ClientConnection(asyncio.Protocol):
 
     def check(self, now_s: float) -> None:
         """Called now and then: end what takes too long."""
-        phase = self._phase.phase
-        if phase is ClientPhase.BUSY:
-            if self._exchange is not None:
-                if self._half_closed is not None:
-                    self._half_closed.check(self._exchange, self.transport, self.paused, now_s)
-                self._exchange.check(now_s)
+        phase, exchange = self._phase.phase, self._turn.exchange
+        if exchange is not None:
+            if self._half_closed is not None:
+                self._half_closed.check(exchange, self.transport, self.paused, now_s)
+            exchange.check(now_s)
             return
         overdue = self._phase.overdue(self._router.config.limits, self._reader.body_bytes, now_s)
         if phase is ClientPhase.IDLE and (overdue or self._router.draining):

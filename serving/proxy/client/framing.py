@@ -1,16 +1,35 @@
-"""How the client is told where an answer ends."""
+"""The head of an answer as its client gets it, and how it is told where the answer ends."""
 
 from __future__ import annotations
 
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.upstream.connection import Upstream
 
-__all__ = ["answer_framing", "answer_head"]
+__all__ = ["answer_head"]
 
 
-def answer_framing(upstream: Upstream, call: Call) -> bytes:
-    """The fields of an answer's head, those that frame its body included. Sets whether the body is
-    put into chunks, and that the connection ends where nothing else tells the answer's end."""
+def answer_head(upstream: Upstream, call: Call, own_fields: bytes, *, last: bool) -> bytes:
+    """Sets whether the body is put into chunks, and that the connection ends where nothing else
+    tells the answer's end.
+
+    Args:
+        upstream: whose answer.
+        call: what is answered.
+        own_fields: the router's own header fields.
+        last: the connection ends with it.
+    """
+    framing = _framing(upstream, call)
+    connection = b"connection: keep-alive\r\n" if call.http10 else b""
+    if last or not call.keep_alive:
+        connection = b"connection: close\r\n"
+    answer = upstream.answer
+    return b"HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
+        answer.status, answer.reason, own_fields, framing, connection,
+    )  # fmt: skip
+
+
+def _framing(upstream: Upstream, call: Call) -> bytes:
+    """The fields of the endpoint's head that go on, and those that frame the body."""
     answer = upstream.answer
     if upstream.collects:
         fields = b"content-type: application/json\r\ncontent-length: %d\r\n" % (
@@ -33,24 +52,3 @@ def answer_framing(upstream: Upstream, call: Call) -> bytes:
     if call.http10 and answer.content_length is None and not upstream.collects:
         call.keep_alive = False
     return fields
-
-
-def answer_head(
-    upstream: Upstream, own_fields: bytes, framing: bytes, call: Call, *, last: bool
-) -> bytes:
-    """The head of an answer as its client gets it.
-
-    Args:
-        upstream: whose answer.
-        own_fields: the router's own header fields.
-        framing: from ``answer_framing``.
-        call: what is answered.
-        last: the connection ends with it.
-    """
-    connection = b"connection: keep-alive\r\n" if call.http10 else b""
-    if last:
-        connection = b"connection: close\r\n"
-    answer = upstream.answer
-    return b"HTTP/1.1 %d %s\r\n%s%s%s\r\n" % (
-        answer.status, answer.reason, own_fields, framing, connection,
-    )  # fmt: skip

@@ -1,4 +1,9 @@
-"""A client that sends nothing more: it may have shut down its sending side only, or be gone."""
+"""A client that sends nothing more: it has shut down its sending side, or has gone away.
+Only what we write will tell.
+
+One that speaks HTTP/1.0 knows no interim answers, so it is taken as gone: it is mostly a proxy
+whose own client has left.
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
 
@@ -57,24 +57,23 @@ class RequestReader:
         router: says who asks, and what is too long.
         phase: of the connection; entered here as far as requests come.
         ready: where whole requests go, in order, and a refusal behind which nothing can be read.
-        expects: called when a client waits for a word before it sends a body.
     """
 
-    __slots__ = ("_advanced", "_expects", "_framing_ahead", "_good_host", "_header_bytes",
+    __slots__ = ("_advanced", "_framing_ahead", "_good_host", "_header_bytes",
                  "_parser", "_phase", "_ready", "_received", "_refusal", "_router", "_seen_bytes",
-                 "_unfinished_bytes", "call", "names")  # fmt: skip
+                 "_unfinished_bytes", "call", "names", "transport")  # fmt: skip
 
     def __init__(
         self,
         router: Router,
         phase: PhaseTimer,
         ready: deque[Call | Refusal],
-        expects: Callable[[], None],
     ) -> None:
         self._router = router
         self._phase = phase
         self._ready = ready
-        self._expects = expects
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        """Of the connection, once it is made."""
         self.names: tuple[str, ...] = ()
         """Those in the client's certificate."""
         self.call: Call | None = None
@@ -195,8 +194,9 @@ class RequestReader:
                 self._framing_ahead = framing_head(call)
             if self._phase.phase is ClientPhase.HEADER:
                 self._phase.enter(ClientPhase.BODY, now_s)
-            if EXPECT in special and not call.http10:  # RFC 9110, 10.1.1
-                self._expects()
+            expects = EXPECT in special and not call.http10  # RFC 9110, 10.1.1
+            if expects and self._phase.phase is not ClientPhase.BUSY and not self._ready:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
         self._advanced = True

@@ -221,7 +221,7 @@ def test_an_answer_for_another_request_ends_the_connection_and_reaches_nobody() 
         transport = Recorder()
         connection = ClientConnection(cast("Router", Front()))
         connection.connection_made(transport)
-        connection._serving = _call_at(1)
+        connection._turn.call = _call_at(1)
         connection.serve(MINE)
         answers(connection)
         assert transport.ended
