@@ -29,9 +29,9 @@ def test_the_data_path_is_compiled(build: ModuleType) -> None:
         "decide/policies/hybrid",
         "identity/authenticator",
         "observe/durations",
-        "proxy/client",
+        "proxy/client/connection",
         "proxy/reading/headers",
-        "proxy/upstream",
+        "proxy/upstream/connection",
     } <= set(found)
     assert "proxy/worker" not in found
 
