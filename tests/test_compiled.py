@@ -30,6 +30,7 @@ def test_the_data_path_is_compiled(build: ModuleType) -> None:
         "identity/authenticator",
         "observe/durations",
         "proxy/client/connection",
+        "proxy/exchange/attempts",
         "proxy/reading/headers",
         "proxy/upstream/connection",
     } <= set(found)

@@ -10,7 +10,9 @@ from trainmesh.serving.decide.admission.admission import Refused as Full
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.observe.shared_counters import SharedCounters
 from trainmesh.serving.proxy.context import WorkerContext
-from trainmesh.serving.proxy.exchange import Exchange, ExchangeClient, NoRoom, TrialRequest
+from trainmesh.serving.proxy.exchange.attempts import NoRoom
+from trainmesh.serving.proxy.exchange.exchange import Exchange, ExchangeClient
+from trainmesh.serving.proxy.exchange.trial import TrialRequest
 from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream.connection import Upstream
 
@@ -103,8 +105,8 @@ class InFlight:
         context = self._context
         context.counters.ended(exchange.facts.tenant, status, tokens)
         exchange.route.counters.finished(status, now_s - exchange.started_s)
-        if exchange.trace is not None:
-            exchange.trace.end(status)
+        if exchange.attempts.trace is not None:
+            exchange.attempts.trace.end(status)
         endpoint = winner.attempt.endpoint.name if winner is not None else ""
         context.log_access(exchange.call, status, now_s, exchange.route.name, endpoint)
         for ticket in self.admission.release(

@@ -13,7 +13,7 @@ from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.observe.trace import RequestTrace, Tracer
 from trainmesh.serving.proxy.context import WorkerContext
-from trainmesh.serving.proxy.exchange import Exchange, ExchangeClient, ExchangeOwner
+from trainmesh.serving.proxy.exchange.exchange import Exchange, ExchangeClient, ExchangeOwner
 from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.reading.api import (
     EMBEDDINGS,
@@ -179,7 +179,7 @@ class Intake:
         exchange = Exchange(self._context, self._owner, route, client, call, facts, allowed)
         exchange.estimates = prompt.text, prompt.media, prompt.exact
         if self._context.tracer is not None:
-            exchange.trace = _trace_of(call, facts, self._context.tracer)
+            exchange.attempts.trace = _trace_of(call, facts, self._context.tracer)
         return exchange
 
     def _allowed(self, tenant: str, facts: RequestFacts) -> frozenset[int] | None:

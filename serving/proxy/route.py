@@ -12,7 +12,7 @@ from trainmesh.serving.decide.pool import Pool
 from trainmesh.serving.decide.types import AttemptOutcome
 from trainmesh.serving.observe.shared_counters import WorkerRow
 from trainmesh.serving.proxy.counters import ModelCounters
-from trainmesh.serving.proxy.hedges import HedgeTimer
+from trainmesh.serving.proxy.exchange.hedges import HedgeTimer
 from trainmesh.serving.proxy.loops import ViaChain
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.upstream.connection import Upstream

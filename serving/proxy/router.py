@@ -19,7 +19,7 @@ from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.observe.shared_counters import SharedCounters, WorkerRow
 from trainmesh.serving.observe.trace import Tracer
 from trainmesh.serving.proxy.context import WorkerContext
-from trainmesh.serving.proxy.exchange import ExchangeClient
+from trainmesh.serving.proxy.exchange.exchange import ExchangeClient
 from trainmesh.serving.proxy.in_flight import InFlight
 from trainmesh.serving.proxy.intake import Intake
 from trainmesh.serving.proxy.loops import ViaChain

@@ -15,7 +15,7 @@ from trainmesh.serving.proxy.client.half_closed import HalfClosed
 from trainmesh.serving.proxy.client.phase import ClientPhase, PhaseTimer
 from trainmesh.serving.proxy.client.request_reader import RequestReader
 from trainmesh.serving.proxy.client.turn import Turn
-from trainmesh.serving.proxy.exchange import Exchange
+from trainmesh.serving.proxy.exchange.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.router import Router
@@ -67,8 +67,7 @@ class ClientConnection(asyncio.Protocol):
                 self._router.bodies.release(call)
 
     def eof_received(self) -> bool:
-        """The client sends nothing more (``half_closed``). Returns whether the connection stays
-        open for its answers."""
+        """The client sends nothing more; whether the connection stays open for its answers."""
         exchange = self._turn.exchange
         waiting = bool(self._ready) if exchange is None else not exchange.call.http10
         answers = self._router.config.limits.half_closed is config.HalfClosed.ANSWER
@@ -87,8 +86,7 @@ class ClientConnection(asyncio.Protocol):
         self.paused = False
         if exchange := self._turn.exchange:
             exchange.resume()
-        else:
-            self._next()
+        self._next()
 
     def data_received(self, data: bytes) -> None:
         if self._broken:
@@ -120,7 +118,8 @@ class ClientConnection(asyncio.Protocol):
             self._hang_up(item)
             return
         if not self._turn.begin(item):
-            self._break()
+            self._broken = True
+            self.transport.abort()
             return
         self._phase.enter(ClientPhase.BUSY, item.received_s)
         try:
@@ -128,7 +127,7 @@ class ClientConnection(asyncio.Protocol):
         except Refusal as refusal:
             head_only = item.method == b"HEAD"
             head = self._router.own_fields(item)
-            answer = refusal.answer(head=head, close=not self._goes_on(), bodiless=head_only)
+            answer = refusal.answer(head=head, close=not self.goes_on(), bodiless=head_only)
             self._router.refused(item, refusal)
         if answer is not None:
             self.transport.write(answer)
@@ -154,12 +153,9 @@ class ClientConnection(asyncio.Protocol):
         """Whether ``exchange`` answers the request whose turn it is; ends the connection if not."""
         if self._turn.is_of(exchange):
             return True
-        self._break()
-        return False
-
-    def _break(self) -> None:
         self._broken = True
         self.transport.abort()
+        return False
 
     def begin_answer(self, exchange: Exchange, upstream: Upstream) -> Client | None:
         """Prepare the head of an answer, which goes to what this returns, before the body; None
@@ -183,11 +179,11 @@ class ClientConnection(asyncio.Protocol):
             return
         if close:
             self.transport.close()
-            return
-        self._served()
+        else:
+            self._served()
 
     def _served(self) -> None:
-        goes_on = self._goes_on()
+        goes_on = self.goes_on()
         call, self._turn.call = self._turn.call, None
         if call is not None:
             self._router.bodies.release(call)
@@ -201,7 +197,7 @@ class ClientConnection(asyncio.Protocol):
             # others are to be served between two pipelined requests.
             self._router.loop.call_soon(self._next)
 
-    def _goes_on(self) -> bool:
+    def goes_on(self) -> bool:
         """Whether the connection stays after the current answer."""
         call = self._turn.call
         return call is not None and call.keep_alive and not self._ends()
@@ -209,11 +205,6 @@ class ClientConnection(asyncio.Protocol):
     def _ends(self) -> bool:
         """Whether it ends after the current answer, whatever its client wants."""
         return self._router.draining or (self._half_closed is not None and not self._ready)
-
-    def refuse(self, exchange: Exchange, refusal: Refusal, head: bytes) -> None:
-        """Answer the request of ``exchange`` with an error of ours; ``head``: header fields."""
-        if self._is_served_by(exchange):
-            self.transport.write(refusal.answer(head=head, close=not self._goes_on()))
 
     def write(self, exchange: Exchange, data: bytes) -> None:
         """Part of an answer that ``exchange`` makes itself."""

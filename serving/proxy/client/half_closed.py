@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from trainmesh.serving.proxy.exchange import Exchange
+from trainmesh.serving.proxy.exchange.exchange import Exchange
 
 __all__ = ["HalfClosed"]
 

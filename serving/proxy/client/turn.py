@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from trainmesh.serving.observe.log import LOGGER, log_event
-from trainmesh.serving.proxy.exchange import Exchange
+from trainmesh.serving.proxy.exchange.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
 
 __all__ = ["Turn"]

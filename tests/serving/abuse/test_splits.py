@@ -15,7 +15,7 @@ from trainmesh.serving.proxy.client.request_reader import MAX_PIPELINED
 from trainmesh.serving.proxy.reading.call import Call
 
 if TYPE_CHECKING:
-    from trainmesh.serving.proxy.exchange import Exchange
+    from trainmesh.serving.proxy.exchange.exchange import Exchange
     from trainmesh.serving.proxy.router import Router
     from trainmesh.serving.proxy.upstream.connection import Upstream
 

@@ -11,7 +11,7 @@ __all__ = ["HedgeTimer"]
 
 
 class Hedged(Protocol):
-    """A request that may be sent a second time (``exchange.Exchange``)."""
+    """A request that may be sent a second time (``exchange.exchange.Exchange``)."""
 
     hedge_at_s: float
 
