@@ -112,6 +112,11 @@ class Pool:
         return sum(e.own_inflight for e in self.endpoints)
 
     @property
+    def prefix_reuse(self) -> float:
+        """Share of prompt tokens that some endpoint had been sent before, lately."""
+        return self._tracker.prefix_cache.value.prefix_cache
+
+    @property
     def prefix_pays(self) -> bool:
         return self._tracker.prefix_cache.value.pays
 
@@ -141,8 +146,6 @@ class Pool:
         for pool in previous:
             pool._endpoint_states.unlink()
         link([pool._endpoint_states for pool in pools])
-
-    # Choosing
 
     def choose(
         self,
@@ -225,8 +228,6 @@ class Pool:
     def expected_output_tokens(self) -> int:
         """Tokens of an ordinary answer lately."""
         return int(self._tracker.traffic_stats.output_tokens)
-
-    # Time
 
     def tick(self, now_s: float) -> list[str]:
         """What time changes; to be called every 0.1 s. Returns a line for each change of state."""
