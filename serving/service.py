@@ -30,12 +30,12 @@ from trainmesh.serving.identity import admin_token
 from trainmesh.serving.identity.audit import AuditLog
 from trainmesh.serving.identity.authenticator import Authenticator
 from trainmesh.serving.identity.jwks import JwksSource
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.ledger.segments import ledger_dir
 from trainmesh.serving.loading.preflight import check_free, preflight, reserve
 from trainmesh.serving.loading.reload import Watcher
 from trainmesh.serving.observe.cells import names_of
 from trainmesh.serving.observe.shared_counters import SharedCounters
+from trainmesh.serving.refusal import Refusal
 from trainmesh.units import count
 from trainmesh.wire import encode
 
@@ -210,12 +210,12 @@ class RouterService:
             return ""
         return "; ".join(f"model {model}: {why}" for model, why in missing.items())
 
-    def authorize(self, authorization: str, remote: str) -> str | Refused:
+    def authorize(self, authorization: str, remote: str) -> str | Refusal:
         """Who may act as an admin with this ``Authorization`` header."""
         found = self._authenticator.authorize_admin(
             authorization.encode("utf-8", "surrogateescape") or None
         )
-        if isinstance(found, Refused):
+        if isinstance(found, Refusal):
             self._audit.refused("unknown", "authorize", "admin", remote, found.code)
             return found
         return found.who

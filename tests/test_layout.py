@@ -87,7 +87,6 @@ def test_no_class_of_the_router_does_everything() -> None:
 
 SHARED_NAMES = {
     "Hop": "an edge of a plan's tree, and the same while a forest is being searched for",
-    "Refused": "two refusals of the router, not yet one",
 }
 """Names of more than one public class, and why."""
 

@@ -38,9 +38,9 @@ from trainmesh.serving.config.addresses import parse_listener
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.rundir import RouterInfo, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.ledger.reader import find_lines
 from trainmesh.serving.observe.shared_counters import SharedCounters
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["AdminServer", "Control"]
 
@@ -85,7 +85,7 @@ class Control(Protocol):
         """Why no requests can be served now; empty if they can."""
         ...
 
-    def authorize(self, authorization: str, remote: str) -> str | Refused:
+    def authorize(self, authorization: str, remote: str) -> str | Refusal:
         """The admin who sends this ``Authorization`` header; audits refusals."""
         ...
 
@@ -184,7 +184,7 @@ class AdminServer:
 
     async def _endpoints(self, request: web.Request) -> web.Response:
         control = self._control
-        if not self._on_loopback and isinstance(who := self._authorize(request), Refused):
+        if not self._on_loopback and isinstance(who := self._authorize(request), Refusal):
             return _refusal(who)
         if control.snapshot is None:
             return _error(503, "the router is starting")
@@ -202,7 +202,7 @@ class AdminServer:
         """The answer has prompts' sizes and tenants' names, which are not for everybody, so it
         needs a key."""
         who = self._authorize(request)
-        if isinstance(who, Refused):
+        if isinstance(who, Refusal):
             return _refusal(who)
         if self._control.ledger is None:
             return _error(404, "no ledger is kept: ledger.enabled is false")
@@ -216,7 +216,7 @@ class AdminServer:
         name, word = request.match_info["name"], request.match_info["word"]
         wait_s = self._wait_s(request)
         who = self._authorize(request)
-        if isinstance(who, Refused):
+        if isinstance(who, Refusal):
             return _refusal(who)
         if not any(name == endpoint for _, endpoint in self._control.counters.layout.endpoints):
             return _error(404, f"no endpoint is called {name!r}")
@@ -232,7 +232,7 @@ class AdminServer:
         }
         return web.Response(body=msgspec.json.encode(answer), content_type=JSON)
 
-    def _authorize(self, request: web.Request) -> str | Refused:
+    def _authorize(self, request: web.Request) -> str | Refusal:
         header = request.headers.get("Authorization", "")
         return self._control.authorize(header, request.remote or "")
 
@@ -294,7 +294,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _refusal(refused: Refused) -> web.Response:
+def _refusal(refused: Refusal) -> web.Response:
     response = web.Response(body=refused.body, status=refused.status, content_type=JSON)
     if refused.challenge:
         response.headers["WWW-Authenticate"] = refused.challenge.decode()

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from trainmesh.serving.config.types import Config, EndpointConfig, TenantConfig
 from trainmesh.serving.decide.types import RequestFacts
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, Rule
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["ANONYMOUS", "MAX_GROUPS", "Access", "Grant", "groups"]
 
@@ -69,11 +69,11 @@ class Grant:
         num_endpoints = sum(len(places) for _, places in self._groups)
         return frozenset(range(num_endpoints)).difference(refused), refused
 
-    def none_allowed(self, refused: Mapping[int, str]) -> Refused:
+    def none_allowed(self, refused: Mapping[int, str]) -> Refusal:
         """What a client is told if ``refused`` leaves no endpoint."""
         reasons = list(dict.fromkeys(refused.values()))
         more = ", ..." if len(reasons) > MAX_REASONS else ""
-        return Refused(
+        return Refusal(
             status=403,
             code="no_endpoint_allowed",
             message=f"tenant {self._tenant['tenant.name']} may use no endpoint of model "
@@ -88,9 +88,9 @@ class Access:
         """``config`` has been checked."""
         self._tenants = config.tenants or {ANONYMOUS: TenantConfig()}
         self._models = config.models
-        self._grants: dict[tuple[str, str], Grant | Refused] = {}
+        self._grants: dict[tuple[str, str], Grant | Refusal] = {}
 
-    def grant(self, tenant: str, model: str) -> Grant | Refused:
+    def grant(self, tenant: str, model: str) -> Grant | Refusal:
         """What ``tenant`` may use of ``model``; both are configured names."""
         key = (tenant, model)
         found = self._grants.get(key)
@@ -103,9 +103,9 @@ class Access:
         models = self._tenants[tenant].models
         return not models or model in models
 
-    def _grant(self, name: str, model: str) -> Grant | Refused:
+    def _grant(self, name: str, model: str) -> Grant | Refusal:
         if not self.may_see(name, model):
-            return Refused(
+            return Refusal(
                 status=403,
                 code="model_not_allowed",
                 message=f"tenant {name} may not use model {model}",

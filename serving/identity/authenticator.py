@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from trainmesh.serving.config.types import Config, TenantConfig
 from trainmesh.serving.identity.access import ANONYMOUS
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tokens import Tokens
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["ADMIN", "AdminIdentity", "Authenticator", "Tenant"]
 
@@ -99,7 +99,7 @@ class Authenticator:
             self._tokens.set_keys(data)
             self._known.clear()
 
-    def identify(self, authorization: bytes | None, peer: tuple[str, ...] = ()) -> Tenant | Refused:
+    def identify(self, authorization: bytes | None, peer: tuple[str, ...] = ()) -> Tenant | Refusal:
         """Who sends a request.
 
         Args:
@@ -114,13 +114,13 @@ class Authenticator:
             if known is not None and self._unix_s() < known.until_unix_s:
                 return known.tenant
         found = self._by_header(authorization)
-        if isinstance(found, Refused):
+        if isinstance(found, Refusal):
             return next((self._by_peer(name) for name in peer if name in self._by_subject), found)
         return found
 
     def authorize_admin(
         self, authorization: bytes | None, peer: tuple[str, ...] = ()
-    ) -> AdminIdentity | Refused:
+    ) -> AdminIdentity | Refusal:
         """Whether a request may change things: by an admin's key, or as a tenant or token with
         the role ``admin``."""
         token = _bearer(authorization)
@@ -129,17 +129,17 @@ class Authenticator:
             if digest in self._admins:
                 return AdminIdentity(f"key sha256:{digest.hex()[:12]}")
         if self._open:
-            return Refused(
+            return Refusal(
                 status=401,
                 code="invalid_api_key",
                 message="An admin's key is needed (Authorization: Bearer ...): one of admin_keys, "
                 "or the one in admin.token in the run directory.",
             )
         tenant = self.identify(authorization, peer)
-        if isinstance(tenant, Refused):
+        if isinstance(tenant, Refusal):
             return tenant
         if ADMIN not in tenant.roles:
-            return Refused(
+            return Refusal(
                 status=403,
                 code="admin_required",
                 message=f"tenant {tenant.name} does not have the role {ADMIN}",
@@ -148,7 +148,7 @@ class Authenticator:
             f"tenant {tenant.name}" + (f" ({tenant.subject})" if tenant.subject else "")
         )
 
-    def _by_header(self, authorization: bytes | None) -> Tenant | Refused:
+    def _by_header(self, authorization: bytes | None) -> Tenant | Refusal:
         token = _bearer(authorization)
         if authorization is None or token is None:
             return NO_KEY
@@ -158,10 +158,10 @@ class Authenticator:
             if self._tokens is None or token.count(b".") != 2:
                 return WRONG_KEY
             claims = self._tokens.verify(token)
-            if isinstance(claims, Refused):
+            if isinstance(claims, Refusal):
                 return claims
             found = self._of_claims(claims.subject, claims.roles)
-            if isinstance(found, Refused):
+            if isinstance(found, Refusal):
                 return found
             tenant, until_unix_s = found, claims.until_unix_s
         while len(self._known) >= MAX_KNOWN:
@@ -169,11 +169,11 @@ class Authenticator:
         self._known[authorization] = _Known(tenant, until_unix_s)
         return tenant
 
-    def _of_claims(self, subject: str, roles: frozenset[str]) -> Tenant | Refused:
+    def _of_claims(self, subject: str, roles: frozenset[str]) -> Tenant | Refusal:
         tenant = self._by_subject.get(subject)
         if tenant is None:
             if self._tenants:
-                return Refused(
+                return Refusal(
                     status=403,
                     code="tenant_unknown",
                     message="The token is valid, but its subject is that of no tenant.",
@@ -198,12 +198,12 @@ def _bearer(authorization: bytes | None) -> bytes | None:
     return token.strip() or None if scheme.lower() == b"bearer" else None
 
 
-NO_KEY = Refused(
+NO_KEY = Refusal(
     status=401,
     code="invalid_api_key",
     message="You didn't provide an API key: send it as Authorization: Bearer KEY, or as "
     "api-key: KEY.",
 )
-WRONG_KEY = Refused(
+WRONG_KEY = Refusal(
     status=401, code="invalid_api_key", message="Incorrect API key or token provided."
 )

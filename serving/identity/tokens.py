@@ -8,7 +8,7 @@ import jwt
 
 from trainmesh.serving.config.types import JwtConfig
 from trainmesh.serving.identity.keyset import parse_keys
-from trainmesh.serving.identity.refused import Refused
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["Claims", "Tokens"]
 
@@ -44,13 +44,13 @@ class Tokens:
         """
         self._keys = parse_keys(data)
 
-    def verify(self, token: bytes) -> Claims | Refused:
+    def verify(self, token: bytes) -> Claims | Refusal:
         """The claims of ``token``, if this issuer signed it for us and it is valid now."""
         if len(token) > MAX_BYTES:
             return _refused(f"is longer than {MAX_BYTES} bytes")
         try:
             key = self._key(token)
-            if isinstance(key, Refused):
+            if isinstance(key, Refusal):
                 return key
             payload = jwt.decode(
                 token,
@@ -68,7 +68,7 @@ class Tokens:
             return _refused("is malformed")
         return self._claims(payload)
 
-    def _key(self, token: bytes) -> jwt.PyJWK | Refused:
+    def _key(self, token: bytes) -> jwt.PyJWK | Refusal:
         if not self._keys:
             return _refused("can't be verified yet: the issuer's keys have not been fetched")
         kid = jwt.get_unverified_header(token).get("kid", "")
@@ -78,7 +78,7 @@ class Tokens:
             return _refused("was signed with a key (kid) that the issuer does not publish")
         return self._keys[kid]
 
-    def _claims(self, payload: dict[str, Any]) -> Claims | Refused:
+    def _claims(self, payload: dict[str, Any]) -> Claims | Refusal:
         subject = payload.get(self._config.tenant_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_TEXT:
             return _refused(f"has no text in its claim {self._config.tenant_claim}")
@@ -110,5 +110,5 @@ def _words(error: jwt.PyJWTError) -> str:
     return WORDS.get(type(error), "is malformed")
 
 
-def _refused(problem: str) -> Refused:
-    return Refused(status=401, code="invalid_token", message=f"The bearer token {problem}.")
+def _refused(problem: str) -> Refusal:
+    return Refusal(status=401, code="invalid_token", message=f"The bearer token {problem}.")

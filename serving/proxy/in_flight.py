@@ -6,15 +6,14 @@ from time import monotonic
 from typing import cast
 
 from trainmesh.serving.decide.admission.admission import Admission, Queued, Ticket
-from trainmesh.serving.decide.admission.admission import Refused as Full
 from trainmesh.serving.decide.endpoint import Endpoint
 from trainmesh.serving.observe.shared_counters import SharedCounters
 from trainmesh.serving.proxy.context import WorkerContext
 from trainmesh.serving.proxy.exchange.attempts import NoRoom
 from trainmesh.serving.proxy.exchange.exchange import Exchange, ExchangeClient
 from trainmesh.serving.proxy.exchange.trial import TrialRequest
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream.connection import Upstream
+from trainmesh.serving.refusal import Refusal, RequestRefused
 
 __all__ = ["InFlight"]
 
@@ -49,18 +48,18 @@ class InFlight:
         """Begin with ``exchange``, which answers ``client``, or let it wait.
 
         Raises:
-            Refusal: it may not even wait.
+            RequestRefused: it may not even wait.
         """
         now_s = monotonic()
         facts, route = exchange.facts, exchange.route
         ticket = Ticket(facts, exchange)
         verdict = self.admission.offer(ticket, now_s)
         route.counters.requested()
-        if isinstance(verdict, Full):
+        if isinstance(verdict, Refusal):
             route.counters.refused()
             route.pool.demand.unmet()
             self._context.counters.refused(facts.tenant)
-            raise _overloaded(verdict)
+            raise RequestRefused(verdict)
         self._context.counters.taken(facts.tenant, facts.prompt_tokens)
         self._exchanges.add(exchange)
         client.serve(exchange)
@@ -85,8 +84,8 @@ class InFlight:
             exchange.route.pool.demand.unmet()
             self.admission.put_back(ticket, now_s)
             return False
-        except Refusal as refusal:
-            exchange.refuse(refusal, now_s)
+        except RequestRefused as error:
+            exchange.refuse(error.refusal, now_s)
         return True
 
     def try_out(self, endpoint: Endpoint, exchange: Exchange, now_s: float) -> None:
@@ -125,8 +124,8 @@ class InFlight:
 
     def tick(self, now_s: float) -> None:
         """Called every 50 ms: end the wait of those that waited too long or need not any more."""
-        for ticket, full in self.admission.expire(now_s):
-            cast(Exchange, ticket.owner).refuse(_overloaded(full), now_s)
+        for ticket, refusal in self.admission.expire(now_s):
+            cast(Exchange, ticket.owner).refuse(refusal, now_s)
         for ticket in self.admission.ready(now_s):
             self._start(ticket, now_s)
 
@@ -145,10 +144,6 @@ class InFlight:
                 sum(counters.others(cell, worker) for cell in tokens),
                 counters.others(cells.inflight, worker),
             )
-
-
-def _overloaded(full: Full) -> Refusal:
-    return Refusal(full.status, full.reason, code="overloaded", retry_after_s=full.retry_after_s)
 
 
 def _counted(exchange: Exchange, winner: Upstream) -> int:

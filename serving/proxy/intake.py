@@ -9,7 +9,6 @@ from trainmesh.serving.control.worker_config import WorkerConfig
 from trainmesh.serving.decide.types import RequestFacts
 from trainmesh.serving.identity.access import Access
 from trainmesh.serving.identity.authenticator import Authenticator, Tenant
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.observe.trace import RequestTrace, Tracer
 from trainmesh.serving.proxy.context import WorkerContext
@@ -30,7 +29,6 @@ from trainmesh.serving.proxy.reading.headers import (
     TRACEPARENT,
     VIA,
 )
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.replies.catalogue import Catalogue
 from trainmesh.serving.proxy.replies.cors import check_origin
 from trainmesh.serving.proxy.replies.local import (
@@ -41,6 +39,7 @@ from trainmesh.serving.proxy.replies.local import (
 )
 from trainmesh.serving.proxy.route import ModelRoute
 from trainmesh.serving.proxy.routes import ModelRoutes
+from trainmesh.serving.refusal import Refusal, RequestRefused, refused
 from trainmesh.serving.signals.listing import Listing
 
 __all__ = ["Intake"]
@@ -96,7 +95,7 @@ class Intake:
             names: those in the client's certificate.
 
         Raises:
-            Refusal: nobody who may.
+            RequestRefused: nobody who may.
         """
         cors = self._context.cors
         if is_health_path(call.target) or (cors is not None and cors.is_preflight(call)):
@@ -107,8 +106,8 @@ class Intake:
         if shown is None and key is not None:
             shown = b"Bearer " + key  # as Azure's clients show it
         found = self._authenticator.identify(shown, names)
-        if isinstance(found, Refused):
-            raise Refusal(found.status, found.message, code=found.code)
+        if isinstance(found, Refusal):
+            raise RequestRefused(found)
         if self._open:
             check_origin(special.get(ORIGIN), cors)
             if authorization is not None:
@@ -121,7 +120,7 @@ class Intake:
         """What the router answers itself.
 
         Raises:
-            Refusal: there is nothing at its path.
+            RequestRefused: there is nothing at its path.
         """
         head = self._context.own_fields(call)
         if is_health_path(call.path):
@@ -131,16 +130,16 @@ class Intake:
             see = self._access.may_see
             cards = self._catalogue.cards(lambda model: see(tenant, model))
             return models_answer(call, cards, head)
-        raise unknown_path(call)
+        raise RequestRefused(unknown_path(call))
 
     def read(self, client: ExchangeClient, call: Call) -> Exchange:
         """What answers ``call`` to ``client``.
 
         Raises:
-            Refusal: it is not served.
+            RequestRefused: it is not served.
         """
         if call.method != b"POST":
-            raise Refusal(
+            raise refused(
                 405, f"{call.path.decode()} wants POST", code="method_not_allowed",
                 fields=b"allow: POST\r\n",
             )  # fmt: skip
@@ -152,7 +151,7 @@ class Intake:
         found = self._catalogue.find(body.model) if body.model else self._only_route(tenant)
         route, holders = found or (None, None)
         if route is None or tenant is None or not self._access.may_see(tenant.name, route.name):
-            raise Refusal(
+            raise refused(
                 404, f"the model {body.model!r:.200} does not exist; see /v1/models",
                 code="model_not_found", param="model",
             )  # fmt: skip
@@ -186,31 +185,30 @@ class Intake:
         """Indices of the endpoints that ``tenant`` may use for this request; None: all.
 
         Raises:
-            Refusal: there is none.
+            RequestRefused: there is none.
         """
         grant = self._access.grant(tenant, facts.model)
-        if isinstance(grant, Refused):
-            raise Refusal(grant.status, grant.message, code=grant.code)
+        if isinstance(grant, Refusal):
+            raise RequestRefused(grant)
         if not grant.depends:
             return grant.allowed
         allowed, reasons = grant.narrow(facts)
         if allowed is not None and not allowed:
-            refused = grant.none_allowed(reasons)
-            raise Refusal(refused.status, refused.message, code=refused.code)
+            raise RequestRefused(grant.none_allowed(reasons))
         return allowed
 
     def _only_route(self, tenant: Tenant | None) -> tuple[ModelRoute, None]:
         """Of a request that names no model.
 
         Raises:
-            Refusal: there is more than one.
+            RequestRefused: there is more than one.
         """
         name = tenant.name if tenant is not None else ""
         routes = self._routes.by_name.values()
         seen = [route for route in routes if self._access.may_see(name, route.name)]
         if len(seen) == 1:
             return seen[0], None
-        raise Refusal(
+        raise refused(
             400, "the body names no model; see /v1/models", code="invalid_value", param="model"
         )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.refusal import refused
 
 __all__ = ["ViaChain"]
 
@@ -25,10 +25,10 @@ class ViaChain:
         """``before``: what the request's field says.
 
         Raises:
-            Refusal: 508, it has been here.
+            RequestRefused: 508, it has been here.
         """
         if before is not None and self._own in [name.strip() for name in before.split(b",")]:
-            raise Refusal(
+            raise refused(
                 508, "this request has been through this router before: an endpoint's url leads "
                 "back to it", code="loop_detected",
             )  # fmt: skip

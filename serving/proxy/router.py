@@ -27,8 +27,8 @@ from trainmesh.serving.proxy.open_files import connections_that_fit
 from trainmesh.serving.proxy.reading.api import POST_PATHS, split_target
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.recorder import Recorder
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.routes import ModelRoutes
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["Router"]
 
@@ -128,7 +128,7 @@ class Router:
         """Who sends ``call``; None where that does not matter.
 
         Raises:
-            Refusal: nobody who may.
+            RequestRefused: nobody who may.
         """
         return self._intake.identify(call, names)
 
@@ -140,7 +140,7 @@ class Router:
         """Begin to answer ``call``: at once with what is returned, or later through ``client``.
 
         Raises:
-            Refusal: it is not served.
+            RequestRefused: it is not served.
         """
         call.path, call.query = split_target(call.target)
         cors = self._context.cors

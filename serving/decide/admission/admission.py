@@ -17,8 +17,9 @@ from trainmesh.serving.config.types import Config, TenantConfig
 from trainmesh.serving.decide.admission.fair_queue import FairQueue, Ticket
 from trainmesh.serving.decide.admission.quota import Quota
 from trainmesh.serving.decide.pool import Pool
+from trainmesh.serving.refusal import Refusal
 
-__all__ = ["Admission", "Admitted", "Queued", "Refused", "Ticket"]
+__all__ = ["Admission", "Admitted", "Queued", "Ticket"]
 
 MAX_RETRY_AFTER_S: Final = 60.0
 
@@ -31,15 +32,6 @@ class Admitted:
 @dataclass(frozen=True)
 class Queued:
     """It waits: a later call returns its ticket, to be sent or to be refused."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """It may come again after ``retry_after_s``."""
-
-    status: int
-    reason: str
-    retry_after_s: int
 
 
 _ADMITTED: Final = Admitted()
@@ -67,7 +59,7 @@ class Admission:
     ) -> None:
         self._limits = config.limits
         self._tickets: dict[object, Ticket] = {}
-        self._out: list[tuple[Ticket, Refused]] = []
+        self._out: list[tuple[Ticket, Refusal]] = []
         old_lines: dict[str, FairQueue] = {}
         old_quotas: dict[str, Quota] = {}
         if previous is not None:
@@ -82,14 +74,14 @@ class Admission:
             line.pool = pool
             line.measure()
         for name, line in old_lines.items():
-            gone = Refused(404, f"the model {name!r} is not served any more", 1)
+            gone = _overloaded(404, f"the model {name!r} is not served any more", 1)
             self._out.extend((ticket, gone) for ticket in line.drain())
 
     def waiting(self, model: str) -> int:
         """Requests of this worker that wait for a model."""
         return self._lines[model].waiting
 
-    def offer(self, ticket: Ticket, now_s: float) -> Admitted | Queued | Refused:
+    def offer(self, ticket: Ticket, now_s: float) -> Admitted | Queued | Refusal:
         """A request came, for a model that there is."""
         facts = ticket.facts
         line = ticket.line = self._lines[facts.model]
@@ -160,7 +152,7 @@ class Admission:
             line.measure()
         return self._start()
 
-    def expire(self, now_s: float) -> list[tuple[Ticket, Refused]]:
+    def expire(self, now_s: float) -> list[tuple[Ticket, Refusal]]:
         """Those that have waited too long or were pushed out, and what to tell them."""
         out, self._out = self._out, []
         limit_s = self._limits.queue_timeout_s
@@ -203,7 +195,7 @@ class Admission:
                 started.append(ticket)
         return started
 
-    def _cannot_wait(self, ticket: Ticket, now_s: float) -> Refused | None:
+    def _cannot_wait(self, ticket: Ticket, now_s: float) -> Refusal | None:
         line = ticket.line
         limit_s = self._limits.queue_timeout_s
         wait_s = line.wait_s(ticket, now_s)
@@ -233,5 +225,9 @@ def _quotas(config: Config, now_s: float, old: Mapping[str, Quota]) -> dict[str,
     return quotas
 
 
-def _refused(reason: str, wait_s: float) -> Refused:
-    return Refused(429, reason, ceil(min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)))
+def _refused(reason: str, wait_s: float) -> Refusal:
+    return _overloaded(429, reason, ceil(min(max(wait_s, 1.0), MAX_RETRY_AFTER_S)))
+
+
+def _overloaded(status: int, reason: str, retry_after_s: int) -> Refusal:
+    return Refusal(status, reason, code="overloaded", retry_after_s=retry_after_s)

@@ -17,10 +17,11 @@ from trainmesh.serving.proxy.client.request_reader import RequestReader
 from trainmesh.serving.proxy.client.turn import Turn
 from trainmesh.serving.proxy.exchange.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.proxy.replies.answers import refusal_answer
 from trainmesh.serving.proxy.router import Router
 from trainmesh.serving.proxy.upstream.answer import Client
 from trainmesh.serving.proxy.upstream.connection import Upstream
+from trainmesh.serving.refusal import Refusal, RequestRefused
 
 __all__ = ["ClientConnection"]
 
@@ -124,11 +125,11 @@ class ClientConnection(asyncio.Protocol):
         self._phase.enter(ClientPhase.BUSY, item.received_s)
         try:
             answer = self._router.open(self, item)
-        except Refusal as refusal:
-            head_only = item.method == b"HEAD"
-            head = self._router.own_fields(item)
-            answer = refusal.answer(head=head, close=not self.goes_on(), bodiless=head_only)
-            self._router.refused(item, refusal)
+        except RequestRefused as error:
+            head, head_only = self._router.own_fields(item), item.method == b"HEAD"
+            close = not self.goes_on()
+            answer = refusal_answer(error.refusal, head=head, close=close, bodiless=head_only)
+            self._router.refused(item, error.refusal)
         if answer is not None:
             self.transport.write(answer)
             self._served()
@@ -144,7 +145,7 @@ class ClientConnection(asyncio.Protocol):
         self._broken = True
         if self.transport.is_closing():
             return  # its client has left; nobody reads it
-        self.transport.write(refusal.answer(head=head, close=True))
+        self.transport.write(refusal_answer(refusal, head=head, close=True))
         self._phase.enter(ClientPhase.LINGER, monotonic())
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -28,8 +28,8 @@ from trainmesh.serving.proxy.reading.headers import (
     nominated,
 )
 from trainmesh.serving.proxy.reading.upgrade import Continued, framing_head
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.router import Router
+from trainmesh.serving.refusal import Refusal, RequestRefused
 
 __all__ = ["RequestReader"]
 
@@ -184,8 +184,8 @@ class RequestReader:
         try:
             self._good_host = check_head(call, version, limits, self._good_host)
             call.tenant = self._router.identify(call, self.names)
-        except Refusal as refusal:
-            self._refusal = refusal
+        except RequestRefused as error:
+            self._refusal = error.refusal
             raise
         call.received_s = now_s = monotonic()
         special = call.special
@@ -223,7 +223,9 @@ class RequestReader:
     def _current(self) -> Call:
         return cast(Call, self.call)  # the parser says begin before all else
 
-    def _refuse(self, status: int, message: str, *, retry_after_s: float | None = None) -> Refusal:
+    def _refuse(
+        self, status: int, message: str, *, retry_after_s: float | None = None
+    ) -> RequestRefused:
         """The refusal that ends this connection; raised through the parser."""
         self._refusal = Refusal(status, message, retry_after_s=retry_after_s)
-        return self._refusal
+        return RequestRefused(self._refusal)

@@ -16,9 +16,9 @@ from trainmesh.serving.observe.trace import AttemptTrace, RequestTrace
 from trainmesh.serving.proxy.context import WorkerContext
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import TRACEPARENT
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.route import ModelRoute
 from trainmesh.serving.proxy.upstream.connection import Sink, Upstream
+from trainmesh.serving.refusal import Refusal, RequestRefused
 
 __all__ = ["NoRoom", "RequestAttempts", "outcome_of", "traceparent_of"]
 
@@ -132,7 +132,7 @@ class RequestAttempts:
         """Send it for the first time.
 
         Raises:
-            Refusal: no endpoint can take it.
+            RequestRefused: no endpoint can take it.
             NoRoom: one could, but all that could are full.
         """
         unsupported: Unsupported | None = None
@@ -140,12 +140,12 @@ class RequestAttempts:
             choice = self.choose(now_s)
             if choice.endpoint is None:
                 if unsupported is not None:
-                    raise _refused(unsupported)
+                    raise RequestRefused(_refused(unsupported))
                 if choice.full:
                     raise NoRoom
                 self.route.counters.unroutable()
                 self._context.recorder.none_found(choice, self._facts)
-                raise _unroutable(choice, self._facts.model)
+                raise RequestRefused(_unroutable(choice, self._facts.model))
             try:
                 self.send(sink, choice, choice.endpoint, AttemptKind.FIRST, now_s)
             except Unsupported as error:

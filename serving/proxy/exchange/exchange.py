@@ -22,10 +22,11 @@ from trainmesh.serving.proxy.exchange.attempts import RequestAttempts, outcome_o
 from trainmesh.serving.proxy.exchange.second_opinion import ask_another, fall_back, settle
 from trainmesh.serving.proxy.exchange.timeouts import check_answer, check_waiting
 from trainmesh.serving.proxy.reading.call import Call
-from trainmesh.serving.proxy.replies.answers import Refusal, interrupted_event
+from trainmesh.serving.proxy.replies.answers import interrupted_event, refusal_answer
 from trainmesh.serving.proxy.route import ModelRoute
 from trainmesh.serving.proxy.upstream.answer import Client
 from trainmesh.serving.proxy.upstream.connection import Upstream
+from trainmesh.serving.refusal import Refusal
 
 __all__ = ["Exchange", "ExchangeClient", "ExchangeOwner"]
 
@@ -114,7 +115,7 @@ class Exchange:
         """Send it for the first time.
 
         Raises:
-            Refusal: no endpoint can take it.
+            RequestRefused: no endpoint can take it.
             NoRoom: one could, but all that could are full.
         """
         self.attempts.first(self, now_s)
@@ -247,7 +248,7 @@ class Exchange:
         if client is not None:
             endpoint = self.attempts.tried[-1].name if self.attempts.tried else ""
             head = self._context.own_fields(self.call, endpoint)
-            client.write(self, refusal.answer(head=head, close=not client.goes_on()))
+            client.write(self, refusal_answer(refusal, head=head, close=not client.goes_on()))
             self._finish(refusal.status, now_s)
 
     def pause(self) -> None:

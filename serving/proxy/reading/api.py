@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from trainmesh.serving.proxy.reading.body import Body, decode
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.refusal import refused
 
 __all__ = [
     "BLOCK_BYTES",
@@ -41,17 +41,17 @@ def parse_body(data: bytes) -> Body:
     """Read a request's JSON body.
 
     Raises:
-        Refusal: 400, and what is wrong with it.
+        RequestRefused: 400, and what is wrong with it.
     """
     try:
         return decode(data)
     except msgspec.ValidationError as error:
-        raise Refusal(
+        raise refused(
             400, f"the body is not a valid request: {error}", code="invalid_value"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Refusal(400, f"the body is not JSON: {reason}", code="invalid_json") from error
+        raise refused(400, f"the body is not JSON: {reason}", code="invalid_json") from error
 
 
 def check_coding(coding: bytes | None) -> None:
@@ -59,10 +59,10 @@ def check_coding(coding: bytes | None) -> None:
     as any. No runtime that speaks OpenAI's API takes one either.
 
     Raises:
-        Refusal: 415, with the coding that may be used (RFC 9110, 15.5.16).
+        RequestRefused: 415, with the coding that may be used (RFC 9110, 15.5.16).
     """
     if coding is not None and coding.strip().lower() not in (b"", b"identity"):
-        raise Refusal(
+        raise refused(
             415, f"Content-Encoding {coding[:40].decode('ascii', 'replace')} is not taken; send "
             "the body as it is", code="unsupported_content_encoding",
             fields=b"accept-encoding: identity\r\n",

@@ -13,7 +13,7 @@ from trainmesh.serving.proxy.reading.headers import (
     HOST,
     TRANSFER_ENCODING,
 )
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.refusal import refused
 
 __all__ = ["check_head"]
 
@@ -33,11 +33,11 @@ def check_head(
         Such a Host field for the next request.
 
     Raises:
-        Refusal: nothing behind it can be read.
+        RequestRefused: nothing behind it can be read.
     """
     special = call.special
     if call.method == b"CONNECT":
-        raise Refusal(405, "CONNECT is for proxies of other hosts; this is none")
+        raise refused(405, "CONNECT is for proxies of other hosts; this is none")
     if version != "1.1":
         _check_old(special, version)
     host = special.get(HOST)
@@ -47,30 +47,30 @@ def check_head(
         b"",
         (host or b"").lower(),
     ):
-        raise Refusal(400, "the target names another host than the Host field")
+        raise refused(400, "the target names another host than the Host field")
     coding = special.get(TRANSFER_ENCODING)
     if coding is not None and coding.strip().lower() != b"chunked":
-        raise Refusal(501, "no Transfer-Encoding but chunked is understood")
+        raise refused(501, "no Transfer-Encoding but chunked is understood")
     if EXPECT in special and special[EXPECT].lower() != b"100-continue":
-        raise Refusal(417, "Expect can only be 100-continue")
+        raise refused(417, "Expect can only be 100-continue")
     limit = limits.body_bytes
     if int(special.get(CONTENT_LENGTH, b"0")) > limit:
-        raise Refusal(413, f"the body has more than {limit} bytes")
+        raise refused(413, f"the body has more than {limit} bytes")
     return good_host
 
 
 def _check_old(special: Mapping[int, bytes], version: str) -> None:
     if version != "1.0":
-        raise Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        raise refused(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
     if TRANSFER_ENCODING in special:
-        raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
+        raise refused(400, "HTTP/1.0 has no Transfer-Encoding")
 
 
 def _check_host(host: bytes | None, *, old: bool) -> bytes | None:
     if host is None:
         if not old:
-            raise Refusal(400, "no Host field; there must be one")
+            raise refused(400, "no Host field; there must be one")
         return None
     if not is_host(host):
-        raise Refusal(400, "the Host field is no host")
+        raise refused(400, "the Host field is no host")
     return host

@@ -6,42 +6,21 @@ import math
 from http import HTTPStatus
 
 from trainmesh.serving.api_errors import error_body
+from trainmesh.serving.refusal import Refusal
 
-__all__ = ["Refusal", "interrupted_event", "json_answer"]
+__all__ = ["interrupted_event", "json_answer", "refusal_answer"]
 
 
-class Refusal(Exception):
-    """A request that gets no endpoint: status, one line for its sender, and a code for programs.
-
-    ``retry_after_s`` is sent along where it is set, and so are further header ``fields``.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after_s: float | None = None,
-        fields: bytes = b"",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.param = param
-        self.retry_after_s = retry_after_s
-        self.fields = fields
-
-    def answer(self, *, head: bytes = b"", close: bool = False, bodiless: bool = False) -> bytes:
-        """The whole answer; ``head`` is added to its header fields, ``bodiless``: to HEAD."""
-        fields = head + self.fields
-        if self.retry_after_s is not None:
-            fields += b"retry-after: %d\r\n" % max(1, math.ceil(self.retry_after_s))
-        if self.status == HTTPStatus.UNAUTHORIZED:
-            fields += b"www-authenticate: Bearer\r\n"
-        body = error_body(self.status, str(self), code=self.code, param=self.param)
-        return json_answer(self.status, body, head=fields, close=close, bodiless=bodiless)
+def refusal_answer(
+    refusal: Refusal, *, head: bytes = b"", close: bool = False, bodiless: bool = False
+) -> bytes:
+    """The whole answer; ``head`` is added to its header fields, ``bodiless``: to HEAD."""
+    fields = head + refusal.fields
+    if refusal.retry_after_s is not None:
+        fields += b"retry-after: %d\r\n" % max(1, math.ceil(refusal.retry_after_s))
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        fields += b"www-authenticate: Bearer\r\n"
+    return json_answer(refusal.status, refusal.body, head=fields, close=close, bodiless=bodiless)
 
 
 def json_answer(

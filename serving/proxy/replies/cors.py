@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from trainmesh.serving.config.types import ANY, CorsConfig
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.reading.headers import ASKED_HEADERS, ASKED_METHOD, ORIGIN
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.refusal import refused
 
 __all__ = ["Cors", "check_origin"]
 
@@ -61,10 +61,10 @@ class Cors:
         """The answer to a preflight; ``own_fields`` as of any answer.
 
         Raises:
-            Refusal: 403, pages of its origin may not ask.
+            RequestRefused: 403, pages of its origin may not ask.
         """
         if not self.allows(call.special[ORIGIN]):
-            raise Refusal(
+            raise refused(
                 403, "pages of this origin may not ask: it is not among cors.origins",
                 code="origin_not_allowed",
             )  # fmt: skip
@@ -88,12 +88,12 @@ def check_origin(origin: bytes | None, cors: Cors | None) -> None:
     shows: those of other hosts only where ``cors`` allows it.
 
     Raises:
-        Refusal: 403.
+        RequestRefused: 403.
     """
     if not origin or _LOOPBACK.fullmatch(_host_of(origin)):
         return
     if cors is None or not cors.allows(origin):
-        raise Refusal(
+        raise refused(
             403, "web pages of other hosts may not ask without a key; cors.origins of "
             "serve.yaml says which may", code="origin_not_allowed",
         )  # fmt: skip

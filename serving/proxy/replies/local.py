@@ -10,7 +10,8 @@ import msgspec
 
 from trainmesh.serving.proxy.reading.api import meant_path
 from trainmesh.serving.proxy.reading.call import Call
-from trainmesh.serving.proxy.replies.answers import Refusal, json_answer
+from trainmesh.serving.proxy.replies.answers import json_answer
+from trainmesh.serving.refusal import Refusal, RequestRefused, refused
 
 __all__ = ["health_answer", "is_health_path", "models_answer", "unknown_path"]
 
@@ -39,10 +40,10 @@ def health_answer(
         head: header fields of every answer.
 
     Raises:
-        Refusal: 405.
+        RequestRefused: 405.
     """
     if call.method not in (b"GET", b"HEAD"):
-        raise _wants_get(call.path.decode(), b"GET, HEAD")
+        raise RequestRefused(_wants_get(call.path.decode(), b"GET, HEAD"))
     ready = call.path in ALIVE_PATHS or len(missing) < num_models
     said: dict[str, object] = {"status": "ok" if ready else "not ready"}
     if call.path in READY_PATHS and missing:
@@ -61,10 +62,10 @@ def models_answer(call: Call, names: Mapping[str, Mapping[str, Any]], head: byte
         head: header fields of every answer.
 
     Raises:
-        Refusal: 404 or 405.
+        RequestRefused: 404 or 405.
     """
     if call.method != b"GET":
-        raise _wants_get("/v1/models", b"GET")
+        raise RequestRefused(_wants_get("/v1/models", b"GET"))
     seen = [{**_OURS, **fields, "id": name} for name, fields in names.items()]
     wanted = call.path.removeprefix(b"/v1/models").removeprefix(b"/")
     if not wanted:
@@ -73,7 +74,7 @@ def models_answer(call: Call, names: Mapping[str, Mapping[str, Any]], head: byte
     for model in seen:
         if model["id"] == name:
             return json_answer(200, msgspec.json.encode(model), head=head)
-    raise Refusal(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
+    raise refused(404, f"the model {name[:200]!r} does not exist", code="model_not_found")
 
 
 def unknown_path(call: Call) -> Refusal:

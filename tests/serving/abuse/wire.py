@@ -13,9 +13,9 @@ from trainmesh.serving.decide.types import (
 )
 from trainmesh.serving.proxy.client.connection import ClientConnection
 from trainmesh.serving.proxy.reading.call import Call, HeldBodies
-from trainmesh.serving.proxy.replies.answers import Refusal
 from trainmesh.serving.proxy.upstream.answer import Client, UpstreamRequest
 from trainmesh.serving.proxy.upstream.connection import Upstream
+from trainmesh.serving.refusal import Refusal
 
 if TYPE_CHECKING:
     from trainmesh.serving.proxy.router import Router

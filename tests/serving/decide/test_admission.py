@@ -18,10 +18,10 @@ from trainmesh.serving.decide.admission.admission import (
     Admission,
     Admitted,
     Queued,
-    Refused,
     Ticket,
 )
 from trainmesh.serving.decide.pool import Pool
+from trainmesh.serving.refusal import Refusal
 
 
 def authenticator(
@@ -113,7 +113,9 @@ def test_it_waits_no_longer_than_it_may() -> None:
     assert admission.expire(3.9) == []
     ((late, refused),) = admission.expire(4.1)
     assert late.owner == 2
-    assert refused == Refused(429, "no endpoint was free for 3 s", 1)
+    assert refused == Refusal(
+        429, "no endpoint was free for 3 s", code="overloaded", retry_after_s=1
+    )
     assert admission.release(2, 5.0) == []
     assert admission.waiting("m") == 0
 
@@ -127,9 +129,10 @@ def test_it_is_refused_at_once_where_the_wait_would_be_too_long() -> None:
     waits = [admission.offer(ticket(100 + number), 10.0) for number in range(8)]
     assert [isinstance(verdict, Queued) for verdict in waits] == [True] * 4 + [False] * 4
     refused = waits[-1]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.status == 429
-    assert refused.reason == "all endpoints are busy; it would wait 2 s"
+    assert refused.message == "all endpoints are busy; it would wait 2 s"
+    assert refused.retry_after_s is not None
     assert refused.retry_after_s >= 1
 
 
@@ -139,10 +142,10 @@ def test_a_full_queue_pushes_out_the_worst_not_the_newest() -> None:
     admission.offer(ticket(0), 0.0)
     for number in range(1, 5):
         assert isinstance(admission.offer(ticket(number, "flood"), 0.0), Queued)
-    assert isinstance(admission.offer(ticket(5, "flood"), 0.0), Refused)
+    assert isinstance(admission.offer(ticket(5, "flood"), 0.0), Refusal)
     assert isinstance(admission.offer(ticket(6, "other"), 0.0), Queued)
     assert isinstance(admission.offer(ticket(7, "urgent", priority=1), 0.0), Queued)
-    assert isinstance(admission.offer(ticket(8, "idle", priority=9), 0.0), Refused)
+    assert isinstance(admission.offer(ticket(8, "idle", priority=9), 0.0), Refusal)
     pushed = admission.expire(0.0)
     assert [t.owner for t, _ in pushed] == [4, 3]
     assert all(refused.status == 429 for _, refused in pushed)
@@ -163,7 +166,9 @@ def test_rates_of_a_tenant(
     admission, _ = authenticator(room=1000, t=limit)
     verdicts = [admission.offer(ticket(i, "t", tokens=tokens), 0.0) for i in range(20)]
     assert sum(isinstance(v, Admitted) for v in verdicts) == granted
-    assert verdicts[-1] == Refused(429, "tenant t: more than its rate allows", retry_after_s)
+    assert verdicts[-1] == Refusal(
+        429, "tenant t: more than its rate allows", code="overloaded", retry_after_s=retry_after_s
+    )
     assert isinstance(admission.offer(ticket(99, "t", tokens=tokens), retry_after_s), Admitted)
     assert isinstance(admission.offer(ticket(98, "another", tokens=tokens), 0.0), Admitted)
 
@@ -172,7 +177,7 @@ def test_a_prompt_beyond_the_burst_passes_and_owes_the_rest() -> None:
     admission, _ = authenticator(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=1.0))
     assert isinstance(admission.offer(ticket(1, "t", tokens=100), 0.0), Admitted)
     refused = admission.offer(ticket(2, "t", tokens=1), 0.0)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.retry_after_s == 10
 
 
@@ -180,7 +185,7 @@ def test_tokens_that_were_not_used_come_back() -> None:
     admission, _ = authenticator(room=9, t=TenantConfig(tokens_per_s=10.0, burst_s=10.0))
     request = facts(tenant="t", prompt_tokens=20, output_tokens=80)
     assert isinstance(admission.offer(Ticket(request, 1), 0.0), Admitted)
-    assert isinstance(admission.offer(ticket(2, "t", tokens=20), 0.0), Refused)
+    assert isinstance(admission.offer(ticket(2, "t", tokens=20), 0.0), Refusal)
     admission.release(1, 0.0, output_tokens=50)
     assert isinstance(admission.offer(ticket(3, "t", tokens=20), 0.0), Admitted)
 
@@ -192,7 +197,7 @@ def test_what_other_workers_let_in_counts() -> None:
     admission.hear_others("t", 1007, 0, inflight=2)
     admission.hear_others("not listed", 5, 5)
     verdicts = [admission.offer(ticket(i, "t"), 0.0) for i in range(4)]
-    assert [type(v) for v in verdicts] == [Admitted, Admitted, Queued, Refused]
+    assert [type(v) for v in verdicts] == [Admitted, Admitted, Queued, Refusal]
 
 
 def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:

@@ -14,8 +14,8 @@ from trainmesh.serving.config.types import (
 )
 from trainmesh.serving.decide.types import RequestFacts
 from trainmesh.serving.identity.access import Access, Grant
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.rules import ENDPOINT, REQUEST, TENANT, Rule
+from trainmesh.serving.refusal import Refusal
 
 ENDPOINTS = (
     EndpointConfig(url="http://a:1", name="a", zone="eu", revision="r1", runtime=Runtime.VLLM),
@@ -87,14 +87,14 @@ def test_each_endpoint_that_is_refused_has_its_reason(
 
 def test_a_model_that_is_not_the_tenant_s_is_refused() -> None:
     found = access(models=("n",)).grant("t", "m")
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert (found.status, found.code) == (403, "model_not_allowed")
     assert access(models=("n",)).may_see("t", "n")
 
 
 def test_where_nothing_is_left_the_client_is_told_why() -> None:
     found = access(zones=("ap",)).grant("t", "m")
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert found.code == "no_endpoint_allowed"
     assert found.message == (
         "tenant t may use no endpoint of model m: zone eu is not among ap, "

@@ -21,7 +21,7 @@ from trainmesh.serving.config.types import (
 from trainmesh.serving.identity import admin_token
 from trainmesh.serving.identity import authenticator as gate_module
 from trainmesh.serving.identity.authenticator import AdminIdentity, Authenticator, Tenant
-from trainmesh.serving.identity.refused import Refused
+from trainmesh.serving.refusal import Refusal
 
 OWN = Issuer()
 KEY, ADMIN_KEY = b"sk-alpha-0123", b"sk-admin-0123"
@@ -42,7 +42,7 @@ ALPHA = TenantConfig(keys=(hashed(KEY),))
 BETA = TenantConfig(subjects=("alice", "spiffe://x/beta"), roles=("admin",))
 
 
-def name(found: Tenant | Refused) -> str:
+def name(found: Tenant | Refusal) -> str:
     return found.name if isinstance(found, Tenant) else found.code
 
 
@@ -82,7 +82,7 @@ def test_a_key_is_its_tenant() -> None:
 def test_anything_else_is_refused_in_openai_s_form(header: bytes | None) -> None:
     authenticator = Authenticator(config(a=ALPHA))
     found = authenticator.identify(header)
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert (found.status, found.challenge) == (401, b'Bearer realm="trainmesh"')
     error = msgspec.json.decode(found.body)["error"]
     assert error["code"] == "invalid_api_key"
@@ -119,7 +119,7 @@ def test_a_valid_token_of_nobody_is_forbidden() -> None:
     authenticator = Authenticator(config(CONFIG, b=BETA))
     authenticator.set_keys(OWN.jwks())
     found = authenticator.identify(b"Bearer " + OWN.token(sub="mallory"))
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert (found.status, found.code, found.challenge) == (403, "tenant_unknown", b"")
 
 
@@ -170,14 +170,14 @@ def test_admins() -> None:
         assert authenticator.authorize_admin(header, peer) == AdminIdentity(who)
     for header, status in ((None, 401), (b"Bearer x", 401), (b"Bearer " + KEY, 403)):
         refused = authenticator.authorize_admin(header)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, Refusal)
         assert refused.status == status
 
 
 def test_a_token_s_own_role_makes_an_admin() -> None:
     authenticator = Authenticator(config(CONFIG))
     authenticator.set_keys(OWN.jwks())
-    assert isinstance(authenticator.authorize_admin(b"Bearer " + OWN.token()), Refused)
+    assert isinstance(authenticator.authorize_admin(b"Bearer " + OWN.token()), Refusal)
     assert isinstance(
         authenticator.authorize_admin(b"Bearer " + OWN.token(roles=["admin"])), AdminIdentity
     )
@@ -186,7 +186,7 @@ def test_a_token_s_own_role_makes_an_admin() -> None:
 def test_the_anonymous_are_no_admins_but_the_run_directory_has_a_token(tmp_path: Path) -> None:
     authenticator = Authenticator(config(), admin_digests=[admin_token.create(tmp_path)])
     refused = authenticator.authorize_admin(None)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.status == 401
     token = admin_token.read(tmp_path)
     assert isinstance(authenticator.authorize_admin(f"Bearer {token}".encode()), AdminIdentity)

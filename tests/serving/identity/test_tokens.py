@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from tests.serving.identity.issuer import AUDIENCE, CONFIG, ISSUER, Issuer
 from trainmesh.errors import WireError
 from trainmesh.serving.identity.keyset import MAX_BYTES, parse_keys
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.identity.tokens import Claims, Tokens
+from trainmesh.serving.refusal import Refusal
 
 OWN = Issuer()
 OTHER = Issuer()
@@ -131,7 +131,7 @@ def test_forged_and_stale_tokens_are_refused(
     tokens: Tokens, make: Callable[[], bytes], words: str
 ) -> None:
     found = tokens.verify(make())
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert (found.status, found.code) == (401, "invalid_token")
     assert words in found.message
 
@@ -152,13 +152,13 @@ def test_no_altered_byte_goes_through(data: st.DataObject) -> None:
 
 def test_before_keys_are_there_nothing_is_taken() -> None:
     found = Tokens(CONFIG).verify(OWN.token())
-    assert isinstance(found, Refused)
+    assert isinstance(found, Refusal)
     assert "have not been fetched" in found.message
 
 
 def test_keys_are_replaced_not_added(tokens: Tokens) -> None:
     tokens.set_keys(OTHER.jwks())
-    assert isinstance(tokens.verify(OWN.token()), Refused)
+    assert isinstance(tokens.verify(OWN.token()), Refusal)
     assert isinstance(tokens.verify(OTHER.token()), Claims)
     with pytest.raises(WireError):
         tokens.set_keys(b"{}")

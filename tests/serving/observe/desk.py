@@ -13,9 +13,9 @@ from trainmesh.serving.control.snapshot import Observations, Snapshot, assemble
 from trainmesh.serving.identity.audit import AuditLog
 from trainmesh.serving.identity.authenticator import Authenticator
 from trainmesh.serving.identity.keys import digest
-from trainmesh.serving.identity.refused import Refused
 from trainmesh.serving.observe.cells import names_of
 from trainmesh.serving.observe.shared_counters import SharedCounters
+from trainmesh.serving.refusal import Refusal
 
 TOKEN = "the-admins-key"
 
@@ -64,9 +64,9 @@ class Desk:
     def not_ready(self) -> str:
         return self.problem
 
-    def authorize(self, authorization: str, remote: str) -> str | Refused:
+    def authorize(self, authorization: str, remote: str) -> str | Refusal:
         found = self.authenticator.authorize_admin(authorization.encode() or None)
-        if isinstance(found, Refused):
+        if isinstance(found, Refusal):
             self._audit.refused("unknown", "authorize", "admin", remote, found.code)
             return found
         return found.who

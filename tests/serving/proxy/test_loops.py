@@ -12,7 +12,7 @@ from tests.serving.proxy.backend import Backend, answer, backends
 from tests.serving.running import running_router
 from tests.serving.tap import free_port
 from trainmesh.serving.proxy.loops import ViaChain
-from trainmesh.serving.proxy.replies.answers import Refusal
+from trainmesh.serving.refusal import RequestRefused
 
 ASK = b'{"model":"m","messages":[]}'
 MODEL = {"hedge": {"enabled": False}, "policy": "round_robin"}
@@ -58,9 +58,9 @@ def test_other_routers_are_passed() -> None:
     way.check(b"a-12, b")
     assert way.field(None) == b"x-trainmesh-via: a-1\r\n"
     assert way.field(b"b") == b"x-trainmesh-via: b, a-1\r\n"
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(RequestRefused) as refused:
         way.check(b"b,a-1 ,c")
-    assert refused.value.status == 508
+    assert refused.value.refusal.status == 508
 
 
 def test_a_second_router_on_one_address_is_refused(good: Backend) -> None:
