@@ -85,6 +85,46 @@ def test_no_class_of_the_router_does_everything() -> None:
     assert {name for name, count in lines.items() if count > MAX_CLASS_LINES} == LONG_CLASSES
 
 
+BORN_LATE = {"Endpoint", "Upstream"}
+"""Set by what configures or assigns them; still to be mended."""
+
+
+def test_attributes_of_the_router_are_born_in_init() -> None:
+    late = {
+        node.name
+        for room in ("proxy", "decide")
+        for path in (ROOT / "serving" / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and attributes_born_late(node)
+    }
+    assert late == BORN_LATE
+
+
+def attributes_born_late(node: ast.ClassDef) -> set[str]:
+    """Those that another method than __init__ sets, and it doesn't."""
+    functions = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+    fields = {
+        each.target.id
+        for each in node.body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    }
+    fields |= {each.name for each in functions if each.decorator_list}
+    first = [each for each in functions if each.name == "__init__"]
+    return attributes_set(functions) - attributes_set(first) - fields
+
+
+def attributes_set(functions: list[ast.FunctionDef]) -> set[str]:
+    return {
+        found.attr
+        for function in functions
+        for found in ast.walk(function)
+        if isinstance(found, ast.Attribute)
+        and isinstance(found.ctx, ast.Store)
+        and isinstance(found.value, ast.Name)
+        and found.value.id == "self"
+    }
+
+
 SHARED_NAMES = {
     "Hop": "an edge of a plan's tree, and the same while a forest is being searched for",
 }

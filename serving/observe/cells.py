@@ -170,8 +170,11 @@ class EndpointCells(NamedTuple):
 
     def outcome(self, outcome: AttemptOutcome) -> int:
         """The cell that counts attempts which ended so."""
-        offset: int = getattr(self, outcome.value)
-        return offset
+        return self[_OUTCOME_PLACES[outcome]]
+
+
+_OUTCOME_PLACES = {each: EndpointCells._fields.index(each.value) for each in AttemptOutcome}
+"""Where in EndpointCells attempts are counted that ended so."""
 
 
 class TenantCells(NamedTuple):

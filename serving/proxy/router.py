@@ -33,7 +33,7 @@ from trainmesh.serving.refusal import Refusal
 __all__ = ["Router"]
 
 
-class Connection(Protocol):
+class AcceptedConnection(Protocol):
     """A client's (``client.connection.ClientConnection``)."""
 
     transport: asyncio.Transport
@@ -58,7 +58,7 @@ class Router:
     ) -> None:
         config = self.config = worker_config.config
         self.loop = loop
-        self.connections: set[Connection] = set()
+        self.connections: set[AcceptedConnection] = set()
         self.draining = False
         self._most_connections = connections_that_fit()
         self._way = way
@@ -114,7 +114,7 @@ class Router:
 
     # -- what connections ask --------------------------------------------------------------
 
-    def accepts(self, connection: Connection) -> bool:
+    def accepts(self, connection: AcceptedConnection) -> bool:
         """Whether there is room for another connection."""
         most = min(self.config.limits.connections, self._most_connections)
         if len(self.connections) >= most or self.draining:

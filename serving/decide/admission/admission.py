@@ -130,9 +130,10 @@ class Admission:
             ticket.quota.give_back(ticket.facts.output_tokens - output_tokens)
         if prompt_tokens is not None:
             ticket.quota.give_back(ticket.facts.prompt_tokens - prompt_tokens)
-        if not any(line.waiting for line in self._lines.values()):
-            return []
-        return self._start()
+        for line in self._lines.values():
+            if line.waiting:
+                return self._start()
+        return []
 
     def put_back(self, ticket: Ticket, now_s: float) -> None:
         """It was let in, but no endpoint has room after all, as other workers or models have taken

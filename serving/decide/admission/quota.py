@@ -47,19 +47,15 @@ class Quota:
         self.inflight = 0
         self.others_inflight = 0
         self._others: tuple[int, int] | None = None
-        self.configure(config, now_s)
+        self.config = config
+        self._requests = _bucket(config.requests_per_s, config, now_s)
+        self._tokens = _bucket(config.tokens_per_s, config, now_s)
 
     def configure(self, config: TenantConfig, now_s: float) -> None:
         """Takes other limits; buckets begin full."""
         self.config = config
-        self._requests = (
-            TokenBucket(config.requests_per_s, config.burst_s, now_s)
-            if config.requests_per_s
-            else None
-        )
-        self._tokens = (
-            TokenBucket(config.tokens_per_s, config.burst_s, now_s) if config.tokens_per_s else None
-        )
+        self._requests = _bucket(config.requests_per_s, config, now_s)
+        self._tokens = _bucket(config.tokens_per_s, config, now_s)
 
     def wait_s(self, tokens: int, now_s: float) -> float:
         """How long until a request of that many tokens is within the rates; 0: now."""
@@ -91,3 +87,7 @@ class Quota:
         """Whether the tenant has as many requests in flight as it may."""
         most = self.config.max_inflight
         return most is not None and self.inflight + self.others_inflight >= most
+
+
+def _bucket(rate_per_s: float | None, config: TenantConfig, now_s: float) -> TokenBucket | None:
+    return TokenBucket(rate_per_s, config.burst_s, now_s) if rate_per_s else None

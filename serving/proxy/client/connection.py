@@ -14,7 +14,7 @@ from trainmesh.serving.proxy.client.framing import answer_head
 from trainmesh.serving.proxy.client.half_closed import HalfClosed
 from trainmesh.serving.proxy.client.phase import ClientPhase, PhaseTimer
 from trainmesh.serving.proxy.client.request_reader import RequestReader
-from trainmesh.serving.proxy.client.turn import Turn
+from trainmesh.serving.proxy.client.turn import AnswerTurn
 from trainmesh.serving.proxy.exchange.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
 from trainmesh.serving.proxy.replies.answers import refusal_answer
@@ -39,7 +39,7 @@ class ClientConnection(asyncio.Protocol):
         self._ready: deque[Call | Refusal] = deque()
         self._reader = RequestReader(router, self._phase, self._ready)
         self._broken = False
-        self._turn = Turn()
+        self._turn = AnswerTurn()
         self._reading = True
         self._half_closed: HalfClosed | None = None
         """The client sends nothing more, and may still read."""

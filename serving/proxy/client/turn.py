@@ -12,10 +12,10 @@ from trainmesh.serving.observe.log import LOGGER, log_event
 from trainmesh.serving.proxy.exchange.exchange import Exchange
 from trainmesh.serving.proxy.reading.call import Call
 
-__all__ = ["Turn"]
+__all__ = ["AnswerTurn"]
 
 
-class Turn:
+class AnswerTurn:
     """Of one connection."""
 
     __slots__ = ("_begun", "call", "exchange")

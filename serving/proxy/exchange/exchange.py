@@ -156,10 +156,12 @@ class Exchange:
             self.attempts.abandon(upstream, AttemptOutcome.CANCELLED, now_s)
             return None
         self.winner = upstream
-        for other in tuple(self.attempts.live):
-            if other is not upstream:
-                self.attempts.abandon(other, AttemptOutcome.CANCELLED, now_s)
-        settle(self.attempts, upstream, now_s)
+        attempts = self.attempts
+        if len(attempts.live) > 1:
+            for other in [each for each in attempts.live if each is not upstream]:
+                attempts.abandon(other, AttemptOutcome.CANCELLED, now_s)
+        if attempts.refusing is not None:
+            settle(attempts, attempts.refusing, upstream, now_s)
         if not upstream.awaits_byte:
             self.on_first_byte(upstream, now_s)
         taker = client.begin_answer(self, upstream)

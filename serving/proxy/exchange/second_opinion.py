@@ -51,11 +51,9 @@ def fall_back(attempts: RequestAttempts) -> None:
         upstream.go_on()
 
 
-def settle(attempts: RequestAttempts, other: Upstream, now_s: float) -> None:
-    """Another endpoint has answered the request that one may have said is wrong."""
-    refusing, attempts.refusing = attempts.refusing, None
-    if refusing is None:
-        return
+def settle(attempts: RequestAttempts, refusing: Upstream, other: Upstream, now_s: float) -> None:
+    """Another endpoint has answered the request that ``refusing`` says is wrong."""
+    attempts.refusing = None
     status = refusing.answer.status
     if other.answer.status < 300:
         attempts.route.pool.asking_paid(status)
