@@ -8,10 +8,10 @@ from collections import deque
 from time import monotonic
 from typing import Final, cast
 
-from trainmesh.serving.config import types as config
+from trainmesh.serving.config.types import HalfClosed
 from trainmesh.serving.identity.tls import peer_names
 from trainmesh.serving.proxy.client.framing import answer_head
-from trainmesh.serving.proxy.client.half_closed import HalfClosed
+from trainmesh.serving.proxy.client.half_closed import HalfClosedClient
 from trainmesh.serving.proxy.client.phase import ClientPhase, PhaseTimer
 from trainmesh.serving.proxy.client.request_reader import RequestReader
 from trainmesh.serving.proxy.client.turn import AnswerTurn
@@ -41,7 +41,7 @@ class ClientConnection(asyncio.Protocol):
         self._broken = False
         self._turn = AnswerTurn()
         self._reading = True
-        self._half_closed: HalfClosed | None = None
+        self._half_closed: HalfClosedClient | None = None
         """The client sends nothing more, and may still read."""
         self.paused = False
         """It doesn't take our answers."""
@@ -71,10 +71,10 @@ class ClientConnection(asyncio.Protocol):
         """The client sends nothing more; whether the connection stays open for its answers."""
         exchange = self._turn.exchange
         waiting = bool(self._ready) if exchange is None else not exchange.call.http10
-        answers = self._router.config.limits.half_closed is config.HalfClosed.ANSWER
+        answers = self._router.config.limits.half_closed is HalfClosed.ANSWER
         if self._broken or self._reader.call is not None or not (waiting and answers):
             return False
-        self._half_closed = HalfClosed()
+        self._half_closed = HalfClosedClient()
         self._half_closed.check(self._turn.exchange, self.transport, self.paused, monotonic())
         return True
 

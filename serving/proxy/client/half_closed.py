@@ -12,7 +12,7 @@ from typing import Final
 
 from trainmesh.serving.proxy.exchange.exchange import Exchange
 
-__all__ = ["HalfClosed"]
+__all__ = ["HalfClosedClient"]
 
 HALF_CLOSED_S: Final = 5.0
 """Between two looks whether a client that sends nothing more still reads: some count interim
@@ -21,7 +21,7 @@ RESET_S: Final = 0.25
 """By then a reset has come back for what was written to a closed connection."""
 
 
-class HalfClosed:
+class HalfClosedClient:
     """Looks whether such a client still reads, so that an endpoint needn't work for nobody: an
     interim answer (RFC 9110, 15.2) costs a client nothing, nor does a comment in a stream of
     events, and a connection that is closed is reset by it."""
