@@ -156,7 +156,7 @@ WALL_CLOCK = {
     "serving/identity/authenticator.py": "a token ends at a date that its issuer has written",
     "serving/identity/certificates.py": "a certificate ends at a date that its issuer has written",
     "serving/proxy/recorder.py": "dates a decision for people",
-    "serving/proxy/route.py": "dates an answer for its client (OpenAI's field created)",
+    "serving/proxy/upstream/requests.py": "dates an answer for its client (OpenAI's field created)",
     "serving/proxy/worker.py": "dates a worker's start for people (a metric)",
 }
 """Who may read the clock that can be set, and why: never for a duration or a time to wait."""
