@@ -125,9 +125,7 @@ def attributes_set(functions: list[ast.FunctionDef]) -> set[str]:
     }
 
 
-SHARED_NAMES = {
-    "Hop": "an edge of a plan's tree, and the same while a forest is being searched for",
-}
+SHARED_NAMES: dict[str, str] = {}
 """Names of more than one public class, and why."""
 
 

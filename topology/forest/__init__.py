@@ -5,11 +5,10 @@ Pure graph algorithms on rank names and capacities, with no latencies and no pla
 
 from trainmesh.topology.forest.allgather import Forest, allgather_forest
 from trainmesh.topology.forest.allreduce import PairForest, allreduce_forest
-from trainmesh.topology.forest.trees import Hop, OutTree, Pair, check, loads, reversed_hops
+from trainmesh.topology.forest.trees import OutTree, Pair, check, loads, reversed_hops
 
 __all__ = [
     "Forest",
-    "Hop",
     "OutTree",
     "Pair",
     "PairForest",

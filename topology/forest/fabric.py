@@ -11,7 +11,8 @@ import numpy as np
 from trainmesh.errors import GraphError
 from trainmesh.topology.flow import INT32_MAX
 from trainmesh.topology.forest.rooted import Matrix, Rooted
-from trainmesh.topology.forest.trees import Arc, Hop, Number
+from trainmesh.topology.forest.trees import Arc, Number
+from trainmesh.types import Hop
 
 __all__ = ["Fabric"]
 

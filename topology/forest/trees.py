@@ -12,22 +12,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from trainmesh.errors import PlanError
+from trainmesh.types import Hop
 
-__all__ = ["Arc", "Hop", "Number", "OutTree", "Pair", "check", "loads", "reversed_hops"]
+__all__ = ["Arc", "Number", "OutTree", "Pair", "check", "loads", "reversed_hops"]
 
 Arc = tuple[str, str]
 """A directed link: the names of its ends."""
 Number = Fraction | float
 """A bandwidth. Integers are welcome wherever a Fraction is."""
-
-
-@dataclass(frozen=True)
-class Hop:
-    """A message from rank ``src`` to rank ``dst``; ``via`` names the nodes between them."""
-
-    src: int
-    dst: int
-    via: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Pair:
 def reversed_hops(hops: Sequence[Hop]) -> tuple[Hop, ...]:
     """A broadcast's hops as those of a reduction on the reversed graph, and the other way
     round."""
-    return tuple(Hop(hop.dst, hop.src, hop.via[::-1]) for hop in reversed(hops))
+    return tuple(Hop(hop.dst, hop.src, hop.via and hop.via[::-1]) for hop in reversed(hops))
 
 
 def loads(ranks: Sequence[str], trees: Iterable[OutTree | Pair]) -> dict[Arc, Number]:
@@ -61,7 +53,7 @@ def loads(ranks: Sequence[str], trees: Iterable[OutTree | Pair]) -> dict[Arc, Nu
     total: dict[Arc, Number] = defaultdict(Fraction)
     for tree in trees:
         for hop in _hops(tree):
-            nodes = (ranks[hop.src], *hop.via, ranks[hop.dst])
+            nodes = (ranks[hop.src], *_between(hop), ranks[hop.dst])
             for arc in zip(nodes, nodes[1:], strict=False):
                 total[arc] += tree.weight
     return dict(total)
@@ -102,6 +94,11 @@ def _hops(tree: OutTree | Pair) -> tuple[Hop, ...]:
     return tree.up + tree.down if isinstance(tree, Pair) else tree.hops
 
 
+def _between(hop: Hop) -> tuple[str, ...]:
+    """The nodes that it goes through; none where it names none, as no network chooses here."""
+    return hop.via or ()
+
+
 def _check_spans(where: str, root: int, hops: Sequence[Hop], count: int) -> None:
     reached = {root}
     for hop in hops:
@@ -117,12 +114,13 @@ def _check_spans(where: str, root: int, hops: Sequence[Hop], count: int) -> None
 def _check_way(
     where: str, hop: Hop, ranks: Sequence[str], capacities: Mapping[Arc, Number]
 ) -> None:
-    through = set(hop.via).intersection(ranks)
+    between = _between(hop)
+    through = set(between).intersection(ranks)
     if through:
         raise PlanError(f"{where}: hop {hop.src}->{hop.dst} goes through rank {min(through)}")
-    if len(set(hop.via)) != len(hop.via):
+    if len(set(between)) != len(between):
         raise PlanError(f"{where}: hop {hop.src}->{hop.dst} goes through a switch twice")
-    nodes = (ranks[hop.src], *hop.via, ranks[hop.dst])
+    nodes = (ranks[hop.src], *between, ranks[hop.dst])
     for src, dst in zip(nodes, nodes[1:], strict=False):
         if (src, dst) not in capacities:
             raise PlanError(f"{where}: hop {hop.src}->{hop.dst} needs link {src}->{dst}")

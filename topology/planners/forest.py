@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 from trainmesh.errors import PlanError
 from trainmesh.topology.bounds import algbw_limit
-from trainmesh.topology.forest import Hop as Branch
 from trainmesh.topology.forest import OutTree, allgather_forest, allreduce_forest, reversed_hops
 from trainmesh.topology.graph import LinkGraph
 from trainmesh.topology.indexed import rational
 from trainmesh.topology.request import PlanRequest
-from trainmesh.types import Algorithm, Collective, Hop, Plan, Tree
+from trainmesh.types import Algorithm, Collective, Plan, Tree
 
 __all__ = ["plan", "why_not"]
 
@@ -130,10 +129,7 @@ def _pairs(
     target = float(algbw_limit(graph, Collective.ALLREDUCE))
     pairs = allreduce_forest(ranks, capacities, target=target, max_trees=max_trees).pairs
     total = sum(float(pair.weight) for pair in pairs)
-    trees = (
-        Tree(pair.root, float(pair.weight) / total, _hops(pair.up), _hops(pair.down))
-        for pair in pairs
-    )
+    trees = (Tree(pair.root, float(pair.weight) / total, pair.up, pair.down) for pair in pairs)
     return _Found(tuple(trees), total / target)
 
 
@@ -143,14 +139,10 @@ def _opposite(capacities: _Capacities) -> _Capacities:
 
 def _turned(tree: OutTree, share: float, collective: Collective) -> Tree:
     """The tree of a broadcast for what is asked: reductions run the same way back."""
-    down, up = _hops(tree.hops), _hops(reversed_hops(tree.hops))
+    down, up = tree.hops, reversed_hops(tree.hops)
     return Tree(
         tree.root,
         share,
         () if collective == Collective.ALLGATHER else up,
         () if collective == Collective.REDUCE_SCATTER else down,
     )
-
-
-def _hops(hops: Sequence[Branch]) -> tuple[Hop, ...]:
-    return tuple(Hop(hop.src, hop.dst, hop.via) for hop in hops)

@@ -65,8 +65,8 @@ def schedule(plan: Plan) -> Schedule:
         PlanError: the algorithm is a plug-in's, whose messages are not known.
     """
     meaning = _meaning(plan)
-    rounds = tuple(messages for stage in stages(plan) for messages in stage.messages())
-    return Schedule(meaning.chunks(), rounds)
+    rounds = (messages for stage in meaning.stages for messages in stage.messages())
+    return Schedule(meaning.chunks(), tuple(rounds) if plan.world_size > 1 else ())
 
 
 def trees(plan: Plan) -> tuple[Tree, ...]:

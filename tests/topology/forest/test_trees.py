@@ -5,7 +5,8 @@ from fractions import Fraction
 import pytest
 
 from trainmesh.errors import PlanError
-from trainmesh.topology.forest import Hop, OutTree, Pair, check, loads, reversed_hops
+from trainmesh.topology.forest import OutTree, Pair, check, loads, reversed_hops
+from trainmesh.types import Hop
 
 RANKS = ["a", "b", "c"]
 CAPACITIES = {
