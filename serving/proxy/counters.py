@@ -188,7 +188,6 @@ class ModelCounters:
         self,
         attempt: Attempt,
         outcome: AttemptOutcome,
-        *,
         sent_bytes: int,
         received_bytes: int,
         output_tokens: int,

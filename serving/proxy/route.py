@@ -117,10 +117,8 @@ class ModelRoute:
         attempt = upstream.attempt
         output_tokens = upstream.output_tokens() if outcome is AttemptOutcome.OK else 0
         self.pool.end(attempt, outcome, now_s, output_tokens, upstream.answer.retry_after_s)
-        self.counters.ended(
-            attempt, outcome, sent_bytes=len(upstream.request.body),
-            received_bytes=upstream.nbytes, output_tokens=output_tokens,
-        )  # fmt: skip
+        sent_bytes = len(upstream.request.body)
+        self.counters.ended(attempt, outcome, sent_bytes, upstream.nbytes, output_tokens)
 
     def publish(self, now_s: float, queued: int) -> None:
         """Write what is true now to the counters file, and close what has been idle for long.

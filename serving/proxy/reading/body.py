@@ -66,11 +66,12 @@ def decode(data: bytes) -> Body:
     if model is not None and not isinstance(model, str):
         raise msgspec.ValidationError("model must be a string")
     key = members.prompt_cache_key
-    most = (members.max_completion_tokens, members.max_tokens, members.max_output_tokens)
     return Body(
         model=model or "",
         stream=_is_true(members.stream),
-        output_tokens=next((found for value in most if (found := _tokens(value))), 0),
+        output_tokens=_tokens(members.max_completion_tokens)
+        or _tokens(members.max_tokens)
+        or _tokens(members.max_output_tokens),
         prompt_cache_key=key if isinstance(key, str) else "",
         prompt=read_prompt(
             members.messages, members.prompt, members.input, members.instructions,
@@ -90,6 +91,8 @@ def _as_python_does(data: bytes, error: msgspec.DecodeError) -> _Members:
 
 
 def _is_true(value: object) -> bool:
+    if value is None:  # as in most requests
+        return False
     if isinstance(value, str):
         return value.strip().lower() in TRUE_WORDS
     return value is True or (isinstance(value, int | float) and value == 1)
@@ -97,6 +100,8 @@ def _is_true(value: object) -> bool:
 
 def _tokens(value: object) -> int:
     """A number of tokens, or 0 where it is no limit (-1 is llama.cpp's word for none)."""
+    if value is None:  # as in most requests
+        return 0
     if isinstance(value, str):
         try:
             value = float(value)
