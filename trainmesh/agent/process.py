@@ -14,8 +14,11 @@ import socket
 import sys
 import threading
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from msgspec import Raw
 from msgspec.structs import replace
 
 from trainmesh.clock import Clock, SystemClock
@@ -254,33 +257,42 @@ class AgentSession:
                 node=self._node,
                 agent=self._number,
                 sequence=self._sequence,
-                reports=tuple(batches[0]),
+                reports=tuple(one.encoded for one in batches[0]),
                 dropped=dropped,
             )
             try:
                 revision = store.put(f"{self._prefix}reports/{self._node}", encode(report))
             except StoreError:
-                self._inbox.put_back([one for batch in batches for one in batch], dropped)
+                self._inbox.put_back([one.report for batch in batches for one in batch], dropped)
                 raise
             del batches[0]
             dropped = 0
             if revision < self._written:
-                self._inbox.put_back([one for batch in batches for one in batch], dropped)
+                self._inbox.put_back([one.report for batch in batches for one in batch], dropped)
                 raise StoreError("the store went back: it was emptied or restored")
             self._written = revision
 
 
-def _batches(reports: list[RankReport]) -> list[list[RankReport]]:
+@dataclass(frozen=True)
+class _Encoded:
+    """A report, and the same as it is sent."""
+
+    report: RankReport
+    encoded: RankReport
+    """A ``Raw`` in truth: what stands in a report as it is, so that it is encoded only once."""
+
+
+def _batches(reports: list[RankReport]) -> list[list[_Encoded]]:
     """Split so that each encoded batch stays below the limit of a stored value."""
-    batches: list[list[RankReport]] = []
+    batches: list[list[_Encoded]] = []
     room = 0
     for report in reports:
-        size = len(encode(report))
-        if size > room:
+        data = encode(report)
+        if len(data) > room:
             batches.append([])
             room = MAX_BYTES - 1_024
-        batches[-1].append(report)
-        room -= size
+        batches[-1].append(_Encoded(report, cast(RankReport, Raw(data))))
+        room -= len(data)
     return batches
 
 
