@@ -12,6 +12,14 @@ __all__ = ["check_shape", "check_tree"]
 
 NEARLY = 1e-9
 """Shares are decimal fractions; their sum may miss 1 by rounding."""
+USUAL = {
+    PlanKind.ORDER: "native",
+    PlanKind.RINGS: "ring",
+    PlanKind.ISLANDS: "hierarchical",
+    PlanKind.TREES: "tree and forest",
+    PlanKind.SHARES: "sharded",
+}
+"""What plans of a kind are usually called, in the words of an error."""
 
 
 def check_shape(plan: Plan, world_size: int) -> None:
@@ -40,7 +48,8 @@ def check_shape(plan: Plan, world_size: int) -> None:
 def _check_fields(plan: Plan, kind: PlanKind) -> None:
     for name in {name for names in FIELDS.values() for name in names}.difference(FIELDS[kind]):
         if getattr(plan, name):
-            raise PlanError(f"{plan.algorithm}: {name} do not belong to a plan of its {kind}")
+            owners = " and ".join(USUAL[each] for each, names in FIELDS.items() if name in names)
+            raise PlanError(f"{plan.algorithm}: {name} belong to {owners} plans only")
 
 
 def check_tree(tree: Tree, collective: Collective, world_size: int) -> None:
