@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from trainmesh.agent.rank import HintFile, NullReporter, Reporter, connect
 from trainmesh.hooks.launched import TorchrunWorker, unmeasured_reason
+from trainmesh.job_settings import CADENCE
 from trainmesh.types import Collective, Hello, Hint, Note
 
 __all__ = [
-    "DEFAULT_CADENCE",
     "ENV_CADENCE",
     "ENV_JOB",
     "ENV_NODE",
@@ -31,7 +31,6 @@ ENV_NODE = "TRAINMESH_NODE"
 ENV_CADENCE = "TRAINMESH_CADENCE"
 ENV_WORKER = "TRAINMESH_WORKER"
 """torchrun's variables, as ``patch.install`` saw them in the worker that was launched."""
-DEFAULT_CADENCE = 16
 """Steps between two rounds of agreement: rare enough not to show in the step time, and often enough
 for a switch within seconds."""
 
@@ -64,7 +63,7 @@ class RankContext:
             collective=collective,
             replicas=replicas,
         )
-        self.cadence = max(1, _number(ENV_CADENCE, DEFAULT_CADENCE))
+        self.cadence = max(1, _number(ENV_CADENCE, CADENCE))
         self.job = os.environ.get(ENV_JOB, "")
         self.reporter, self._hints = self._connect(worker)
         self._newest: Hint | None = None

@@ -10,6 +10,7 @@ import trainmesh.agent.process as agent_module
 from tests.launchjob import wait_for
 from trainmesh.agent.process import MAX_WAITING_REPORTS, AgentSession, Inbox
 from trainmesh.errors import StoreError
+from trainmesh.job_settings import JobSettings
 from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
 from trainmesh.rundir import RunDir
@@ -26,7 +27,7 @@ PREFIX = job_prefix(JOB)
 def uplink(path: Path, inbox: Inbox) -> AgentSession:
     environment = ControlEnvironment(
         run=RunDir(path), job=JOB, node="n", etcd="http://127.0.0.1:1", insecure_etcd=False,
-        topology=None, plan=None, margin=0.05, fusion_bytes=None, compression="none",
+        topology=None, settings=JobSettings(),
         claim=new_claim(JOB, None),
     )  # fmt: skip
     return AgentSession(environment, inbox, HealthReporter(-1))

@@ -17,6 +17,7 @@ from trainmesh.coordinator.coordinator import Coordinator, Effects
 from trainmesh.coordinator.process import CoordinatorProcess, Refusals
 from trainmesh.coordinator.record import RecordWriter
 from trainmesh.errors import StoreError
+from trainmesh.job_settings import JobSettings
 from trainmesh.launcher.report.run_sample import collect
 from trainmesh.process import ControlEnvironment, Stop
 from trainmesh.process_health import HealthReporter
@@ -101,7 +102,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinat
     monkeypatch.setattr(server, "LOOK_AGAIN_S", 0.1)
     environment = ControlEnvironment(
         run=RunDir(tmp_path), job=JOB, node="n", etcd="", insecure_etcd=False, topology=None,
-        plan="native", margin=0.05, fusion_bytes=8 * MS, compression="none",
+        settings=JobSettings(only="native", fusion_bytes=8 * MS),
         claim=new_claim("job", None),
     )  # fmt: skip
     with RecordWriter(tmp_path / "record.jsonl", HealthReporter(-1)) as record:

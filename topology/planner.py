@@ -16,6 +16,7 @@ from typing import Protocol, cast
 from msgspec.structs import replace
 
 from trainmesh.errors import ConfigError, PlanError
+from trainmesh.job_settings import MARGIN
 from trainmesh.topology.bounds import Bound, bound
 from trainmesh.topology.cost import PlanCost, plan_cost
 from trainmesh.topology.crossover import crossovers
@@ -107,7 +108,7 @@ def choose(
     executors: Executors = LIVE,
     max_trees: int = 64,
     calibration: Mapping[str, float] | None = None,
-    margin: float = 0.05,
+    margin: float = MARGIN,
     only: str | None = None,
 ) -> Choice:
     """The plan for a step whose buckets have ``sizes`` bytes.

@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 
 from trainmesh.console import note, write_error
 from trainmesh.errors import ConfigError, StoreError, TrainmeshError
+from trainmesh.job_settings import ENV_SETTINGS, JobSettings
 from trainmesh.process_health import STORE, HealthReporter
 from trainmesh.rundir import ENV_RUN_DIR, RunDir
 from trainmesh.store.address import security_from_environment
@@ -20,7 +21,7 @@ from trainmesh.store.base import Store
 from trainmesh.store.claim import Claim, claim_from
 from trainmesh.store.claiming import hold
 from trainmesh.store.etcd import connect
-from trainmesh.types import MAX_INT
+from trainmesh.wire import decode
 
 __all__ = ["ControlEnvironment", "Stop", "run_process", "run_with_store"]
 
@@ -43,11 +44,7 @@ class ControlEnvironment:
     etcd: str
     insecure_etcd: bool
     topology: Path | None
-    plan: str | None
-    margin: float
-    fusion_bytes: int | None
-    """None: found out; 0: off."""
-    compression: str
+    settings: JobSettings
     claim: Claim
 
     @classmethod
@@ -56,10 +53,10 @@ class ControlEnvironment:
 
         Raises:
             ConfigError: a variable is missing or has a wrong value.
-            WireError: the claim is damaged.
+            WireError: the claim is damaged, or the settings are.
         """
         topology = environ.get("TRAINMESH_TOPOLOGY")
-        plan = environ.get("TRAINMESH_PLAN", "auto")
+        settings = environ.get(ENV_SETTINGS, "").encode()
         return cls(
             run=RunDir(Path(_required(environ, ENV_RUN_DIR))),
             job=_required(environ, "TRAINMESH_JOB"),
@@ -67,10 +64,7 @@ class ControlEnvironment:
             etcd=_required(environ, "TRAINMESH_ETCD"),
             insecure_etcd=environ.get("TRAINMESH_INSECURE_ETCD") == "1",
             topology=Path(topology) if topology else None,
-            plan=None if plan == "auto" else plan,
-            margin=_ratio(environ, "TRAINMESH_MARGIN", 0.05),
-            fusion_bytes=_fusion(environ),
-            compression=environ.get("TRAINMESH_COMPRESSION") or "none",
+            settings=decode(settings or b"{}", JobSettings, what=ENV_SETTINGS),
             claim=claim_from(environ, _required(environ, "TRAINMESH_JOB")),
         )
 
@@ -80,26 +74,6 @@ def _required(environ: Mapping[str, str], name: str) -> str:
     if not value:
         raise ConfigError(f"{name} is not set; this process is started by trainmesh launch")
     return value
-
-
-def _ratio(environ: Mapping[str, str], name: str, default: float) -> float:
-    text = environ.get(name, str(default))
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}={text!r} must be a number from 0 to 1")
-    return value
-
-
-def _fusion(environ: Mapping[str, str]) -> int | None:
-    text = environ.get("TRAINMESH_FUSION") or "auto"
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) > MAX_INT:
-        raise ConfigError(f"TRAINMESH_FUSION={text!r} must be auto or a number of bytes")
-    return int(text)
 
 
 class Stop:

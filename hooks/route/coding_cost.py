@@ -22,9 +22,9 @@ from trainmesh.errors import ConfigError
 from trainmesh.hooks.codecs import Layouts, codec, measure_cost
 from trainmesh.hooks.context import RankContext
 from trainmesh.hooks.ending import PREFIX
+from trainmesh.job_settings import AUTO
 from trainmesh.plan.codec_cost import (
     ADVISED_CODEC,
-    AUTO,
     FIRST_CODEC,
     LATER_CODEC,
 )

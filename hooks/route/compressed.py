@@ -22,10 +22,10 @@ from trainmesh.hooks.executor import Executor, GroupFactory
 from trainmesh.hooks.executors.native import NativeExecutor
 from trainmesh.hooks.executors.promise import Promise
 from trainmesh.hooks.timing import Mark
+from trainmesh.job_settings import NO_CODEC
 
 __all__ = ["NO_CODEC", "Compressed"]
 
-NO_CODEC = "none"
 END_S = 5.0
 """For its thread: after an error it may wait for a rank that is lost."""
 

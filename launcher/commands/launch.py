@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from trainmesh.console import say
 from trainmesh.errors import ConfigError, JobTaken, StoreError, TrainmeshError
+from trainmesh.job_settings import AUTO
 from trainmesh.launcher.own_modules import environment_of_ours
 from trainmesh.launcher.run import asked, signals, target
 from trainmesh.launcher.run.meeting import meeting_of
-from trainmesh.launcher.run.options import AUTO, add_arguments, parent_parsers
+from trainmesh.launcher.run.options import add_arguments, parent_parsers
 from trainmesh.launcher.run.settings import LaunchSettings, job_name, node_name
 from trainmesh.rundir import live_runs
 from trainmesh.store.address import is_loopback, parse_url

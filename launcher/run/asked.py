@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from trainmesh.console import say
 from trainmesh.errors import ConfigError, WireError
+from trainmesh.job_settings import AUTO, NO_CODEC
 from trainmesh.launcher.run import signals
 from trainmesh.types import Algorithm, JobStatus
 from trainmesh.units import count
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "check_codec", "unmet_lines"]
 
-AUTO, NO_CODEC = "auto", "none"
 MOST_FOR_SURE = 64
 """In a larger job, FSDP2's replica groups, for which plans are made, may be of a size that an
 algorithm can serve."""
@@ -127,11 +127,8 @@ def unmet_lines(settings: LaunchSettings, status: Path) -> tuple[str, ...]:
     with signals.exiting():
         from trainmesh.coordinator.tuning.asked import asked_for, name, unmet
 
-    wanted = asked_for(
-        None if settings.plan == AUTO else settings.plan,
-        None if settings.fusion == AUTO else int(settings.fusion),
-        settings.compression,
-    )
+    wanted_of = settings.of_job
+    wanted = asked_for(wanted_of.only, wanted_of.fusion_bytes, wanted_of.compression)
     if not wanted:
         return ()
     try:

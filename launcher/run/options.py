@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser, ArgumentTypeError
 
+from trainmesh.job_settings import AUTO, CADENCE, MARGIN, NO_CODEC
 from trainmesh.launcher.arguments import add_etcd, file_path
 from trainmesh.launcher.quantity import nbytes
 from trainmesh.types import Algorithm
 
-__all__ = ["AUTO", "add_arguments", "parent_parsers"]
-
-AUTO = "auto"
+__all__ = ["add_arguments", "parent_parsers"]
 
 
 def parent_parsers() -> list[ArgumentParser]:
@@ -30,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--report", metavar="DIR", type=file_path, help="write report.json and report.html there")
     add(
         "--plan",
-        choices=["auto", *map(str, Algorithm)],
+        choices=[AUTO, *map(str, Algorithm)],
         default="auto",
         help="use only plans of this kind (default: auto, the best)",
     )
@@ -38,15 +37,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--cadence",
         metavar="N",
         type=_cadence,
-        default=16,
-        help="steps between two agreements of the ranks on a plan, 1 to 1024 (default: 16)",
+        default=CADENCE,
+        help=f"steps between two agreements of the ranks on a plan, 1 to 1024 (default: {CADENCE})",
     )
     add(
         "--margin",
         metavar="RATIO",
         type=_margin,
-        default=0.05,
-        help="predicted gain below which a plan is not changed, 0 to 1 (default: 0.05)",
+        default=MARGIN,
+        help=f"predicted gain below which a plan is not changed, 0 to 1 (default: {MARGIN})",
     )
     add(
         "--fusion",
@@ -59,7 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         "--compression",
         metavar="CODEC",
-        default="none",
+        default=NO_CODEC,
         help="send gradients compressed, which changes results: none, auto (where it pays), or "
         "NAME[:OPTIONS] such as bf16, int8 or powersgd:4 (default: none)",
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainmesh.job_settings import AUTO, ENV_SETTINGS, NO_CODEC, JobSettings
 from trainmesh.launcher.run.service import NICENESS, PythonProcess, Service
 from trainmesh.rundir import ENV_RUN_DIR, RunDir, job_slug
 from trainmesh.store.claim import ENV_CLAIM, Claim, Meeting, new_claim
@@ -43,11 +44,21 @@ class LaunchSettings:
     plan: str
     margin: float
     cadence: int
-    fusion: str = "auto"
+    fusion: str = AUTO
     """``auto``, or bytes to hold back; 0 is off."""
-    compression: str = "none"
+    compression: str = NO_CODEC
     meeting: Meeting | None = None
     """Where the launchers of several nodes meet."""
+
+    @property
+    def of_job(self) -> JobSettings:
+        """What the coordinator is told of them."""
+        return JobSettings(
+            only=None if self.plan == AUTO else self.plan,
+            margin=self.margin,
+            fusion_bytes=None if self.fusion == AUTO else int(self.fusion),
+            compression=self.compression,
+        )
 
     @functools.cached_property
     def claim(self) -> Claim:
@@ -120,9 +131,7 @@ def services(settings: LaunchSettings, run: RunDir) -> tuple[str, list[Service]]
         ENV_CLAIM: encode(settings.claim).decode(),
         "TRAINMESH_INSECURE_ETCD": "1" if settings.insecure_etcd else "0",
         "TRAINMESH_TOPOLOGY": str(settings.topology or ""),
-        "TRAINMESH_PLAN": settings.plan,
-        "TRAINMESH_MARGIN": str(settings.margin),
-        "TRAINMESH_FUSION": settings.fusion,
+        ENV_SETTINGS: encode(settings.of_job).decode(),
     }
     for name, module in (
         ("coordinator", "trainmesh.coordinator.process"),

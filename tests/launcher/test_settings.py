@@ -7,11 +7,14 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import trainmesh
-from trainmesh.launcher.run.service import NICENESS, python_environment
+from trainmesh.errors import WireError
+from trainmesh.job_settings import JobSettings
+from trainmesh.launcher.run.service import NICENESS, PythonProcess, python_environment
 from trainmesh.launcher.run.settings import (
     LaunchSettings,
     job_name,
@@ -19,6 +22,7 @@ from trainmesh.launcher.run.settings import (
     services,
     worker_environment,
 )
+from trainmesh.process import ControlEnvironment
 from trainmesh.rundir import RunDir
 from trainmesh.store.embedded import EmbeddedEtcd
 
@@ -96,6 +100,38 @@ def test_services_in_their_order(tmp_path: Path, etcd: str | None) -> None:
     names = [service.name for service in found]
     assert names == (["coordinator", "agent"] if etcd else ["etcd", "coordinator", "agent"])
     assert url == etcd or url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"plan": "auto", "fusion": "auto"}, JobSettings(margin=SETTINGS.margin)),
+        ({"plan": "ring", "fusion": "0", "margin": 1.0, "compression": "int8"},
+         JobSettings(only="ring", fusion_bytes=0, margin=1.0, compression="int8")),
+    ],
+)  # fmt: skip
+def test_what_was_asked_for_reaches_the_coordinator(
+    tmp_path: Path, flags: dict[str, Any], expected: JobSettings
+) -> None:
+    settings = replace(SETTINGS, etcd="http://127.0.0.1:2379", **flags)
+    _, [coordinator, _] = services(settings, RunDir(tmp_path))
+    assert isinstance(coordinator.process, PythonProcess)
+    assert ControlEnvironment.read(coordinator.process._environment).settings == expected
+
+
+@pytest.mark.parametrize(
+    "told", ['{"margin":1.5}', '{"margin":-0.1}', '{"fusion_bytes":-1}', '{"only":3}', "native"]
+)
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, told: str) -> None:
+    environment = {
+        "TRAINMESH_RUN_DIR": str(tmp_path),
+        "TRAINMESH_JOB": "j",
+        "TRAINMESH_NODE": "n",
+        "TRAINMESH_ETCD": "http://127.0.0.1:2379",
+        "TRAINMESH_SETTINGS": told,
+    }
+    with pytest.raises(WireError, match="TRAINMESH_SETTINGS"):
+        ControlEnvironment.read(environment)
 
 
 @pytest.mark.etcd

@@ -114,10 +114,10 @@ class CoordinatorProcess:
         environment = self._environment
         declared = load_file(environment.topology) if environment.topology else None
         settings = Settings(
-            margin=environment.margin,
-            only=environment.plan,
-            fusion_bytes=environment.fusion_bytes,
-            compression=environment.compression,
+            margin=environment.settings.margin,
+            only=environment.settings.only,
+            fusion_bytes=environment.settings.fusion_bytes,
+            compression=environment.settings.compression,
         )
         earlier = self._earlier(store)
         self._coordinator = Coordinator(

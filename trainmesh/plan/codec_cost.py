@@ -6,15 +6,12 @@ from typing import NamedTuple
 
 __all__ = [
     "ADVISED_CODEC",
-    "AUTO",
     "FIRST_CODEC",
     "LATER_CODEC",
     "CodecChoice",
     "worth",
 ]
 
-AUTO = "auto"
-"""``--compression auto``: ranks measure codecs, and the coordinator chooses."""
 FIRST_CODEC = "bf16"
 """Halves the bytes and loses no range: tried before any other."""
 LATER_CODEC = "int8"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from trainmesh.plan.codec_cost import AUTO
+from trainmesh.job_settings import AUTO, MARGIN, NO_CODEC
 from trainmesh.types import Algorithm
 
 __all__ = ["AUTO", "NO_CODEC", "Knob", "Settings"]
-
-NO_CODEC = "none"
 
 
 class Knob(StrEnum):
@@ -38,7 +36,7 @@ class Settings:
     ``probe_transfer_s`` on the slowest link. Plans change at most every ``min_plan_s``.
     """
 
-    margin: float = 0.05
+    margin: float = MARGIN
     only: str | None = None
     fusion_bytes: int | None = None
     compression: str = NO_CODEC
