@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from trainmesh import __version__
-from trainmesh.console import clean, say, write_error
+from trainmesh.console import say, say_error, write_error
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.extras import lacking
 from trainmesh.launcher import standard_output
@@ -104,9 +104,6 @@ def _in_our_words(error: BaseException, command: str | None) -> BaseException:
 
 def _ended(error: BaseException) -> int:
     """Say what has ended a command; returns the exit code."""
-    if isinstance(error, TrainmeshError):
-        say(f"error: {clean(str(error))}")
-        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         say("interrupted")
         return -signal.SIGINT
@@ -114,11 +111,7 @@ def _ended(error: BaseException) -> int:
         return -error.number
     if isinstance(error, BrokenPipeError) or standard_output.is_from(error):
         return 1  # the first needs no word, and the second gets it when all is flushed
-    if isinstance(error, OSError):
-        # A disk is full, a file or a process can't be had: nothing that a traceback explains.
-        where = f"{error.filename}: " if error.filename is not None else ""
-        say(f"error: {clean(where)}{error.strerror or error}")
-    return 1
+    return say_error(error) if isinstance(error, TrainmeshError | OSError) else 1
 
 
 def _flush_output() -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["NOTE", "clean", "note", "say", "write_error"]
+from trainmesh.errors import TrainmeshError
+
+__all__ = ["NOTE", "clean", "note", "say", "say_error", "write_error"]
 
 NOTE = "note: "
 """Begins a log line about something that happened but did not end its writer."""
@@ -13,6 +15,21 @@ NOTE = "note: "
 def say(text: str) -> None:
     """One line of ours on stderr; never raises."""
     write_error(f"trainmesh: {text}\n")
+
+
+def say_error(error: TrainmeshError | OSError) -> int:
+    """Say in one line what has ended this process. For an OSError (a disk is full, a file or a
+    process can't be had) a traceback would explain no more.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, TrainmeshError):
+        say(f"error: {clean(str(error))}")
+        return error.exit_code
+    where = f"{error.filename}: " if error.filename is not None else ""
+    say(f"error: {clean(where)}{error.strerror or error}")
+    return 1
 
 
 def note(text: str) -> None:

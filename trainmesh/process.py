@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from trainmesh.console import note, write_error
+from trainmesh.console import note, say_error
 from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.job_settings import ENV_SETTINGS, JobSettings
 from trainmesh.process_health import STORE, HealthReporter
@@ -164,11 +164,6 @@ def run_process(body: Callable[[ControlEnvironment, Stop, HealthReporter], None]
         environment = ControlEnvironment.read()
         with Stop() as stop:
             body(environment, stop, HealthReporter())
-    except TrainmeshError as error:
-        write_error(f"trainmesh: error: {error}\n")
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        write_error(f"trainmesh: error: {where}{error.strerror}\n")
-        return 1
+    except (TrainmeshError, OSError) as error:
+        return say_error(error)
     return 0
