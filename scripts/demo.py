@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from scripts.demo_figures import figures, moved_plan, newest_step_s, step_ends_ns, summary
 from trainmesh.errors import ConfigError, TrainmeshError
 from trainmesh.launcher.lab.job import LabJob, Launcher, job_command

@@ -78,7 +78,7 @@ def train(model: nn.Module, steps: int = STEPS, until: Callable[[], bool] | None
         dist.all_reduce(done)
         if done == dist.get_world_size():
             break
-    return float(last)
+    return float(last.detach())
 
 
 def new_model() -> DDP:
