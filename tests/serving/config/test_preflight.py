@@ -62,6 +62,7 @@ def test_what_the_start_refuses_the_check_refuses(more: dict[str, Any], words: s
         assert here.files() == []
 
 
+@pytest.mark.starts
 def test_a_run_directory_that_can_be_made_nowhere_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
