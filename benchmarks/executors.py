@@ -48,8 +48,8 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     assert dist.group.WORLD is not None
-    fabric = GroupFactory(dist.group.WORLD)
-    executors = {name: load(name)(plan, fabric) for name, plan in PLANS.items()}
+    group_factory = GroupFactory(dist.group.WORLD)
+    executors = {name: load(name)(plan, group_factory) for name, plan in PLANS.items()}
     if dist.get_rank() == 0:
         print(describe())
     for nbytes in SIZES:

@@ -27,11 +27,11 @@ class GatherExecutor:
     """Every rank gets all ranks' buckets and adds them up itself: N/2 times the bytes of a ring
     but one message's latency, so for small buckets; and the sum is rounded once."""
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
-        group = fabric.new_group(plan.order)  # a group of our own
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
+        group = group_factory.new_group(plan.order)  # a group of our own
         if group is None:
-            raise PlanError(f"gather: rank {fabric.rank} is not in the order")
-        self._fabric = fabric
+            raise PlanError(f"gather: rank {group_factory.rank} is not in the order")
+        self._group_factory = group_factory
         self._group = group
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
@@ -49,7 +49,7 @@ class GatherExecutor:
         return work.get_future().then(add)
 
     def close(self) -> None:
-        self._fabric.release(self._group)
+        self._group_factory.release(self._group)
 
 
 class SignCodec:

@@ -75,7 +75,7 @@ class GroupFactory:
 class Executor(Protocol):
     """Carries out one plan on this rank."""
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None: ...
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None: ...
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         """Sum ``buffer`` (1-D, or a sparse gradient; any float dtype) over all ranks, in place.

@@ -54,11 +54,11 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     assert dist.group.WORLD is not None
-    fabric = GroupFactory(dist.group.WORLD)
+    group_factory = GroupFactory(dist.group.WORLD)
     plans = msgspec.json.decode(Path(plans_file).read_bytes(), type=dict[str, Plan])
-    executors = {name: load(plan.algorithm)(plan, fabric) for name, plan in plans.items()}
+    executors = {name: load(plan.algorithm)(plan, group_factory) for name, plan in plans.items()}
     times = {batch: measure(executors, int(batch), int(rounds)) for batch in batches}
-    if fabric.rank == 0:
+    if group_factory.rank == 0:
         Path(result_file).write_text(json.dumps(times))
     for executor in executors.values():
         executor.close()

@@ -60,10 +60,10 @@ class Dispatcher:
 
     def _start(self, group: dist.ProcessGroup) -> None:
         """Reduce over ``group``, as DDP does until a first plan."""
-        self._fabric = GroupFactory(group)
+        self._group_factory = GroupFactory(group)
         self._native = group.allreduce
         self._left = 0
-        self._route = BucketRoute.native(self._fabric)
+        self._route = BucketRoute.native(self._group_factory)
         self._switching: Switching[BucketRoute] | None = None
 
     def use_group(self, group: dist.ProcessGroup) -> None:
@@ -153,7 +153,7 @@ class Dispatcher:
         self._end_plan()
 
     def check(self, hint: Hint) -> bool:
-        check(hint, self._fabric.world_size)
+        check(hint, self._group_factory.world_size)
         if hint.codec == NO_CODEC:
             return True
         self._wants_parameters = True
@@ -190,12 +190,16 @@ class Dispatcher:
 
     def _make_switching(self) -> Switching[BucketRoute]:
         here = None
-        if not self._scripts and spans_the_job(self._fabric.parent):
+        if not self._scripts and spans_the_job(self._group_factory.parent):
             try:
                 here = world.current()
             except Exception as error:  # a store of another kind; the marks will be missing
                 self._observer.warn(f"no plan is followed: {error}", step=self._step)
-        elif not self._scripts and self._fabric.rank == 0 and self._fabric.world_size < job_size():
+        elif (
+            not self._scripts
+            and self._group_factory.rank == 0
+            and self._group_factory.world_size < job_size()
+        ):
             self._observer.note("unplanned", "a DDP module is over a part of the ranks only")
         return Switching(here, self._observer, self, GAP)
 
@@ -204,11 +208,11 @@ class Dispatcher:
         if self._switching is not None:
             self._switching.stop()
             self._switching.epoch = 0
-        old, self._route = self._route, BucketRoute.native(self._fabric)
+        old, self._route = self._route, BucketRoute.native(self._group_factory)
         old.close()
 
     def _join(self) -> tuple[RankContext, int]:
-        context = modules.shared_context(self._device_type, self._fabric.backend)
+        context = modules.shared_context(self._device_type, self._group_factory.backend)
         return context, modules.join(self._observer)
 
 

@@ -10,7 +10,7 @@ from trainmesh.types import Plan
 __all__ = ["by_messages"]
 
 
-def by_messages(plan: Plan, fabric: GroupFactory) -> Executor:
+def by_messages(plan: Plan, group_factory: GroupFactory) -> Executor:
     """Piece by piece where a process can send and receive at will (gloo), else in rounds."""
-    made = PipelinedExecutor if fabric.backend == "gloo" else RoundsExecutor
-    return made(plan, fabric)
+    made = PipelinedExecutor if group_factory.backend == "gloo" else RoundsExecutor
+    return made(plan, group_factory)

@@ -32,8 +32,8 @@ def all_reduce(group: dist.ProcessGroup, buffer: torch.Tensor, mark: Mark) -> Fu
 class NativeExecutor:
     """The only executor that uses the parent group: it is what DDP would have done."""
 
-    def __init__(self, plan: Plan | None, fabric: GroupFactory) -> None:
-        self._group = fabric.parent
+    def __init__(self, plan: Plan | None, group_factory: GroupFactory) -> None:
+        self._group = group_factory.parent
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         return all_reduce(self._group, buffer, mark)

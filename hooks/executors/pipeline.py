@@ -60,20 +60,22 @@ time."""
 class PipelinedExecutor:
     """See the module. Buffers are CPU tensors of any dtype that can be added."""
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
-        self._fabric = fabric
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
+        self._group_factory = group_factory
         self._trees = trees(plan)
-        self._parts = parts(self._trees, fabric.rank)
+        self._parts = parts(self._trees, group_factory.rank)
         self._piece_bytes = _piece_bytes(plan)
         self._layouts: dict[tuple[int, int], PieceLayout] = {}
         self._next_tag = 0
         # Messages to higher ranks have the first group, those to lower ranks the second.
-        everyone = range(fabric.world_size)
-        self._groups = [fabric.new_group(everyone), fabric.new_group(everyone)]
+        everyone = range(group_factory.world_size)
+        self._groups = [group_factory.new_group(everyone), group_factory.new_group(everyone)]
         window = max(AHEAD_PIECES, AHEAD_BYTES // self._piece_bytes)
-        self._lanes = {
-            lane: _Receiver(lane, self._parts, self._group(lane.src, fabric.rank), self, window)
-            for lane in sorted({lane for part in self._parts for lane in part.lanes()})
+        self._streams = {
+            stream: _Receiver(
+                stream, self._parts, self._group(stream.src, group_factory.rank), self, window
+            )
+            for stream in sorted({stream for part in self._parts for stream in part.streams()})
         }
         self._ender = _Completer()
 
@@ -81,8 +83,8 @@ class PipelinedExecutor:
         layout = self._layout(buffer)
         bucket = _Bucket(buffer, mark, layout, layout.num_events(self._parts), self._next_tag)
         self._next_tag = (self._next_tag + 2 * len(layout.sizes)) % TAGS
-        for lane in layout.expected:
-            self._lanes[lane].take(bucket)
+        for stream in layout.expected:
+            self._streams[stream].take(bucket)
         # What comes back must not be awaited before it can be asked for: receivers first.
         try:
             for item in layout.by_piece(is_up=True):
@@ -95,13 +97,13 @@ class PipelinedExecutor:
         return bucket.future
 
     def close(self) -> None:
-        for worker in (*self._lanes.values(), self._ender):
+        for worker in (*self._streams.values(), self._ender):
             worker.stop()
         until_s = time.monotonic() + END_S
-        for worker in (*self._lanes.values(), self._ender):
+        for worker in (*self._streams.values(), self._ender):
             worker.join(until_s)
-        self._fabric.release(*self._groups)
-        self._lanes, self._groups = {}, []  # a stream holds this executor and its groups
+        self._group_factory.release(*self._groups)
+        self._streams, self._groups = {}, []  # a stream holds this executor and its groups
 
     def reduced(self, bucket: _Bucket, item: PieceId, part: TreeRole) -> None:
         """The piece has the contributions of this rank and of all below it."""
@@ -117,7 +119,7 @@ class PipelinedExecutor:
         bucket.count_down()
 
     def _send(self, bucket: _Bucket, item: PieceId, dst: int) -> None:
-        group = self._group(self._fabric.rank, dst)
+        group = self._group(self._group_factory.rank, dst)
         try:
             work = group.send([bucket.piece(item)], dst, bucket.tag(item))
         except RuntimeError as error:  # the connection is known to be closed
@@ -137,7 +139,9 @@ class PipelinedExecutor:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             piece_numel = max(1, self._piece_bytes // buffer.element_size())
-            layout = PieceLayout.of(self._trees, self._fabric.rank, buffer.numel(), piece_numel)
+            layout = PieceLayout.of(
+                self._trees, self._group_factory.rank, buffer.numel(), piece_numel
+            )
             self._layouts[key] = layout
         return layout
 
@@ -302,13 +306,13 @@ class _Receiver(_Worker):
 
     def __init__(
         self,
-        lane: PeerStream,
+        stream: PeerStream,
         own: tuple[TreeRole, ...],
         group: dist.ProcessGroup,
         executor: PipelinedExecutor,
         window: int,
     ) -> None:
-        self._lane = lane
+        self._stream = stream
         self._parts = own
         self._group = group
         self._executor = executor
@@ -317,20 +321,20 @@ class _Receiver(_Worker):
         self._free: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         for _ in range(window):
             self._free.put(torch.empty(0, dtype=torch.uint8))
-        super().__init__(f"from {lane.src}")
+        super().__init__(f"from {stream.src}")
 
     def _carry_out(self, bucket: _Bucket) -> None:
         if self._error is None:
             try:
-                self._receive(bucket, iter(bucket.layout.expected[self._lane]))
+                self._receive(bucket, iter(bucket.layout.expected[self._stream]))
             except _UndeliveredError as error:
                 self._error = str(error)
             except RuntimeError as error:
-                self._error = f"rank {self._lane.src} sends no gradients: {_first_line(error)}"
+                self._error = f"rank {self._stream.src} sends no gradients: {_first_line(error)}"
         if self._error is not None:
             # What comes down may be late because of any rank, what comes up only because of those
             # below; and who closes a connection has had an error itself.
-            blame = self._lane.is_up + 2 * ("Timed out" in self._error)
+            blame = self._stream.is_up + 2 * ("Timed out" in self._error)
             bucket.fail(self._error, blame=blame)
 
     def _receive(self, bucket: _Bucket, items: Iterator[PieceId]) -> None:
@@ -355,7 +359,7 @@ class _Receiver(_Worker):
         part = self._parts[item.tree]
         goes_up = item.is_up and part.parent is not None
         sends_per_piece = 1 if goes_up else len(part.targets)
-        lag = part.lags[part.children.index(self._lane.src)] if item.is_up else 1
+        lag = part.lags[part.children.index(self._stream.src)] if item.is_up else 1
         bucket.wait_for_sends(item.tree, goes_up, left=sends_per_piece * max(AHEAD_PIECES, lag))
 
     def _post(self, bucket: _Bucket, item: PieceId) -> tuple[PieceId, _Arrival]:
@@ -363,12 +367,12 @@ class _Receiver(_Worker):
         buffer."""
         piece, tag = bucket.piece(item), bucket.tag(item)
         if not item.is_up:
-            return item, _Arrival(piece, self._group.recv([piece], self._lane.src, tag))
+            return item, _Arrival(piece, self._group.recv([piece], self._stream.src, tag))
         storage = self._storage(bucket)
         if storage.numel() < piece.nbytes:
             storage = torch.empty(piece.nbytes, dtype=torch.uint8)
         value = storage[: piece.nbytes].view(piece.dtype)
-        work = self._group.recv([value], self._lane.src, tag)
+        work = self._group.recv([value], self._stream.src, tag)
         return item, _Arrival(value, work, storage, self._free)
 
     def _storage(self, bucket: _Bucket) -> torch.Tensor:
@@ -388,7 +392,7 @@ class _Receiver(_Worker):
             return True
         with bucket.adding[item.tree]:
             early = bucket.early.setdefault(item, {})
-            early[self._lane.src] = arrival
+            early[self._stream.src] = arrival
             turn = bucket.turns.get(item, 0)
             while turn < len(children) and children[turn] in early:
                 following = early.pop(children[turn])

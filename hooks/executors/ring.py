@@ -16,23 +16,23 @@ from trainmesh.types import Plan
 __all__ = ["RingExecutor", "ring"]
 
 
-def ring(plan: Plan, fabric: GroupFactory) -> Executor:
+def ring(plan: Plan, group_factory: GroupFactory) -> Executor:
     """The executor of a ring plan."""
-    return by_messages(plan, fabric) if plan.rings else RingExecutor(plan, fabric)
+    return by_messages(plan, group_factory) if plan.rings else RingExecutor(plan, group_factory)
 
 
 class RingExecutor:
     """The backend's all-reduce, around ``plan.order``."""
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
-        group = fabric.new_group(plan.order)
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
+        group = group_factory.new_group(plan.order)
         if group is None:
-            raise PlanError(f"ring: rank {fabric.rank} is not in the order")
-        self._fabric = fabric
+            raise PlanError(f"ring: rank {group_factory.rank} is not in the order")
+        self._group_factory = group_factory
         self._group = group
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
         return all_reduce(self._group, buffer, mark)
 
     def close(self) -> None:
-        self._fabric.release(self._group)
+        self._group_factory.release(self._group)

@@ -96,19 +96,19 @@ class RoundsExecutor:
 
     MAX_PROGRAMS = 64
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
         """All ranks make it together; NCCL connects them here, so that no bucket waits for it.
 
         Raises:
             PlanError: no group could be made.
         """
-        self._fabric = fabric
+        self._group_factory = group_factory
         self._trees = trees(plan)
-        group = fabric.new_group(range(fabric.world_size))
+        group = group_factory.new_group(range(group_factory.world_size))
         if group is None:
             raise PlanError(f"{plan.algorithm}: no group")
         self._group = group
-        if "nccl" in fabric.backend:
+        if "nccl" in group_factory.backend:
             first = torch.zeros(1, device=torch.device("cuda", torch.cuda.current_device()))
             group.allreduce([first]).wait()
         self._programs: dict[tuple[int, int], _Program] = {}
@@ -131,7 +131,7 @@ class RoundsExecutor:
         self._jobs.put(None)
         self._thread.join(END_S)
         self._scratch.clear()
-        self._fabric.release(self._group)
+        self._group_factory.release(self._group)
 
     def _run(self) -> None:
         streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -211,7 +211,7 @@ class RoundsExecutor:
             piece_numel = max(1, int(piece_bytes // buffer.element_size()))
             sizes, first = cut(self._trees, buffer.numel(), piece_numel)
             counts = [b - a for a, b in zip(first, first[1:], strict=False)]
-            planned = list(rounds(self._trees, counts, self._fabric.rank))
+            planned = list(rounds(self._trees, counts, self._group_factory.rank))
             program = _Program(sizes, first, planned)
             self._programs[key] = program
         return program

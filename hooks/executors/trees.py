@@ -38,7 +38,7 @@ class TreeRole:
         """Messages that leave for each piece."""
         return len(self.targets) + (self.parent is not None)
 
-    def lanes(self) -> Iterator[PeerStream]:
+    def streams(self) -> Iterator[PeerStream]:
         """Where messages come from."""
         for child in self.children:
             yield PeerStream(child, is_up=True)
@@ -111,7 +111,7 @@ class PieceLayout:
         return cls(
             tuple(sizes),
             tuple(first),
-            {lane: tuple(items) for lane, items in expected.items()},
+            {stream: tuple(items) for stream, items in expected.items()},
             {item: tuple(children) for item, children in turns.items()},
         )
 

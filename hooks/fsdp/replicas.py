@@ -59,10 +59,10 @@ class ReplicaGroupFactory(GroupFactory):
 class ReplicaPlans:
     """The plan in force for one FSDP2 root; every rank of the job makes one at the same time."""
 
-    def __init__(self, fabric: ReplicaGroupFactory, observer: ModuleObserver) -> None:
+    def __init__(self, group_factory: ReplicaGroupFactory, observer: ModuleObserver) -> None:
         self.executor: Executor | None = None
         """None: what FSDP2 would do."""
-        self._fabric = fabric
+        self._group_factory = group_factory
         self._switching = Switching(world.current(), observer, self, GAP)
 
     @property
@@ -78,7 +78,7 @@ class ReplicaPlans:
         self.put_in_force(None)
 
     def check(self, hint: Hint) -> bool:
-        check(hint, self._fabric.world_size)
+        check(hint, self._group_factory.world_size)
         if hint.codec != NO_CODEC:
             raise PlanError(f"replicas of FSDP2: codec {hint.codec} is for DDP only")
         return True
@@ -86,7 +86,7 @@ class ReplicaPlans:
     def build(self, hint: Hint) -> Executor | None:
         if hint.plan.algorithm == Algorithm.NATIVE:
             return None
-        return load(hint.plan.algorithm)(hint.plan, self._fabric)
+        return load(hint.plan.algorithm)(hint.plan, self._group_factory)
 
     def put_in_force(self, built: Executor | None) -> None:
         old, self.executor = self.executor, built

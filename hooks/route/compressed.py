@@ -42,17 +42,17 @@ class _Job:
 class Compressed:
     """One codec in force. ``memory`` is the module's, and outlives it."""
 
-    def __init__(self, name: str, fabric: GroupFactory, memory: ErrorFeedback) -> None:
+    def __init__(self, name: str, group_factory: GroupFactory, memory: ErrorFeedback) -> None:
         """All ranks make it together.
 
         Raises:
             ConfigError: there is no such codec, or the job is too large for it.
         """
         self.name = name
-        self._codec: Codec = codec(name, fabric.world_size)
+        self._codec: Codec = codec(name, group_factory.world_size)
         self._memory = memory
-        self._fabric = fabric
-        group = fabric.new_group(range(fabric.world_size))
+        self._group_factory = group_factory
+        group = group_factory.new_group(range(group_factory.world_size))
         if group is None:
             raise PlanError(f"codec {name}: no group")
         self._group = group
@@ -75,7 +75,7 @@ class Compressed:
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join(END_S)
-        self._fabric.release(self._group)
+        self._group_factory.release(self._group)
 
     def _run(self) -> None:
         streams: dict[torch.device, torch.cuda.Stream] = {}

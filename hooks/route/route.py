@@ -42,7 +42,7 @@ def check(hint: Hint, world_size: int) -> None:
 class _Kept:
     """What all routes of one module share."""
 
-    fabric: GroupFactory
+    group_factory: GroupFactory
     memory: ErrorFeedback = field(default_factory=ErrorFeedback)
     layouts: Layouts = field(default_factory=Layouts)
 
@@ -65,9 +65,9 @@ class BucketRoute:
         self._fusion = Fusion(fusion_bytes, _Sum(kept, executor, compressed))
 
     @classmethod
-    def native(cls, fabric: GroupFactory) -> BucketRoute:
+    def native(cls, group_factory: GroupFactory) -> BucketRoute:
         """Before the first hint: what DDP would do."""
-        return cls(_Kept(fabric), None, NativeExecutor(None, fabric), None, 0)
+        return cls(_Kept(group_factory), None, NativeExecutor(None, group_factory), None, 0)
 
     def following(self, hint: Hint) -> BucketRoute:
         """The route of ``hint``, which takes over what is as it was; all ranks call it together.
@@ -77,12 +77,12 @@ class BucketRoute:
         """
         kept, executor, compressed = self._kept, self._executor, self._compressed
         if hint.plan != self._plan:
-            executor = load(hint.plan.algorithm)(hint.plan, kept.fabric)
+            executor = load(hint.plan.algorithm)(hint.plan, kept.group_factory)
         try:
             if hint.codec == NO_CODEC:
                 compressed = None
             elif compressed is None or compressed.name != hint.codec:
-                compressed = Compressed(hint.codec, kept.fabric, kept.memory)
+                compressed = Compressed(hint.codec, kept.group_factory, kept.memory)
         except Exception:
             if executor is not self._executor:
                 executor.close()

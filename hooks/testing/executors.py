@@ -42,23 +42,23 @@ def check_executor_rank(spec: Spec, store: Store) -> dict[str, str]:
     Raises:
         Failed: a requirement is not met.
     """
-    fabric = _CountingFabric(dist.group.WORLD)
-    plan = spec.plan or example_plan(spec.target, fabric.world_size)
+    group_factory = _CountingFactory(dist.group.WORLD)
+    plan = spec.plan or example_plan(spec.target, group_factory.world_size)
     make = factory(spec.target) if is_place(spec.target) else load(spec.target)
     digests = {}
-    with _executor(make, plan, fabric) as executor:
-        _returns_at_once(executor, fabric, store)
+    with _executor(make, plan, group_factory) as executor:
+        _returns_at_once(executor, group_factory, store)
         for name in spec.dtypes:
             dtype = getattr(torch, name)
             for turn in range(ROUNDS):
-                digests.update(_sums(executor, fabric, spec.sizes, dtype, turn))
+                digests.update(_sums(executor, group_factory, spec.sizes, dtype, turn))
         if spec.target != Algorithm.NATIVE:  # what DDP itself would do uses the default group
-            _keeps_to_its_own_groups(executor, fabric)
-    _releases_everything(make, plan, fabric)
+            _keeps_to_its_own_groups(executor, group_factory)
+    _releases_everything(make, plan, group_factory)
     return digests
 
 
-class _CountingFabric(GroupFactory):
+class _CountingFactory(GroupFactory):
     """Knows which groups were made and not released."""
 
     def __init__(self, parent: dist.ProcessGroup | None) -> None:
@@ -81,21 +81,21 @@ class _CountingFabric(GroupFactory):
 
 @contextmanager
 def _executor(
-    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, fabric: _CountingFabric
+    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, group_factory: _CountingFactory
 ) -> Iterator[Executor]:
-    executor = make(plan, fabric)
+    executor = make(plan, group_factory)
     yield executor
     executor.close()
-    if fabric.held:
-        raise Failed(f"close() leaves {len(fabric.held)} process groups unreleased")
+    if group_factory.held:
+        raise Failed(f"close() leaves {len(group_factory.held)} process groups unreleased")
 
 
-def _returns_at_once(executor: Executor, fabric: GroupFactory, store: Store) -> None:
+def _returns_at_once(executor: Executor, group_factory: GroupFactory, store: Store) -> None:
     """Rank 0 begins; the others do when it has returned."""
-    buffer = torch.full((1000,), float(fabric.rank + 1))
+    buffer = torch.full((1000,), float(group_factory.rank + 1))
     mark = Mark(0, buffer.nbytes)
-    key = f"begun by one of {fabric.world_size}"
-    if fabric.rank:
+    key = f"begun by one of {group_factory.world_size}"
+    if group_factory.rank:
         try:
             store.wait([key], timedelta(seconds=RELEASE_S))
         except RuntimeError:
@@ -103,7 +103,7 @@ def _returns_at_once(executor: Executor, fabric: GroupFactory, store: Store) -> 
                 "reduce() of rank 0 does not return before its peers call theirs"
             ) from None
     future = executor.reduce(buffer, mark)
-    if not fabric.rank:
+    if not group_factory.rank:
         store.set(key, "")
     result = future.wait()
     if result is not buffer and result.data_ptr() != buffer.data_ptr():
@@ -112,12 +112,12 @@ def _returns_at_once(executor: Executor, fabric: GroupFactory, store: Store) -> 
         raise Failed("mark.end() was not called before the future completed")
 
 
-def _keeps_to_its_own_groups(executor: Executor, fabric: GroupFactory) -> None:
+def _keeps_to_its_own_groups(executor: Executor, group_factory: GroupFactory) -> None:
     """The default group is used at the same time, by half of the ranks before and by the others
     after: collectives that share a group would meet the wrong ones."""
-    buffer = torch.full((1000,), float(fabric.rank + 1))
+    buffer = torch.full((1000,), float(group_factory.rank + 1))
     other = 1000 * buffer
-    if fabric.rank % 2:
+    if group_factory.rank % 2:
         future = executor.reduce(buffer, Mark(0, buffer.nbytes))
         work = dist.all_reduce(other, async_op=True)
     else:
@@ -126,25 +126,29 @@ def _keeps_to_its_own_groups(executor: Executor, fabric: GroupFactory) -> None:
     assert work is not None  # noqa: S101 - it is asynchronous
     work.wait()
     future.wait()
-    exact = fabric.world_size * (fabric.world_size + 1) / 2
+    exact = group_factory.world_size * (group_factory.world_size + 1) / 2
     if not (buffer < 2 * exact).all() or not (other > 500 * exact).all():
         raise Failed("it uses the job's default process group: another collective got mixed in")
 
 
 def _sums(
-    executor: Executor, fabric: GroupFactory, sizes: Sequence[int], dtype: torch.dtype, turn: int
+    executor: Executor,
+    group_factory: GroupFactory,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    turn: int,
 ) -> dict[str, str]:
     """Buckets of all sizes in flight at once."""
     cases = list(enumerate(sizes))
-    buffers = [random(fabric.rank, turn, place, numel, dtype) for place, numel in cases]
+    buffers = [random(group_factory.rank, turn, place, numel, dtype) for place, numel in cases]
     marks = [Mark(place, buffer.nbytes) for place, buffer in enumerate(buffers)]
     futures = [executor.reduce(*each) for each in zip(buffers, marks, strict=True)]
     for future in futures:
         future.wait()
     digests = {}
     for (place, numel), buffer in zip(cases, buffers, strict=True):
-        case = f"{fabric.world_size} ranks, bucket {place} of {numel} elements, {dtype}"
-        inputs = [random(r, turn, place, numel, dtype) for r in range(fabric.world_size)]
+        case = f"{group_factory.world_size} ranks, bucket {place} of {numel} elements, {dtype}"
+        inputs = [random(r, turn, place, numel, dtype) for r in range(group_factory.world_size)]
         error = worst_error(buffer, inputs)
         if not error <= 1:
             raise Failed(f"{case}: wrong sum, its error is {error:.3g} times what rounding may do")
@@ -153,12 +157,12 @@ def _sums(
 
 
 def _releases_everything(
-    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, fabric: _CountingFabric
+    make: Callable[[Plan, GroupFactory], Executor], plan: Plan, group_factory: _CountingFactory
 ) -> None:
     """Made and closed again and again, nothing piles up."""
 
     def cycle() -> None:
-        with _executor(make, plan, fabric) as executor:
+        with _executor(make, plan, group_factory) as executor:
             executor.reduce(torch.ones(1000), Mark(0, 4000)).wait()
 
     cycle()

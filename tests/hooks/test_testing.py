@@ -26,14 +26,14 @@ EXAMPLE = "examples/my_hook.py"
 class Right:
     """What all broken executors below are but for one thing."""
 
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
-        self.fabric = fabric
-        group = fabric.new_group(plan.order)
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
+        self.group_factory = group_factory
+        group = group_factory.new_group(plan.order)
         assert group is not None
         self.group = group
 
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
-        rank, change = self.fabric.rank, self.finish  # self would hold the group
+        rank, change = self.group_factory.rank, self.finish  # self would hold the group
 
         def finish(done: Future[list[torch.Tensor]]) -> torch.Tensor:
             change(done.value()[0], rank)
@@ -47,7 +47,7 @@ class Right:
         pass
 
     def close(self) -> None:
-        self.fabric.release(self.group)
+        self.group_factory.release(self.group)
 
 
 class Blocking(Right):
@@ -69,7 +69,7 @@ class Unmarked(Right):
 
 class OnDefaultGroup(Right):
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
-        self.group = self.fabric.parent
+        self.group = self.group_factory.parent
         return super().reduce(buffer, mark)
 
     def close(self) -> None:
@@ -106,13 +106,13 @@ class KeepingThreads(Right):
 
 class Dying(Right):
     def reduce(self, buffer: torch.Tensor, mark: Mark) -> Future[torch.Tensor]:
-        if self.fabric.rank == 1:
+        if self.group_factory.rank == 1:
             os._exit(7)
         return super().reduce(buffer, mark)
 
 
 class Raising(Right):
-    def __init__(self, plan: Plan, fabric: GroupFactory) -> None:
+    def __init__(self, plan: Plan, group_factory: GroupFactory) -> None:
         raise RuntimeError("no such cable")
 
 

@@ -21,8 +21,8 @@ def test_all_trees_progress_alike_on_a_lane() -> None:
     """A lane once took nearly all pieces of one tree before the first one of the other, which
     arrived meanwhile and waited."""
     layout = PieceLayout.of(SLOW.trees, 1, 1000, 10)
-    for lane in (PeerStream(0, is_up=False), PeerStream(2, is_up=True)):
-        items = layout.expected[lane]
+    for stream in (PeerStream(0, is_up=False), PeerStream(2, is_up=True)):
+        items = layout.expected[stream]
         assert len(items) == 100
         ahead = 0
         for item in items:
