@@ -61,7 +61,9 @@ class RunningRouter:
 
     @property
     def log(self) -> str:
-        return (self._here.path / "serve.log").read_text()
+        """Its whole lines: a line that is being written may be seen by half."""
+        whole, newline, _ = (self._here.path / "serve.log").read_text().rpartition("\n")
+        return whole + newline
 
     @property
     def admin(self) -> str:

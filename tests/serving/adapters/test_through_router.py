@@ -96,13 +96,14 @@ def test_an_engine_that_goes_on_after_a_stop_is_cut_off(
     router: RunningRouter, fakes: dict[str, Fake]
 ) -> None:
     engine = fakes["triton"]
+    before = engine.cancelled  # an earlier test's stop may have cut it off too
     engine.word_s = 0.05
     try:
         words = "x " * 200 + "two"
         asked = {"prompt": words, "max_tokens": 400, "stream": True, "stop": ["wo", "q"]}
         status, said = post(router, COMPLETIONS, model="ensemble", **asked)
         assert (status, text_of(said), reason_of(said)) == (200, " t", "stop")
-        until(lambda: engine.cancelled == 1, 8, "the connection stayed open")
+        until(lambda: engine.cancelled > before, 8, "the connection stayed open")
     finally:
         engine.word_s = 0
 
