@@ -445,6 +445,7 @@ class Upstream(asyncio.Protocol):
             if not data:
                 return
         else:
+            self._held = b""
             data = data[: (self.answer.content_length or 0) - self.nbytes]
         self._last = data
         self._ends.append(data if len(data) < USAGE_BYTES else data[-USAGE_BYTES:])

@@ -26,8 +26,12 @@ OK = b"HTTP/1.1 200 OK\r\n"
 SSE = OK + b"Content-Type: text/event-stream\r\n"
 CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 CHUNKED = SSE + b"Transfer-Encoding: chunked\r\n\r\n"
+DOCUMENT = b'{"choices":[{"message":{"content":"hello there"}}]}'
 
 WHOLE = {
+    "document": OK
+    + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(DOCUMENT), DOCUMENT),
+    "events of a length": SSE + b"Content-Length: %d\r\n\r\n%s" % (2 * len(EVENT), 2 * EVENT),
     "length": b"HTTP/1.1 200 OK\r\nX-A: b\r\nContent-Length: 5\r\n\r\nhello",
     "empty": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "long reason": b"HTTP/1.1 404 Not Quite Found\r\nContent-Length: 2\r\n\r\n{}",
