@@ -17,7 +17,7 @@ from trainmesh.errors import ConfigError, GraphError, TrainmeshError, WireError
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.run.troubles import read_told
 from trainmesh.places import describe_unreadable
-from trainmesh.rundir import RunDir, RunInfo, live_runs
+from trainmesh.rundir import RunDir, RunInfo
 from trainmesh.store.base import Entry, Store, job_prefix
 from trainmesh.types import JobStatus, Outcome
 from trainmesh.wire import decode
@@ -125,7 +125,7 @@ def opened_store(args: argparse.Namespace, job: str) -> Iterator[Store | None]:
         url, insecure = args.etcd, args.insecure_etcd
     else:
         # Whether this address may be used was decided when the job was launched.
-        url, insecure = next((info.etcd for _, info in live_runs() if info.job == job), ""), True
+        url, insecure = next((info.etcd for _, info in RunDir.live() if info.job == job), ""), True
     if not url:
         yield None
         return
@@ -151,7 +151,7 @@ def _on_this_machine() -> list[JobStatus]:
     Two jobs of one name have an etcd each."""
     found: dict[tuple[str, str], JobStatus] = {}
     launchers: dict[tuple[str, str], RunInfo] = {}
-    for run, info in live_runs():
+    for run, info in RunDir.live():
         status = run.read_status()
         key = (info.job, info.etcd)
         launchers[key] = info

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainmesh.console import clean
 from trainmesh.errors import ConfigError, TrainmeshError
-from trainmesh.serving.control.rundir import live_routers
+from trainmesh.serving.control.rundir import ServeRun
 from trainmesh.serving.ledger.segments import segments, state_root
 
 __all__ = ["NoLedger", "check_ledger", "find_ledgers"]
@@ -18,7 +18,7 @@ class NoLedger(TrainmeshError):
 
 def find_ledgers() -> list[Path]:
     """Ledgers of running routers first, then those left behind by others, the newest first."""
-    live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
+    live = [Path(info.ledger) for _, info in ServeRun.live() if info.ledger]
     left = sorted(state_root().glob("*/ledger"), key=_changed, reverse=True)
     return list(dict.fromkeys((*live, *left)))
 

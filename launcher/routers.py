@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from trainmesh.errors import ConfigError, TrainmeshError
-from trainmesh.serving.control.rundir import RouterInfo, ServeRun, live_routers
+from trainmesh.serving.control.rundir import RouterInfo, ServeRun
 from trainmesh.serving.identity import admin_token
 
 __all__ = [
@@ -46,7 +46,7 @@ def choose_routers(name: str | None) -> list[Router]:
     Raises:
         RouterError: there is none of that name.
     """
-    routers = [(run, info) for run, info in live_routers() if info.admin]
+    routers = [(run, info) for run, info in ServeRun.live() if info.admin]
     if name is None:
         return routers
     named = [(run, info) for run, info in routers if info.name == name]

@@ -21,7 +21,7 @@ from trainmesh.serving.cluster.cordons import CordonState
 from trainmesh.serving.cluster.peers import Load
 from trainmesh.serving.config.types import Config
 from trainmesh.serving.control.observer import Local, Observer
-from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords, sweep
+from trainmesh.serving.control.rundir import RouterInfo, ServeRun, WorkerWords
 from trainmesh.serving.control.snapshot import Snapshot
 from trainmesh.serving.control.startup import Startup
 from trainmesh.serving.control.worker_config import WorkerConfig, write_orders
@@ -135,7 +135,7 @@ class RouterService:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         config = self.config
-        sweep()
+        ServeRun.sweep()
         preflight(config)
         check_free(config)
         name = config.routers.name or f"{socket.gethostname()}-{os.getpid()}"

@@ -12,7 +12,7 @@ from trainmesh import places
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.cli import main
 from trainmesh.places import runs_root
-from trainmesh.rundir import RunDir, RunInfo, live_runs
+from trainmesh.rundir import RunDir, RunInfo
 
 VARIABLES = ("XDG_RUNTIME_DIR", "TMPDIR", "TEMP", "TMP")
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def info(job: str) -> RunInfo:
 
 
 def jobs() -> list[str]:
-    return [found.job for _, found in live_runs()]
+    return [found.job for _, found in RunDir.live()]
 
 
 @pytest.mark.root

@@ -18,9 +18,7 @@ from trainmesh.rundir import (
     RunDir,
     RunInfo,
     job_slug,
-    live_runs,
     socket_address,
-    sweep,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +58,9 @@ def as_if_of(run: Path, **changes: object) -> None:
 def test_a_run_directory_is_private_and_names_its_owner() -> None:
     run = RunDir.create(info())
     assert run.path.stat().st_mode & 0o077 == 0
-    assert [(r.path, i.job) for r, i in live_runs()] == [(run.path, "a job")]
+    assert [(r.path, i.job) for r, i in RunDir.live()] == [(run.path, "a job")]
     run.remove()
-    assert live_runs() == []
+    assert RunDir.live() == []
     assert not runs_root().exists(), "the root goes with the last run"
 
 
@@ -70,13 +68,13 @@ def test_sweep_removes_only_what_dead_owners_left() -> None:
     mine = RunDir.create(info())
     path, process = made_by_another()
     with process:
-        assert [run.path for run, _ in live_runs()] == [path, mine.path]
-        assert sweep() == []
+        assert [run.path for run, _ in RunDir.live()] == [path, mine.path]
+        assert RunDir.sweep() == []
         process.kill()
-    assert [run.path for run, _ in live_runs()] == [mine.path]
-    assert sweep() == [path]
+    assert [run.path for run, _ in RunDir.live()] == [mine.path]
+    assert RunDir.sweep() == [path]
     assert mine.path.exists()
-    assert sweep() == []
+    assert RunDir.sweep() == []
 
 
 def test_a_job_in_another_pid_namespace_is_not_swept() -> None:
@@ -87,11 +85,11 @@ def test_a_job_in_another_pid_namespace_is_not_swept() -> None:
     path, process = made_by_another(*unshare)
     with process:
         assert json.loads((path / "lock").read_text())["pid"] < 10
-        assert sweep() == []
-        assert [run.path for run, _ in live_runs()] == [path]
+        assert RunDir.sweep() == []
+        assert [run.path for run, _ in RunDir.live()] == [path]
         process.kill()
         deadline_s = time.monotonic() + 20
-        while not sweep():  # the kernel ends the namespace's processes in its own time
+        while not RunDir.sweep():  # the kernel ends the namespace's processes in its own time
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     assert not path.exists()
@@ -121,8 +119,8 @@ def test_another_hosts_directory_is_left_alone(
     run = RunDir.create(info())
     run.release()
     as_if_of(run.path, **changes)
-    assert live_runs() == []
-    assert (sweep() == [run.path]) is is_swept
+    assert RunDir.live() == []
+    assert (RunDir.sweep() == [run.path]) is is_swept
 
 
 def test_a_machine_without_an_id_is_not_taken_for_another(
@@ -133,7 +131,7 @@ def test_a_machine_without_an_id_is_not_taken_for_another(
     run = RunDir.create(info())
     run.release()
     as_if_of(run.path, **BEFORE_BOOT)
-    assert sweep() == []
+    assert RunDir.sweep() == []
 
 
 def test_without_locks_nothing_is_swept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,15 +144,15 @@ def test_without_locks_nothing_is_swept(monkeypatch: pytest.MonkeyPatch) -> None
         patched.setattr("fcntl.flock", refuse)
         run = RunDir.create(info())
     run.release()
-    assert sweep() == []
-    assert [found.path for found, _ in live_runs()] == [run.path]
+    assert RunDir.sweep() == []
+    assert [found.path for found, _ in RunDir.live()] == [run.path]
 
 
 def test_the_lock_is_not_passed_on_to_children() -> None:
     run = RunDir.create(info())
     with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
         run.release()
-        assert sweep() == [run.path]
+        assert RunDir.sweep() == [run.path]
         child.kill()
 
 
@@ -166,12 +164,12 @@ def test_torchruns_logs_go_with_a_dead_launch_unless_they_hold_anything(tmp_path
     (full / "error.json").write_text("{}")
     live = RunDir.create(info())
     live.note_logs(str(empty))
-    assert sweep() == []
+    assert RunDir.sweep() == []
     live.release()
     other = RunDir.create(info())
     other.note_logs(str(full))
     other.release()
-    assert set(sweep()) == {live.path, other.path, empty}
+    assert set(RunDir.sweep()) == {live.path, other.path, empty}
     assert (full.exists(), foreign.exists()) == (True, True)
 
 
@@ -199,8 +197,8 @@ def test_a_damaged_owner_file_is_left_alone() -> None:
     run.release()
     run.owner.write_bytes(b"{")
     assert run.info() is None
-    assert sweep() == []
-    assert live_runs() == []
+    assert RunDir.sweep() == []
+    assert RunDir.live() == []
 
 
 @pytest.mark.parametrize(

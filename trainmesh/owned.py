@@ -181,18 +181,11 @@ class OwnedDirectory:
     @property
     def is_dead(self) -> bool:
         """Whether its owner is known to have ended; False where that can't be proven."""
-        with self._proof_of_death() as proven:
-            return proven
-
-    def remove_if_dead(self) -> bool:
-        """Remove it if ``is_dead``, under its lock; whether it was removed."""
-        with self._proof_of_death() as proven:
-            if proven:
-                self.remove()
+        with self.proof_of_death() as proven:
             return proven
 
     @contextmanager
-    def _proof_of_death(self) -> Iterator[bool]:
+    def proof_of_death(self) -> Iterator[bool]:
         """Whether the owner has ended; its lock is ours until the context is left."""
         holder = self._holder()
         if holder is None or not holder.locked or not _reaches(holder.machine, this_machine()):

@@ -1,6 +1,7 @@
-"""The run directory: how the processes of one job on one node find each other.
+"""Run directories: how the processes of one job, router or lab on one node find each other.
 
-``<root>/<job>-<pid>/`` (mode 0700) is made by ``trainmesh launch`` and removed when it ends::
+That of a job, ``<root>/<job>-<pid>/`` (mode 0700), is made by ``trainmesh launch`` and removed when
+it ends::
 
     lock           held by the launcher for as long as it lives (``trainmesh.owned``)
     owner.json     RunInfo: who made it
@@ -16,7 +17,7 @@
     *.log          output of etcd, agent and coordinator
 
 Files that others read are replaced atomically. A directory whose owner is dead is swept away
-by the next launch.
+by the next launch. ``RunDirectory`` is what those of jobs, routers and labs have in common.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Generic, Self, TypeVar
 
 from msgspec import Struct, structs
 
@@ -37,14 +40,14 @@ from trainmesh.wire import decode, encode
 
 __all__ = [
     "ENV_RUN_DIR",
+    "OwnerInfo",
     "RunDir",
+    "RunDirectory",
     "RunInfo",
     "job_slug",
-    "live_runs",
     "process_start_ticks",
     "remove_empty_logs",
     "socket_address",
-    "sweep",
     "write_atomically",
 ]
 
@@ -53,24 +56,112 @@ MAX_SOCKET_PATH_BYTES = 107
 """sun_path of sockaddr_un holds 108 bytes with its NUL (unix(7))."""
 
 
-class RunInfo(Struct, frozen=True, kw_only=True):
-    """Who made a run directory, and where its job's store is."""
+class OwnerInfo(Struct, frozen=True, kw_only=True):
+    """Who made a run directory. Each kind adds what others must know of its owner."""
+
+    pid: int
+    created_unix_s: float = 0.0
+
+
+Info = TypeVar("Info", bound=OwnerInfo)
+
+
+class RunDirectory(OwnedDirectory, Generic[Info]):
+    """An owned directory with a file in which its owner says who it is."""
+
+    OWNER_FILE: ClassVar[str]
+    PREFIX: ClassVar[str] = ""
+    """With which the names of all of this kind begin."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.owner = path / self.OWNER_FILE
+        self._published: Info | None = None
+
+    @classmethod
+    @abstractmethod
+    def info_type(cls) -> type[Info]:
+        """What the owner's file holds."""
+
+    @classmethod
+    def make_for(cls, info: Info, prefix: str) -> Self:
+        """A new directory, owned by this process, whose name begins with ``prefix``.
+
+        Raises:
+            ConfigError: it can't be made or written.
+        """
+        run = cls.make(prefix)
+        try:
+            run.publish(info)
+        except OSError as error:
+            run.remove()
+            raise ConfigError(
+                f"can't write {run.owner}: {error.strerror}; set XDG_RUNTIME_DIR to a directory "
+                "with some space"
+            ) from error
+        return run
+
+    def publish(self, info: Info) -> None:
+        """Write the owner's file; again once more is known."""
+        self._published = info
+        write_atomically(self.owner, encode(info))
+
+    def restore(self) -> bool:
+        gone = super().restore()
+        if self._published is not None and not self.owner.exists():
+            self.publish(self._published)
+        return gone
+
+    def info(self) -> Info | None:
+        """The owner, or None if the file is missing or damaged."""
+        try:
+            return decode(self.owner.read_bytes(), self.info_type(), what=str(self.owner))
+        except (OSError, WireError):
+            return None
+
+    @classmethod
+    def live(cls) -> list[tuple[Self, Info]]:
+        """Those of this user whose owners run on this machine, oldest first."""
+        here = [run for run in cls.every(cls.PREFIX) if run.is_here and not run.is_dead]
+        known = [(run, info) for run in here if (info := run.info()) is not None]
+        return sorted(known, key=lambda item: item[1].created_unix_s)
+
+    @classmethod
+    def sweep(cls) -> list[Path]:
+        """Remove those whose owners have died, and what else these have left; returns what was
+        removed. One whose owner's file is missing or damaged is left alone."""
+        gone: list[Path] = []
+        for run in cls.every(cls.PREFIX):
+            info = run.info()
+            if info is None:
+                continue
+            with run.proof_of_death() as is_dead:
+                if is_dead:
+                    gone += [run.path, *run.remove_leftovers(info)]
+                    run.remove()
+        return gone
+
+    def remove_leftovers(self, info: Info) -> list[Path]:
+        """Remove what a dead owner has left elsewhere; returns what was removed."""
+        return []
+
+
+class RunInfo(OwnerInfo, frozen=True, kw_only=True):
+    """Who made a job's run directory, and where the job's store is."""
 
     job: str
-    pid: int
     etcd: str
-    created_unix_s: float
     log_dir: str = ""
     """Torchrun's temporary log directory; empty where the user chose one."""
 
 
-class RunDir(OwnedDirectory):
-    """Paths inside one run directory."""
+class RunDir(RunDirectory[RunInfo]):
+    """Paths inside the run directory of a job."""
+
+    OWNER_FILE = "owner.json"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._published: RunInfo | None = None
-        self.owner = path / "owner.json"
         self.socket = path / "agent.sock"
         self.hint = path / "hint.json"
         self.status = path / "status.json"
@@ -83,36 +174,20 @@ class RunDir(OwnedDirectory):
         self.etcd_data = path / "etcd"
 
     @classmethod
-    def create(cls, info: RunInfo) -> RunDir:
+    def info_type(cls) -> type[RunInfo]:
+        return RunInfo
+
+    @classmethod
+    def create(cls, info: RunInfo) -> Self:
         """Make the directory of ``info``'s job; it belongs to this process.
 
         Raises:
             ConfigError: the directory can't be made or written.
         """
-        run = cls.make(f"{job_slug(info.job)[:24]}-")
-        try:
-            run.publish(info)
-        except OSError as error:
-            run.remove()
-            raise ConfigError(
-                f"can't write {run.owner}: {error.strerror}; set XDG_RUNTIME_DIR to a directory "
-                "with some space"
-            ) from error
-        return run
-
-    def publish(self, info: RunInfo) -> None:
-        """Write owner.json; again once more is known."""
-        self._published = info
-        write_atomically(self.owner, encode(info))
-
-    def restore(self) -> bool:
-        gone = super().restore()
-        if self._published is not None and not self.owner.exists():
-            self.publish(self._published)
-        return gone
+        return cls.make_for(info, f"{job_slug(info.job)[:24]}-")
 
     def note_logs(self, path: str) -> None:
-        """Keep in owner.json where torchrun's temporary logs are, if the disk takes it."""
+        """Keep in the owner's file where torchrun's temporary logs are, if the disk takes it."""
         if self._published is None:
             return
         try:
@@ -127,12 +202,9 @@ class RunDir(OwnedDirectory):
         except (OSError, WireError):
             return None
 
-    def info(self) -> RunInfo | None:
-        """The owner, or None if the file is missing or damaged."""
-        try:
-            return decode(self.owner.read_bytes(), RunInfo, what=str(self.owner))
-        except (OSError, WireError):
-            return None
+    def remove_leftovers(self, info: RunInfo) -> list[Path]:
+        logs = Path(info.log_dir)
+        return [logs] if info.log_dir and remove_empty_logs(logs) else []
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -162,27 +234,6 @@ def process_start_ticks(pid: int) -> int | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] == "Z" else int(fields[19])
-
-
-def live_runs() -> list[tuple[RunDir, RunInfo]]:
-    """The run directories of this user's jobs that run on this machine, oldest first."""
-    runs = [(run, run.info()) for run in RunDir.every() if run.is_here and not run.is_dead]
-    return sorted(
-        ((run, info) for run, info in runs if info), key=lambda item: item[1].created_unix_s
-    )
-
-
-def sweep() -> list[Path]:
-    """Remove the run directories, and torchrun's logs, of launchers that have died; returns what
-    was removed."""
-    gone = []
-    for run in RunDir.every():
-        info = run.info()
-        if info is not None and run.remove_if_dead():
-            gone.append(run.path)
-            if info.log_dir and remove_empty_logs(Path(info.log_dir)):
-                gone.append(Path(info.log_dir))
-    return gone
 
 
 def remove_empty_logs(path: Path) -> bool:

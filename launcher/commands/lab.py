@@ -88,8 +88,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    from trainmesh.launcher.lab.state import sweep_labs
+    from trainmesh.launcher.lab.state import LabDirectory
 
-    gone = sweep_labs()
+    gone = LabDirectory.sweep()
     print(f"removed {count(len(gone), 'lab')}" if gone else "nothing was left")
     return 0

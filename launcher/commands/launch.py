@@ -21,7 +21,7 @@ from trainmesh.launcher.run import asked, signals, target
 from trainmesh.launcher.run.meeting import meeting_of
 from trainmesh.launcher.run.options import add_arguments, parent_parsers
 from trainmesh.launcher.run.settings import LaunchSettings, job_name, node_name
-from trainmesh.rundir import live_runs
+from trainmesh.rundir import RunDir
 from trainmesh.store.address import is_loopback, parse_url
 from trainmesh.store.claim import AWAY, ENV_CLAIM
 from trainmesh.types import Algorithm
@@ -141,7 +141,7 @@ def _refuse_namesake(job: str) -> None:
     Raises:
         JobTaken: a job that was called so by hand, or otherwise, runs here.
     """
-    for _, info in live_runs():
+    for _, info in RunDir.live():
         if info.job == job:
             raise JobTaken(
                 f"a job named {job!r} is running already: its launcher is process {info.pid}; "

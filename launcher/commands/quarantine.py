@@ -19,7 +19,7 @@ from trainmesh.errors import ConfigError, StoreError, TrainmeshError
 from trainmesh.launcher import jobs
 from trainmesh.launcher.arguments import add_etcd
 from trainmesh.launcher.terminal import Output
-from trainmesh.rundir import live_runs
+from trainmesh.rundir import RunDir
 from trainmesh.serving.cluster.known_names import Known, emptied, known_in
 from trainmesh.serving.cluster.verdicts import (
     ADMIN,
@@ -30,7 +30,7 @@ from trainmesh.serving.cluster.verdicts import (
     judge,
     read_verdicts,
 )
-from trainmesh.serving.control.rundir import RouterInfo, live_routers
+from trainmesh.serving.control.rundir import RouterInfo, ServeRun
 from trainmesh.store.base import Store
 
 __all__ = ["add_arguments", "duration_s", "run"]
@@ -109,8 +109,8 @@ def _opened_store(args: argparse.Namespace) -> Iterator[Store]:
         ConfigError: it is not clear which one.
         StoreError: it does not answer.
     """
-    jobs_here = {info.etcd: info.job for _, info in live_runs() if info.etcd}
-    routers = [info for _, info in live_routers()]
+    jobs_here = {info.etcd: info.job for _, info in RunDir.live() if info.etcd}
+    routers = [info for _, info in ServeRun.live()]
     here = {**{info.etcd: "" for info in routers if info.etcd}, **jobs_here}
     if not args.etcd:
         _check_only(here, routers)

@@ -15,7 +15,7 @@ from trainmesh.errors import ConfigError
 from trainmesh.launcher.arguments import file_path
 from trainmesh.launcher.ledgers import NoLedger, check_ledger, find_ledgers
 from trainmesh.launcher.terminal import Output
-from trainmesh.serving.control.rundir import live_routers
+from trainmesh.serving.control.rundir import ServeRun
 from trainmesh.serving.decide.policies.scorers import load_scorers
 from trainmesh.serving.ledger.counterfactual import PolicyComparison, compare
 from trainmesh.serving.ledger.reader import entries, read_lines
@@ -70,7 +70,7 @@ def _newest() -> Path:
         NoLedger: there is none.
         ConfigError: several routers run.
     """
-    live = [Path(info.ledger) for _, info in live_routers() if info.ledger]
+    live = [Path(info.ledger) for _, info in ServeRun.live() if info.ledger]
     if len(live) > 1:
         names = ", ".join(map(str, live))
         raise ConfigError(f"several routers are running; name one of their ledgers: {names}")

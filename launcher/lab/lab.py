@@ -24,7 +24,7 @@ from trainmesh.launcher.lab.network.network import (
 )
 from trainmesh.launcher.lab.network.ready import has_input
 from trainmesh.launcher.lab.network.shape import Condition
-from trainmesh.launcher.lab.state import make_directory, sweep_labs
+from trainmesh.launcher.lab.state import LabDirectory
 from trainmesh.launcher.run.service import python_environment
 from trainmesh.rundir import job_slug
 from trainmesh.topology.document import LinkChange
@@ -56,8 +56,8 @@ class Lab:
     ) -> None:
         self.topology = Path(topology).absolute()
         self.layout = load_layout(self.topology)
-        sweep_labs()
-        self._owned = make_directory()
+        LabDirectory.sweep()
+        self._owned = LabDirectory.create()
         self.directory = self._owned.path
         self._namespaces: Namespaces | None = None
         self._network: Network | None = None
@@ -67,6 +67,7 @@ class Lab:
             names = [job_slug(host.name) for host in self.layout.hosts]
             (self.directory / "hosts").write_text(hosts_file(names))
             self._namespaces = Namespaces(self.directory, names)
+            self._owned.publish_holder(self._namespaces.holder_pid)
             slow = [frozenset(pair) for pair in (*with_latency, *_slowed(self.layout.timeline))]
             self._network = Network(self.layout, self._namespaces, slow)
         except BaseException:

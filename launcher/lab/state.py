@@ -9,21 +9,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Self
 
-from msgspec import Struct
+from trainmesh.rundir import OwnerInfo, RunDirectory, process_start_ticks
 
-from trainmesh.errors import WireError
-from trainmesh.owned import OwnedDirectory
-from trainmesh.rundir import process_start_ticks, write_atomically
-from trainmesh.wire import decode, encode
-
-__all__ = ["LabInfo", "make_directory", "sweep_labs", "write_info"]
-
-PREFIX = "lab-"
-INFO = "lab.json"
+__all__ = ["LabDirectory", "LabInfo"]
 
 
-class LabInfo(Struct, frozen=True, kw_only=True):
+class LabInfo(OwnerInfo, frozen=True, kw_only=True):
     """The process that holds a lab's namespaces; ``holder_ticks`` is its start time, so that a
     reused pid is noticed. Both are 0 before there is one."""
 
@@ -31,37 +24,32 @@ class LabInfo(Struct, frozen=True, kw_only=True):
     holder_ticks: int = 0
 
 
-def make_directory() -> OwnedDirectory:
-    """A new directory for a lab of this process.
+class LabDirectory(RunDirectory[LabInfo]):
+    """The directory of one lab."""
 
-    Raises:
-        ConfigError: it can't be made.
-    """
-    made = OwnedDirectory.make(PREFIX)
-    write_info(made.path, holder_pid=0)
-    return made
+    OWNER_FILE = "lab.json"
+    PREFIX = "lab-"
 
+    @classmethod
+    def info_type(cls) -> type[LabInfo]:
+        return LabInfo
 
-def write_info(path: Path, *, holder_pid: int) -> None:
-    """Say in ``path`` which process holds the lab (0: none yet)."""
-    ticks = (process_start_ticks(holder_pid) or 0) if holder_pid else 0
-    write_atomically(path / INFO, encode(LabInfo(holder_pid=holder_pid, holder_ticks=ticks)))
+    @classmethod
+    def create(cls) -> Self:
+        """Make the directory of a lab of this process.
 
+        Raises:
+            ConfigError: the directory can't be made or written.
+        """
+        return cls.make_for(LabInfo(pid=os.getpid()), cls.PREFIX)
 
-def sweep_labs() -> list[Path]:
-    """End and remove labs whose owner is dead; returns their directories."""
-    gone = []
-    for lab in OwnedDirectory.every(PREFIX):
-        path = lab.path / INFO
-        try:
-            info = decode(path.read_bytes(), LabInfo, what=str(path))
-        except (OSError, WireError):
-            continue
-        if not lab.is_dead:
-            continue
+    def publish_holder(self, pid: int) -> None:
+        """Say which process holds the lab's namespaces."""
+        ticks = process_start_ticks(pid) or 0
+        self.publish(LabInfo(pid=os.getpid(), holder_pid=pid, holder_ticks=ticks))
+
+    def remove_leftovers(self, info: LabInfo) -> list[Path]:
         # It ends by itself within a moment of its owner, unless it was stopped.
         if info.holder_pid and process_start_ticks(info.holder_pid) == info.holder_ticks:
             os.kill(info.holder_pid, signal.SIGKILL)
-        if lab.remove_if_dead():
-            gone.append(lab.path)
-    return gone
+        return []

@@ -31,7 +31,6 @@ from trainmesh.launcher.run.troubles import Troubles
 from trainmesh.rundir import (
     RunDir,
     RunInfo,
-    sweep,
 )
 from trainmesh.types import RecordLine
 
@@ -162,7 +161,9 @@ def _run_directory(settings: LaunchSettings) -> Iterator[_ControlPlane]:
         url, started = services(settings, run_dir)
         run_dir.publish(structs.replace(info, etcd=url))
         troubles = Troubles(run_dir.troubles, say)
-        supervisor = Supervisor(started, sweep, troubles, lambda: _restore(run_dir, troubles))
+        supervisor = Supervisor(
+            started, RunDir.sweep, troubles, lambda: _restore(run_dir, troubles)
+        )
         yield _ControlPlane(run_dir, supervisor, troubles)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from trainmesh.errors import StoreError
-from trainmesh.rundir import live_runs
+from trainmesh.rundir import RunDir
 from trainmesh.serving.cluster.cluster import Cluster
 from trainmesh.serving.cluster.cordons import (
     Cordon,
@@ -287,7 +287,7 @@ def _connect(url: str, job: str) -> Store:
     from trainmesh.store.address import security_from_environment
     from trainmesh.store.etcd import connect
 
-    url = url or next((info.etcd for _, info in live_runs() if info.job == job), "")
+    url = url or next((info.etcd for _, info in RunDir.live() if info.job == job), "")
     if not url:
         raise StoreError(f"job {job} does not run on this machine; set routers.etcd")
     return connect(url, **security_from_environment())

@@ -21,24 +21,21 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Self
 
 from msgspec import Struct
 
 from trainmesh.errors import WireError
-from trainmesh.owned import OwnedDirectory
-from trainmesh.rundir import write_atomically
-from trainmesh.wire import decode, encode
+from trainmesh.rundir import OwnerInfo, RunDirectory
+from trainmesh.wire import decode
 
-__all__ = ["RouterInfo", "ServeRun", "WorkerWords", "live_routers", "sweep"]
-
-PREFIX = "serve-"
+__all__ = ["RouterInfo", "ServeRun", "WorkerWords"]
 
 
-class RouterInfo(Struct, frozen=True, kw_only=True):
+class RouterInfo(OwnerInfo, frozen=True, kw_only=True):
     """Who made a run directory and where it listens."""
 
     name: str
-    pid: int
     listen: str = ""
     """Base URL for clients."""
     admin: str = ""
@@ -47,7 +44,6 @@ class RouterInfo(Struct, frozen=True, kw_only=True):
     """Folder of the ledger; empty: none is kept."""
     etcd: str = ""
     """URL of the store that it shares with other routers; empty: it is alone."""
-    started_unix_s: float = 0.0
 
 
 class WorkerWords(Struct, frozen=True, kw_only=True):
@@ -58,12 +54,14 @@ class WorkerWords(Struct, frozen=True, kw_only=True):
     missing: dict[str, str] = {}
 
 
-class ServeRun(OwnedDirectory):
-    """Paths inside one run directory."""
+class ServeRun(RunDirectory[RouterInfo]):
+    """Paths inside the run directory of a router."""
+
+    OWNER_FILE = "router.json"
+    PREFIX = "serve-"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.router = path / "router.json"
         self.config = path / "config.json"
         self.snapshot = path / "snapshot.json"
         self.token = path / "admin.token"
@@ -76,26 +74,18 @@ class ServeRun(OwnedDirectory):
         return self.path / f"worker-{worker}.json"
 
     @classmethod
-    def create(cls, name: str) -> ServeRun:
+    def info_type(cls) -> type[RouterInfo]:
+        return RouterInfo
+
+    @classmethod
+    def create(cls, name: str) -> Self:
         """Make the directory of a router that is just starting in this process.
 
         Raises:
-            ConfigError: the root directory can't be made or belongs to somebody else.
+            ConfigError: the directory can't be made or written.
         """
-        run = cls.make(f"{PREFIX}{os.getpid()}-")
-        run.publish(RouterInfo(name=name, pid=os.getpid(), started_unix_s=time.time()))
-        return run
-
-    def publish(self, info: RouterInfo) -> None:
-        """Write router.json; again once the addresses are known."""
-        write_atomically(self.router, encode(info))
-
-    def info(self) -> RouterInfo | None:
-        """The owner, or None if the file is missing or damaged."""
-        try:
-            return decode(self.router.read_bytes(), RouterInfo, what=str(self.router))
-        except (OSError, WireError):
-            return None
+        info = RouterInfo(name=name, pid=os.getpid(), created_unix_s=time.time())
+        return cls.make_for(info, f"{cls.PREFIX}{info.pid}-")
 
     def worker_words(self, worker: int) -> WorkerWords:
         """The words of a worker; nothing if it has not said any."""
@@ -104,16 +94,3 @@ class ServeRun(OwnedDirectory):
             return decode(path.read_bytes(), WorkerWords, what=str(path), max_bytes=16 << 20)
         except (OSError, WireError):
             return WorkerWords()
-
-
-def live_routers() -> list[tuple[ServeRun, RouterInfo]]:
-    """The run directories of this user's routers that run on this machine, oldest first."""
-    runs = ServeRun.every(PREFIX)
-    known = [(run, run.info()) for run in runs if run.is_here and not run.is_dead]
-    found = [(run, info) for run, info in known if info is not None]
-    return sorted(found, key=lambda item: item[1].started_unix_s)
-
-
-def sweep() -> list[Path]:
-    """Remove the directories of routers that have died; returns what was removed."""
-    return [run.path for run in ServeRun.every(PREFIX) if run.info() and run.remove_if_dead()]

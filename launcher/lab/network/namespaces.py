@@ -12,7 +12,6 @@ from typing import IO, TypeAlias
 
 from trainmesh.errors import ConfigError
 from trainmesh.launcher.lab.network.ready import has_input
-from trainmesh.launcher.lab.state import write_info
 
 __all__ = ["CONTROL", "Namespaces", "Stream", "isolated_script"]
 
@@ -64,10 +63,14 @@ class Namespaces:
             self._process = self._start(theirs, directory, hosts)
         try:
             self._receive(len(hosts))
-            write_info(directory, holder_pid=self._process.pid)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def holder_pid(self) -> int:
+        """The process that holds them."""
+        return self._process.pid
 
     def _start(
         self, theirs: socket.socket, directory: Path, hosts: Sequence[str]

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.serving.observe.collector import Collector, collecting
 from tests.serving.running import RunningRouter, ask, running_router, until
 from trainmesh.launcher.cli import main
-from trainmesh.serving.control.rundir import live_routers
+from trainmesh.serving.control.rundir import ServeRun
 
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
 ANSWER = json.dumps(
@@ -74,8 +74,8 @@ class Observed:
         self.router = router
         self.config = config
         self.sent = 0
-        until(lambda: any(info.admin for _, info in live_routers()))
-        ((self.run, self.info),) = live_routers()
+        until(lambda: any(info.admin for _, info in ServeRun.live()))
+        ((self.run, self.info),) = ServeRun.live()
         self._admin = self.info.admin.partition("//")[2]
 
     def chat(self, count: int = 1, headers: dict[str, str] | None = None) -> list[tuple[str, str]]:
